@@ -1,0 +1,272 @@
+"""The execution context: which items are computed now, what was decided for them, and who is told.
+
+An item's id is a row of coordinates: (sample), (sample, token), (sample, step, token) ... kept as one mixed-radix number.
+A visit is just one more coordinate, so a decision has one address, (point, coordinates), whatever the order of
+execution, and a trace recorded under one strategy replays under every other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dynbench.dynamic.items import first
+from dynbench.dynamic.trace import Trace
+
+if TYPE_CHECKING:
+    from dynbench.dynamic.points import DecisionPoint, Loop, Route, Skip, Weights
+
+
+class Refused(RuntimeError):
+    """A strategy means nothing for this model; the message is the reason a reader gets."""
+
+
+class Strategy(Protocol):
+    """What decision points ask of a strategy. The implementations live in `dynbench.strategies`."""
+
+    def refuses(self, model: nn.Module) -> str | None:
+        """Why this strategy means nothing for `model`, or None."""
+
+    def run(self, ex: Execution, model: nn.Module, args: tuple[Any, ...]) -> Any:
+        """The model's answer for a batch."""
+
+    def route(self, ex: Execution, point: Route, x: Any, chosen: Tensor, weights: Tensor | None) -> Any:
+        """Which modules?"""
+
+    def skip(self, ex: Execution, point: Skip, x: Any, keep: Tensor, soft: Tensor | None) -> Any:
+        """Which modules, of two: the body or what stands for it."""
+
+    def loop(self, ex: Execution, point: Loop, state: Any) -> Any:
+        """How long?"""
+
+    def weights(self, ex: Execution, point: Weights, x: Any, code: Tensor) -> Any:
+        """With which weights?"""
+
+
+class Profile(Protocol):
+    """Who wants to know where time or work goes: told when a phase begins and ends; phases may nest."""
+
+    def enter(self, phase: str, point: str | None, index: int | None) -> None:
+        """`phase` begins: decide, gather, body, scatter, sync or head; `index` is the expert or the step."""
+
+    def exit(self) -> None:
+        """The phase entered last ends."""
+
+
+class Frame:
+    """The items computed now. Ids and the live mask are worked out only when a point asks for them."""
+
+    __slots__ = ("_arg", "_ids", "_kind", "_live", "_live_known", "_parent", "extent")
+
+    def __init__(self, parent: Frame | None, kind: str, arg: Any, extent: tuple[int, ...]) -> None:
+        self._parent, self._kind, self._arg, self.extent = parent, kind, arg, extent
+        self._ids: Tensor | None = None
+        self._live: Tensor | None = None
+        self._live_known = parent is None
+
+    @classmethod
+    def root(cls, start: int, n: int, items: int, device: torch.device) -> Frame:
+        """Samples `start` to `start + n` of a stream of `items`."""
+        frame = cls(None, "root", None, (items,))
+        frame._ids = torch.arange(start, start + n, device=device)
+        return frame
+
+    @property
+    def ids(self) -> Tensor:
+        """[n] long, mixed radix over `extent`."""
+        if self._ids is None:
+            assert self._parent is not None
+            ids, arg = self._parent.ids, self._arg
+            if self._kind == "narrow":
+                ids = ids[arg] if isinstance(arg, slice) else ids.index_select(0, arg)
+            elif self._kind == "spread":
+                ids = (ids.unsqueeze(1) * arg + torch.arange(arg, device=ids.device)).flatten()
+            elif self._kind == "at":
+                ids = ids * self.extent[-1] + arg
+            self._ids = ids
+        return self._ids
+
+    @property
+    def live(self) -> Tensor | None:
+        """[n] bool: which of the computed items count; None: all."""
+        if not self._live_known:
+            assert self._parent is not None
+            live, arg = self._parent.live, self._arg
+            if self._kind == "only":
+                live = arg if live is None else live & arg
+            elif live is not None and self._kind == "narrow":
+                live = live[arg] if isinstance(arg, slice) else live.index_select(0, arg)
+            elif live is not None and self._kind == "spread":
+                live = live.unsqueeze(1).expand(-1, arg).flatten()
+            self._live, self._live_known = live, True
+        return self._live
+
+
+class _Inside:
+    """`with` this frame."""
+
+    __slots__ = ("_before", "_ex", "_frame")
+
+    def __init__(self, ex: Execution, frame: Frame) -> None:
+        self._ex, self._frame, self._before = ex, frame, ex.frame
+
+    def __enter__(self) -> None:
+        self._ex.frame = self._frame
+
+    def __exit__(self, *_: object) -> None:
+        self._ex.frame = self._before
+
+
+class _Phase:
+    __slots__ = ("_profile", "_what")
+
+    def __init__(self, profile: Profile, *what: Any) -> None:
+        self._profile, self._what = profile, what
+
+    def __enter__(self) -> None:
+        self._profile.enter(*self._what)
+
+    def __exit__(self, *_: object) -> None:
+        self._profile.exit()
+
+
+class _Nothing:
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+_NOTHING = _Nothing()
+_current: ContextVar[Execution | None] = ContextVar("dynbench_execution", default=None)
+
+
+def current() -> Execution | None:
+    """The execution this code runs in; None outside any, where a decision point is its static twin."""
+    return _current.get()
+
+
+Choose = Callable[["DecisionPoint", Tensor], Tensor | None]
+Observe = Callable[["DecisionPoint", Tensor, Tensor], None]
+
+
+class Execution:
+    """Runs models under one strategy.
+
+    Args:
+        strategy: how decided work is executed.
+        replay: decisions to use instead of the model's own. Gates still run and are paid for.
+        record: keep the decisions in `trace`; it accumulates over the `run` calls of one stream.
+        choose: `(point, scores) -> decision or None`: replaces the point's own rule, e.g. to sample actions.
+        observe: `(point, scores, decision)`: told every decision, with the scores' graph.
+        profile: told of every phase.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        *,
+        replay: Trace | None = None,
+        record: bool = False,
+        choose: Choose | None = None,
+        observe: Observe | None = None,
+        profile: Profile | None = None,
+    ) -> None:
+        self.strategy, self.replay, self.choose, self.observe, self.profile = strategy, replay, choose, observe, profile
+        self.trace: Trace | None = Trace() if record else None
+        self.frame = Frame(None, "root", None, (0,))
+
+    def run(self, model: nn.Module, *args: Any, start: int = 0, items: int | None = None) -> Any:
+        """The model's answer for a batch of samples.
+
+        Args:
+            model: a module with decision points, or without.
+            *args: the model's inputs; every tensor's first dimension is the sample.
+            start: index in the stream of the first sample of this batch.
+            items: number of samples in the stream; default: this batch is the stream.
+
+        Raises:
+            Refused: the strategy means nothing for a model in training mode.
+            TraceError: the replayed trace does not cover this model or stream.
+        """
+        if model.training and (why := self.strategy.refuses(model)):
+            raise Refused(why)
+        tensor = first(args)
+        n = tensor.shape[0]
+        items = start + n if items is None else items
+        if self.trace is not None:
+            self.trace.items = items
+            self.trace.covers |= _names(model)
+        self.frame = Frame.root(start, n, items, tensor.device)
+        token = _current.set(self)
+        try:
+            return self.strategy.run(self, model, args)
+        finally:
+            _current.reset(token)
+
+    def narrow(self, rows: Tensor | slice) -> _Inside:
+        """Compute only these items."""
+        return _Inside(self, Frame(self.frame, "narrow", rows, self.frame.extent))
+
+    def only(self, mask: Tensor) -> _Inside:
+        """Compute all items, but only these count (masking)."""
+        return _Inside(self, Frame(self.frame, "only", mask, self.frame.extent))
+
+    def spread(self, size: int) -> _Inside:
+        """Each item becomes `size` items: samples -> tokens, images -> (image, task)."""
+        return _Inside(self, Frame(self.frame, "spread", size, (*self.frame.extent, size)))
+
+    def at(self, k: int | Tensor, size: int) -> _Inside:
+        """The same items with one more coordinate: a loop's step (int) or a program's node ([n])."""
+        return _Inside(self, Frame(self.frame, "at", k, (*self.frame.extent, size)))
+
+    def phase(self, phase: str, point: str | None = None, index: int | None = None) -> _Phase | _Nothing:
+        """Marks where time and work go; free when nobody profiles."""
+        return _NOTHING if self.profile is None else _Phase(self.profile, phase, point, index)
+
+    def decide(self, point: DecisionPoint, scores: Tensor, rule: Callable[[Tensor], Tensor]) -> Tensor:
+        """The decision for the items computed now: the rule's, unless chosen otherwise or replayed.
+
+        Args:
+            point: who asks.
+            scores: what the gate said, [n, ...].
+            rule: the model's own way from scores to a decision; always computed, so that it is paid for.
+
+        Returns:
+            [n, ...] bool or long.
+        """
+        decision = rule(scores)
+        if self.choose is not None:
+            chosen = self.choose(point, scores)
+            decision = decision if chosen is None else chosen
+        if self.replay is not None:
+            forced = self.replay.look_up(point.name, self.frame.extent, self.frame.ids)
+            decision = decision if forced is None else forced
+        if self.trace is not None:
+            self.trace.record(point.name, self.frame.extent, self.frame.ids, self.frame.live, decision)
+        if self.observe is not None:
+            self.observe(point, scores, decision)
+        return decision
+
+
+def _names(model: nn.Module) -> frozenset[str]:
+    from dynbench.dynamic.points import points  # points are built on this module
+
+    return frozenset(points(model))
+
+
+class outside:  # noqa: N801  (a context manager, read as a word)
+    """Inside this block every decision point is its static twin."""
+
+    def __enter__(self) -> None:
+        self._token = _current.set(None)
+
+    def __exit__(self, *_: object) -> None:
+        _current.reset(self._token)

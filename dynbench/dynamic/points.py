@@ -1,0 +1,382 @@
+"""Decision points: which modules (Route), how long (Loop), with which weights (Weights); the others are made of these.
+
+Called outside any execution a point is its *static twin*, without gate: that is `dense`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dynbench.dynamic.context import Execution, current
+
+Scope = Literal["item", "sample", "batch"]
+_SCOPES: tuple[Scope, ...] = ("item", "sample", "batch")
+
+
+class DecisionPoint(nn.Module):
+    """A place in a model where what is computed depends on the item.
+
+    Args:
+        name: unique within the model; the address of its decisions.
+        scope: which items the decision or the body couples by the model's own definition: none ('item'), those of one
+            sample (attention over tokens), or those of one batch (capacity-limited experts).
+
+    Raises:
+        ValueError: an unknown scope.
+    """
+
+    def __init__(self, name: str, scope: Scope = "item") -> None:
+        super().__init__()
+        if scope not in _SCOPES:
+            raise ValueError(f"decision point {name!r}: scope {scope!r} is none of {', '.join(_SCOPES)}")
+        self.name, self.scope = name, scope
+
+    def parts(self) -> Iterator[nn.Module]:
+        """The modules between this point and those below it: gate, bodies, stages, heads, experts."""
+        raise NotImplementedError
+
+    @cached_property
+    def widest_scope(self) -> Scope:
+        """The widest scope among this point and those inside it."""
+        return widest_scope(self)
+
+
+def points(model: nn.Module) -> dict[str, DecisionPoint]:
+    """A model's decision points by name, in module order.
+
+    Raises:
+        ValueError: two points share a name.
+    """
+    found: dict[str, DecisionPoint] = {}
+    for module in model.modules():
+        if isinstance(module, DecisionPoint):
+            if module.name in found:
+                raise ValueError(f"two decision points are named {module.name!r}; names are addresses of decisions")
+            found[module.name] = module
+    return found
+
+
+def widest_scope(model: nn.Module) -> Scope:
+    """The widest coupling scope among a model's decision points."""
+    scopes = [_SCOPES.index(m.scope) for m in model.modules() if isinstance(m, DecisionPoint)]
+    return _SCOPES[max(scopes, default=0)]
+
+
+def regions(model: nn.Module) -> list[nn.Module]:
+    """The plain modules between decision points: what an engine prepares. None contains a decision point."""
+    found: list[nn.Module] = []
+    for point in points(model).values():
+        for part in point.parts():
+            inner = any(isinstance(m, DecisionPoint) for m in part.modules())
+            if not inner and not any(part is f for f in found):
+                found.append(part)
+    return found
+
+
+def _modules(*candidates: Any) -> Iterator[nn.Module]:
+    return (c for c in candidates if isinstance(c, nn.Module))
+
+
+def _positive(scores: Tensor) -> Tensor:
+    return scores > 0
+
+
+def straight_through(keep: Tensor, scores: Tensor) -> Tensor:
+    """The decision as a number that carries the gradient of its probability: hard - sg(p) + p, p = sigmoid(scores).
+
+    Args:
+        keep: [n] bool.
+        scores: [n] logits.
+    """
+    p = torch.sigmoid(scores)
+    return keep.to(p.dtype) - p.detach() + p
+
+
+class Skip(DecisionPoint):
+    """`body` for some items, `otherwise` for the rest: a Route over {otherwise, body}.
+
+    Args:
+        name: address of its decisions.
+        gate: `(x, carry) -> (scores [n], carry)`; the body runs where the score, a logit, is above 0.
+        body: `x -> y`.
+        otherwise: `x -> y`, or None: x itself.
+        consumes: the caller promises not to use x afterwards, so that a strategy may write into it.
+        scope: see `DecisionPoint`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        gate: Callable[..., tuple[Tensor, Any]],
+        body: nn.Module,
+        otherwise: nn.Module | None = None,
+        *,
+        consumes: bool = False,
+        scope: Scope = "item",
+    ) -> None:
+        super().__init__(name, scope)
+        self.gate, self.body, self.otherwise, self.consumes = gate, body, otherwise, consumes
+
+    @property
+    def experts(self) -> list[nn.Module | None]:
+        """As a Route: expert 0 is `otherwise`, expert 1 the body."""
+        return [self.otherwise, self.body]
+
+    def parts(self) -> Iterator[nn.Module]:
+        """Gate, body and otherwise."""
+        return _modules(self.gate, self.body, self.otherwise)
+
+    def forward(self, x: Any, carry: Any = None) -> tuple[Any, Any]:
+        """x [n, ...] and what the gate carries from point to point -> (y [n, ...], carry)."""
+        ex = current()
+        if ex is None:
+            return self.body(x), carry
+        with ex.phase("decide", self.name):
+            scores, carry = self.gate(x, carry)
+            keep = ex.decide(self, scores, _positive)
+        soft = straight_through(keep, scores) if scores.requires_grad else None
+        return ex.strategy.skip(ex, self, x, keep, soft), carry
+
+
+class Route(DecisionPoint):
+    """Each item goes to k of n experts: y_i = sum_s w[i, s] * experts[chosen[i, s]](x_i).
+
+    Args:
+        name: address of its decisions.
+        router: `x -> scores [n, E]`.
+        experts: modules `x -> y`; None: x itself.
+        k: experts per item.
+        weigh: `(scores, chosen [n, k]) -> weights [n, k]`, from the decision *used*; None with k=1: unweighted.
+        static: `x -> y` outside any execution; default: every expert on every item, weighted over all experts.
+        capacity_factor: at most ceil(factor * k * items / E) items per expert, first come first served, slot by slot
+            (Switch Transformer, 2.2); who finds no room is dropped there: chosen -1, adding nothing. Couples a batch,
+            and asks for experts that answer in the shape of x.
+
+    Raises:
+        ValueError: k does not fit the experts, or several experts per item are to be added unweighted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        router: Callable[[Any], Tensor],
+        experts: Iterable[nn.Module | None],
+        k: int = 1,
+        weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        static: nn.Module | None = None,
+        capacity_factor: float | None = None,
+        scope: Scope = "item",
+    ) -> None:
+        super().__init__(name, "batch" if capacity_factor is not None else scope)
+        self.router = router
+        self.experts: list[nn.Module | None] | nn.ModuleList = nn.ModuleList(experts)  # type: ignore[arg-type]
+        if not 1 <= k <= len(self.experts):
+            raise ValueError(f"Route {name!r}: k={k} of {len(self.experts)} experts; k is 1 to the number of experts")
+        if k > 1 and weigh is None:
+            raise ValueError(f"Route {name!r}: {k} experts per item need `weigh` to say how they are added")
+        self.k, self.weigh, self.static, self.capacity_factor = k, weigh, static, capacity_factor
+
+    def parts(self) -> Iterator[nn.Module]:
+        """Router and experts."""
+        return _modules(self.router, *self.experts)
+
+    def choose(self, scores: Tensor) -> Tensor:
+        """scores [n, E] -> chosen [n, k] long, -1 where the expert has no room."""
+        chosen = scores.topk(self.k, dim=-1).indices
+        if self.capacity_factor is None:
+            return chosen
+        n, experts = scores.shape
+        ex = current()
+        live = None if ex is None else ex.frame.live
+        present = torch.ones(n, dtype=torch.bool, device=scores.device) if live is None else live
+        room = torch.ceil(self.capacity_factor * self.k * present.sum() / experts)
+        queue = chosen.T.flatten()                                                # all first choices, then the second
+        taken = torch.nn.functional.one_hot(queue, experts) * present.repeat(self.k).unsqueeze(1)
+        place = (taken.cumsum(0) - 1).gather(1, queue.unsqueeze(1)).squeeze(1)    # place in the expert's queue
+        return torch.where(place < room, queue, -1).view(self.k, n).T.contiguous()
+
+    def forward(self, x: Any) -> Any:
+        """x [n, ...] -> y [n, ...]."""
+        ex = current()
+        if ex is None:
+            return self._static(x)
+        with ex.phase("decide", self.name):
+            scores = self.router(x)
+            chosen = ex.decide(self, scores, self.choose)
+            weights = None if self.weigh is None else self.weigh(scores, chosen)
+        return ex.strategy.route(ex, self, x, chosen, weights)
+
+    def _static(self, x: Any) -> Any:
+        if self.static is not None:
+            return self.static(x)
+        scores = self.router(x)
+        n, experts = scores.shape
+        everyone = torch.arange(experts, device=scores.device).expand(n, experts)
+        w = scores.softmax(-1) if self.weigh is None else self.weigh(scores, everyone)
+        y = 0
+        for e, expert in enumerate(self.experts):
+            out = x if expert is None else expert(x)
+            y = y + out * w[:, e].view(-1, *[1] * (out.dim() - 1))
+        return y
+
+
+class Loop(DecisionPoint):
+    """Repeat until the item halts with its answer.
+
+    Args:
+        name: address of its decisions.
+        step: `(state, k) -> state`.
+        halt: `(answer, state, k) -> [n] bool`: who leaves; not asked after the last step. None: a fixed count.
+        max_steps: at most so many steps.
+        head: `(state, k) -> answer`; default: the state. What a caller needs of the final state belongs in the answer.
+        static: `state -> answer` outside any execution; default: all steps, then the last head.
+
+    Raises:
+        ValueError: max_steps below 1.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        step: Callable[[Any, int], Any],
+        halt: Callable[[Any, Any, int], Tensor] | None,
+        max_steps: int,
+        head: Callable[[Any, int], Any] | None = None,
+        *,
+        static: nn.Module | None = None,
+        scope: Scope = "item",
+    ) -> None:
+        super().__init__(name, scope)
+        if max_steps < 1:
+            raise ValueError(f"Loop {name!r}: max_steps={max_steps}; a loop has at least one step")
+        self.step, self.halt, self.max_steps, self.head, self.static = step, halt, max_steps, head, static
+
+    def parts(self) -> Iterator[nn.Module]:
+        """Step, head and halt, as far as they are modules."""
+        return _modules(self.step, self.head, self.halt)
+
+    def forward(self, state: Any) -> Any:
+        """state, a pytree of [n, ...] -> answer [n, ...], in the order of the items."""
+        ex = current()
+        return self._static(state) if ex is None else ex.strategy.loop(ex, self, state)
+
+    def _static(self, state: Any) -> Any:
+        if self.static is not None:
+            return self.static(state)
+        for k in range(self.max_steps):
+            state = self.step(state, k)
+        return state if self.head is None else self.head(state, self.max_steps - 1)
+
+    def once(self, ex: Execution, state: Any, k: int) -> tuple[Any, Any, Tensor | None]:
+        """Step k for the items computed now: (state, answer, who halts [n] bool; None: nobody is asked)."""
+        with ex.at(k, self.max_steps):
+            with ex.phase("body", self.name, k):
+                state = self.step(state, k)
+            answer = state
+            if self.head is not None:
+                with ex.phase("head", self.name, k):
+                    answer = self.head(state, k)
+            if self.halt is None or k == self.max_steps - 1:
+                return state, answer, None
+            with ex.phase("decide", self.name, k):
+                halted = ex.decide(self, self.halt(answer, state, k), _as_asked)
+            return state, answer, halted
+
+
+def _as_asked(halted: Tensor) -> Tensor:
+    return halted
+
+
+class Exits(Loop):
+    """A Loop with another stage and head at each step.
+
+    Args:
+        name: address of its decisions.
+        stages: modules `state -> state`.
+        heads: modules `state -> answer`, one per stage.
+        policy: `(answer, state, k) -> [n] bool`: who leaves after stage k; not asked after the last.
+        static: see `Loop`.
+
+    Raises:
+        ValueError: not one head per stage.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stages: Iterable[nn.Module],
+        heads: Iterable[nn.Module],
+        policy: Callable[[Any, Any, int], Tensor],
+        *,
+        static: nn.Module | None = None,
+        scope: Scope = "item",
+    ) -> None:
+        stages, heads = nn.ModuleList(stages), nn.ModuleList(heads)
+        if len(stages) != len(heads):
+            raise ValueError(f"Exits {name!r}: {len(stages)} stages and {len(heads)} heads; each stage has one head")
+        super().__init__(name, self._stage, policy, len(stages), self._head, static=static, scope=scope)
+        self.stages, self.heads = stages, heads
+
+    def _stage(self, state: Any, k: int) -> Any:
+        return self.stages[k](state)
+
+    def _head(self, state: Any, k: int) -> Any:
+        return self.heads[k](state)
+
+    def parts(self) -> Iterator[nn.Module]:
+        """Stages, heads and policy."""
+        return _modules(*self.stages, *self.heads, self.halt)
+
+
+class Weights(DecisionPoint):
+    """The layer's weights follow a per-item code.
+
+    Args:
+        name: address of its decisions.
+        choose: `cue -> code [n, ...]`.
+        generate: `code [m, ...] -> params`, a pytree of [m, ...].
+        layer: `layer(x, params)` computes a batch with per-item parameters, `layer(x)` is its static twin, and
+            `layer.special(param)`, given one item's parameters, is an ordinary function of x.
+    """
+
+    def __init__(
+        self, name: str, choose: Callable[[Any], Tensor], generate: Callable[[Tensor], Any], layer: nn.Module
+    ) -> None:
+        super().__init__(name)
+        self.choose, self.generate, self.layer = choose, generate, layer
+
+    def parts(self) -> Iterator[nn.Module]:
+        """Choose, generate and the layer."""
+        return _modules(self.choose, self.generate, self.layer)
+
+    def forward(self, x: Any, cue: Any = None) -> Any:
+        """x [n, ...], and what the code is chosen from (default: x) -> y [n, ...]."""
+        ex = current()
+        if ex is None:
+            return self.layer(x)
+        with ex.phase("decide", self.name):
+            code = ex.decide(self, self.choose(x if cue is None else cue), _as_asked)
+        return ex.strategy.weights(ex, self, x, code)
+
+
+class Each(nn.Module):
+    """The parts of a sample as items: x [n, T, ...] -> inner on [n * T, ...] -> [n, T, ...]."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [n, T, ...] -> y [n, T, ...]."""
+        n, parts = x.shape[:2]
+        ex = current()
+        if ex is None:
+            return self.inner(x.flatten(0, 1)).unflatten(0, (n, parts))
+        with ex.spread(parts):
+            return self.inner(x.flatten(0, 1)).unflatten(0, (n, parts))

@@ -1,0 +1,147 @@
+"""Where decisions come from, apart from the model itself: synthetic traces, and the rates a paper reports.
+
+A synthetic trace is *total*: a filled table over all coordinates, whatever would have been asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dynbench.dynamic.points import Loop, Route, Skip, points
+from dynbench.dynamic.trace import Entry, Trace, TraceError
+
+
+def _normals(
+    items: int, rest: int, by_layer: Tensor, by_item: Tensor, item_correlation: float, layer_correlation: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """[items, rest] standard normals: a part shared by the items, a part shared by the layers, a part of their own."""
+    own = torch.randn(items, rest, generator=generator)
+    rest_share = max(0.0, 1.0 - item_correlation - layer_correlation)
+    return item_correlation**0.5 * by_layer + layer_correlation**0.5 * by_item + rest_share**0.5 * own
+
+
+def synthetic(
+    like: Trace,
+    model: nn.Module,
+    *,
+    keep_rate: float | Sequence[float] = 0.5,
+    item_correlation: float = 0.0,
+    layer_correlation: float = 0.0,
+    expert_skew: float = 0.0,
+    seed: int = 0,
+) -> Trace:
+    """Decisions drawn from a Gaussian copula, with exact marginal rates.
+
+    Args:
+        like: a trace that has every point's table (recorded under masking, which visits all).
+        model: whose decision points the tables belong to.
+        keep_rate: probability that a Skip runs its body and that an item stays in a Loop after a step; one for all, or
+            one per Skip and Loop in module order.
+        item_correlation: share of the variance that all items have in common at a point, 0 to 1.
+        layer_correlation: share of the variance that all points have in common for an item, 0 to 1.
+        expert_skew: Zipf exponent s of a Route: expert e is drawn with probability proportional to 1 / (e + 1)^s.
+        seed: of the generator.
+
+    Returns:
+        A total trace of as many items, bound to the same stream.
+
+    Raises:
+        ValueError: a rate outside [0, 1], correlations that are negative or add up to more than 1, a negative skew, or
+            not one rate per point.
+        TraceError: a point (Weights) whose codes cannot be made up.
+    """
+    named = points(model)
+    rated = [n for n, p in named.items() if isinstance(p, (Skip, Loop)) and not (isinstance(p, Loop) and p.halt is None)]
+    rates = [float(keep_rate)] * len(rated) if isinstance(keep_rate, (int, float)) else [float(r) for r in keep_rate]
+    if len(rates) != len(rated):
+        raise ValueError(f"keep_rate has {len(rates)} values; the model has {len(rated)} Skip and Loop points")
+    if any(not 0 <= r <= 1 for r in rates):
+        raise ValueError(f"keep_rate {keep_rate} lies outside 0 to 1")
+    if min(item_correlation, layer_correlation) < 0 or item_correlation + layer_correlation > 1:
+        raise ValueError(
+            f"item_correlation {item_correlation} and layer_correlation {layer_correlation} must be at least 0 and add up "
+            "to at most 1"
+        )
+    if expert_skew < 0:
+        raise ValueError(f"expert_skew {expert_skew} is negative; it is a Zipf exponent, at least 0")
+    rate_of = dict(zip(rated, rates, strict=True))
+    generator = torch.Generator().manual_seed(seed)
+    entries = {}
+    by_item = torch.randn(like.items, 1, generator=generator)
+    for (name, sizes), (value, reached) in sorted(like.entries.items()):
+        point = named.get(name)
+        rest = reached.numel() // max(like.items, 1)
+        new: Tensor
+        if isinstance(point, Route):
+            weight = 1.0 / torch.arange(1, len(point.experts) + 1, dtype=torch.float64) ** expert_skew
+            shared = torch.rand(1, 1, len(weight), generator=generator)
+            own = torch.rand(like.items, rest, len(weight), generator=generator)
+            use_shared = torch.rand(like.items, rest, 1, generator=generator) < item_correlation
+            gumbel = -torch.log(-torch.log(torch.where(use_shared, shared, own).clamp(1e-9, 1 - 1e-9)))
+            new = (weight.log() + gumbel).topk(point.k, dim=-1).indices.flatten(0, 1)
+        elif isinstance(point, (Skip, Loop)):
+            by_layer = torch.randn(1, rest, generator=generator)
+            z = _normals(like.items, rest, by_layer, by_item, item_correlation, layer_correlation, generator)
+            keep = torch.special.ndtr(z.double()).flatten() < rate_of[name]
+            new = keep if isinstance(point, Skip) else ~keep
+        else:
+            raise TraceError(f"decisions of point {name!r} ({type(point).__name__}) cannot be made up; replay a trace")
+        entries[name, sizes] = Entry(new.to(value.dtype).to(value.device), torch.ones_like(reached))
+    return Trace(entries, like.items, like.stream_hash, like.covers)
+
+
+def edge(like: Trace, model: nn.Module, kind: str, seed: int = 0) -> Trace:
+    """Total traces at the edges of what can be decided.
+
+    Args:
+        like: a trace that has every point's table.
+        model: whose decision points the tables belong to.
+        kind: 'all' (everybody runs, stays, or goes to the same experts), 'none' (nobody), 'one' (only the first item),
+            'random'.
+        seed: for 'random'.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind == "random":
+        return synthetic(like, model, keep_rate=0.5, seed=seed)
+    if kind not in ("all", "none", "one"):
+        raise ValueError(f"edge trace {kind!r} is none of all, none, one, random")
+    total = synthetic(like, model, keep_rate=0.0 if kind in ("none", "one") else 1.0)
+    named = points(model)
+    for (name, _), (value, reached) in total.entries.items():
+        point, rest = named[name], reached.numel() // max(like.items, 1)
+        if isinstance(point, Route):
+            order = torch.arange(point.k, device=value.device)
+            value.copy_((order if kind == "all" else order.flip(0) + len(point.experts) - point.k).expand_as(value))
+            if kind == "one":
+                value[:rest] = order
+        elif kind == "one":
+            value[:rest] = isinstance(point, Skip)
+    return total
+
+
+def keep_rate(trace: Trace, model: nn.Module) -> float | None:
+    """The mean share of asked decisions that ran the body (Skip), stayed (Loop) or chose an expert (Route: k / E).
+
+    Of the first kind of point the model has, in that order; reached entries only; None where nothing was asked.
+    """
+    named = points(model)
+    for kind in (Skip, Loop, Route):
+        kept, asked = 0.0, 0
+        for (name, _), (value, reached) in trace.entries.items():
+            point = named.get(name)
+            if isinstance(point, kind):
+                of = value[reached]
+                asked += of.shape[0]
+                if isinstance(point, Route):
+                    kept += float((of >= 0).sum()) / len(point.experts)
+                else:
+                    kept += float((of if isinstance(point, Skip) else ~of).sum())
+        if asked:
+            return kept / asked
+    return None

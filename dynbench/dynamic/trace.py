@@ -1,0 +1,169 @@
+"""A trace: all decisions of one stream, addressed by (point, coordinates), with which of them were really asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+SCHEMA_VERSION = 1
+Key = tuple[str, tuple[int, ...]]  # point name, sizes of the coordinates below the sample
+
+
+class TraceError(ValueError):
+    """A trace that cannot be read or does not fit; the message says why in one sentence."""
+
+
+class Entry(NamedTuple):
+    """All decisions of one point: `value` [items * prod(coordinates), ...], `reached` [items * prod(coordinates)] bool."""
+
+    value: Tensor
+    reached: Tensor
+
+
+class Trace:
+    """Decisions of one stream.
+
+    Attributes:
+        entries: by point and coordinate sizes; tables over all coordinates, mixed radix, sample first.
+        items: number of samples in the stream.
+        stream_hash: content hash of the stream it belongs to; empty: not bound to one.
+        covers: names of the points of the model it was recorded on, also of those that no item reached.
+    """
+
+    def __init__(
+        self,
+        entries: dict[Key, Entry] | None = None,
+        items: int = 0,
+        stream_hash: str = "",
+        covers: frozenset[str] = frozenset(),
+    ) -> None:
+        self.entries: dict[Key, Entry] = {} if entries is None else entries
+        self.items, self.stream_hash, self.covers = items, stream_hash, covers
+
+    def look_up(self, point: str, extent: tuple[int, ...], ids: Tensor) -> Tensor | None:
+        """The decisions of `ids` [n] at a point; None where no item of the stream reached it: any will do.
+
+        Raises:
+            TraceError: the trace is of a model without this point, or of a stream of another length.
+        """
+        entry = self.entries.get((point, extent[1:]))
+        if extent[0] != self.items:
+            raise TraceError(f"the trace is of a stream of {self.items} items, not of {extent[0]}")
+        if entry is not None:
+            return entry.value.index_select(0, ids)
+        if point in self.covers:
+            return None
+        raise TraceError(
+            f"the trace is of another model: it has no point {point!r}, but {', '.join(sorted(self.covers)) or 'none'}"
+        )
+
+    def record(
+        self, point: str, extent: tuple[int, ...], ids: Tensor, live: Tensor | None, decision: Tensor
+    ) -> None:
+        """Keeps the decisions [n, ...] of `ids` [n]; where `live` [n] is False nothing was asked."""
+        key = (point, extent[1:])
+        size = math.prod(extent)
+        if key not in self.entries:
+            value = decision.new_zeros((size, *decision.shape[1:]))
+            self.entries[key] = Entry(value, torch.zeros(size, dtype=torch.bool, device=ids.device))
+        value, reached = self.entries[key]
+        decision = decision.detach()
+        if live is None:
+            value.index_copy_(0, ids, decision)
+            reached.index_fill_(0, ids, True)
+        else:  # no boolean indexing: it would wait for a GPU
+            mask = live.view(-1, *[1] * (decision.dim() - 1))
+            value.index_copy_(0, ids, torch.where(mask, decision, value.index_select(0, ids)))
+            reached.index_copy_(0, ids, reached.index_select(0, ids) | live)
+
+    def to(self, device: torch.device | str) -> Trace:
+        """The same trace, its tables on `device`, where a strategy waits for them as for learned decisions."""
+        entries = {k: Entry(e.value.to(device), e.reached.to(device)) for k, e in self.entries.items()}
+        return Trace(entries, self.items, self.stream_hash, self.covers)
+
+    def reached_only(self) -> dict[Key, tuple[Tensor, Tensor]]:
+        """Entries with what was not asked set to zero, points never asked left out; on the CPU."""
+        out = {}
+        for key, (value, reached) in self.entries.items():
+            if bool(reached.any()):
+                mask = reached.view(-1, *[1] * (value.dim() - 1))
+                out[key] = (torch.where(mask, value, torch.zeros_like(value)).cpu(), reached.cpu())
+        return out
+
+    def __eq__(self, other: object) -> bool:
+        """Equal: the same entries were asked and the same was decided there."""
+        if not isinstance(other, Trace):
+            return NotImplemented
+        a, b = self.reached_only(), other.reached_only()
+        return a.keys() == b.keys() and all(
+            torch.equal(a[k][0], b[k][0]) and torch.equal(a[k][1], b[k][1]) for k in a
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def hash(self) -> str:
+        """Content hash (hex, 16 digits) of the reached entries."""
+        h = hashlib.sha256()
+        for key, (value, reached) in sorted(self.reached_only().items()):
+            h.update(repr((key, tuple(value.shape[1:]))).encode())
+            h.update(value.to(torch.int64).numpy().tobytes())
+            h.update(reached.numpy().tobytes())
+        return h.hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        """Writes `<path>.safetensors` (tables) and `<path>.json` (addresses, stream)."""
+        keys = list(self.entries)
+        tables: dict[str, Tensor] = {}
+        for i, key in enumerate(keys):
+            value, reached = self.entries[key]
+            tables[f"{i}.value"], tables[f"{i}.reached"] = value.cpu().contiguous(), reached.cpu().contiguous()
+        save_file(tables, f"{path}.safetensors")
+        about = {
+            "schema": SCHEMA_VERSION,
+            "items": self.items,
+            "stream_hash": self.stream_hash,
+            "hash": self.hash(),
+            "covers": sorted(self.covers),
+            "points": [[name, list(sizes)] for name, sizes in keys],
+        }
+        Path(f"{path}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path, stream_hash: str | None = None) -> Trace:
+        """Reads what `save` wrote.
+
+        Args:
+            path: without suffix.
+            stream_hash: the stream it is for; a trace of another is refused.
+
+        Raises:
+            TraceError: a file is missing, corrupt, of a newer schema, or the trace is of another stream.
+        """
+        try:
+            about: dict[str, Any] = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
+            tables = load_file(f"{path}.safetensors")
+            if about["schema"] > SCHEMA_VERSION:
+                raise TraceError(f"{path}.json has schema {about['schema']}; this dynbench reads up to {SCHEMA_VERSION}")
+            entries = {
+                (name, tuple(sizes)): Entry(tables[f"{i}.value"], tables[f"{i}.reached"])
+                for i, (name, sizes) in enumerate(about["points"])
+            }
+            trace = cls(entries, about["items"], about["stream_hash"], frozenset(about["covers"]))
+            whole = all(
+                e.value.shape[0] == e.reached.shape[0] == trace.items * math.prod(k[1]) for k, e in entries.items()
+            )
+            if not whole or trace.hash() != about["hash"]:
+                raise TraceError(f"{path}.safetensors does not hold what {path}.json says: the trace is corrupt")
+        except (OSError, json.JSONDecodeError, SafetensorError, KeyError, TypeError, UnicodeDecodeError) as e:
+            raise TraceError(f"{path} is not a readable trace: {type(e).__name__}: {e}") from e
+        if stream_hash is not None and trace.stream_hash != stream_hash:
+            raise TraceError(f"{path} was recorded on stream {trace.stream_hash or '(none)'}, not on {stream_hash}")
+        return trace

@@ -1,0 +1,159 @@
+"""compaction: gather who needs it, compute, put back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynbench.dynamic.context import Execution
+from dynbench.dynamic.items import blank, cat, count, first, map_items, put_, take, wide, zeros
+from dynbench.dynamic.points import Loop, Route, Skip, Weights
+from dynbench.strategies.base import Strategy, alone
+
+
+class Compaction(Strategy):
+    """Computes exactly what was decided, on dense groups of items; waits once per decision for its outcome."""
+
+    name = "compaction"
+
+    def route(self, ex: Execution, point: Route | Skip, x: Any, chosen: Tensor, weights: Tensor | None) -> Any:
+        """Group the (item, slot) pairs by expert, compute each group, put back, add the slots."""
+        n, k = chosen.shape
+        if n == 1:
+            return alone(ex, point, x, chosen, weights)
+        with ex.phase("sync"):
+            key = chosen.flatten() + 1                                            # 0: dropped
+            order = key.argsort(stable=True)
+            sizes = key.bincount(minlength=len(point.experts) + 1).tolist()
+        dropped, kept = sizes[0], order[sizes[0] :]
+        if k == 1 and n in sizes[1:]:                                             # all to one expert: nothing moves
+            e = sizes[1:].index(n)
+            expert = point.experts[e]
+            with ex.phase("body", point.name, e):
+                out = x if expert is None else expert(x)
+        elif dropped == n * k:
+            return zeros(x, n)
+        else:
+            rows = kept if k == 1 else kept // k
+            with ex.phase("gather"):
+                parts = take(x, rows)
+            done, begin = [], 0
+            for e, size in enumerate(sizes[1:]):
+                if size == 0:
+                    continue
+                mine = slice(begin, begin + size)
+                begin += size
+                expert = point.experts[e]
+                part = map_items(lambda t, mine=mine: t[mine], parts)
+                with ex.narrow(rows[mine]), ex.phase("body", point.name, e):
+                    done.append(part if expert is None else expert(part))
+            with ex.phase("scatter"):
+                y = cat(done)
+                out = put_(zeros(y, n * k) if dropped else blank(y, n * k), kept, y)
+        if weights is None:
+            return out
+        with ex.phase("scatter"):
+            w = weights.flatten()
+            out = map_items(lambda t: t * wide(w, t), out)
+            return out if k == 1 else map_items(lambda t: t.unflatten(0, (n, k)).sum(1), out)
+
+    def skip(self, ex: Execution, point: Skip, x: Any, keep: Tensor, soft: Tensor | None) -> Any:
+        """The body for those who keep it, put back over the rest."""
+        n = keep.shape[0]
+        with ex.phase("sync"):
+            if n == 1:
+                active = int(keep.item())
+            else:
+                rows = keep.nonzero().squeeze(1)
+                active = rows.shape[0]
+        if active == n:
+            with ex.phase("body", point.name, 1):
+                return point.body(x)
+        if active == 0:
+            if point.otherwise is None:
+                return x
+            with ex.phase("body", point.name, 0):
+                return point.otherwise(x)
+        with ex.phase("gather"):
+            part = take(x, rows)
+        with ex.narrow(rows), ex.phase("body", point.name, 1):
+            y = point.body(part)
+        if point.otherwise is None:
+            with ex.phase("scatter"):
+                return put_(x if point.consumes else map_items(torch.clone, x), rows, y)
+        with ex.phase("sync"):
+            rest = (~keep).nonzero().squeeze(1)
+        with ex.phase("gather"):
+            part = take(x, rest)
+        with ex.narrow(rest), ex.phase("body", point.name, 0):
+            z = point.otherwise(part)
+        with ex.phase("scatter"):
+            return put_(put_(blank(y, n), rows, y), rest, z)
+
+    def loop(self, ex: Execution, point: Loop, state: Any) -> Any:
+        """Gather who is still running, compute, scatter the state back."""
+        n = count(state)
+        live = torch.arange(n, device=first(state).device)
+        answer, ours = None, False                                                # ours: nobody else holds it
+        for k in range(point.max_steps):
+            everyone = live.shape[0] == n
+            with ex.phase("gather"):
+                part = state if everyone else take(state, live)
+            with ex.narrow(live):
+                new_state, new, halted = point.once(ex, part, k)
+            with ex.phase("scatter"):
+                if everyone:
+                    answer = new
+                else:
+                    answer, ours = put_(answer if ours else map_items(torch.clone, answer), live, new), True
+                state = new_state if everyone else _scatter_back(state, part, new_state, live, n)
+            if halted is not None:
+                with ex.phase("sync"):
+                    live = live[~halted]
+                if live.shape[0] == 0:
+                    break
+        return answer
+
+    def weights(self, ex: Execution, point: Weights, x: Any, code: Tensor) -> Any:
+        """Group by distinct code; one specialised layer per group, its parameters generated once."""
+        n = code.shape[0]
+        with ex.phase("sync"):
+            distinct, group = code.unique(dim=0, return_inverse=True)
+            order = group.argsort(stable=True)
+            sizes = group.bincount(minlength=distinct.shape[0]).tolist()
+        with ex.phase("decide", point.name):
+            params = point.generate(distinct)
+        out, begin = None, 0
+        for g, size in enumerate(sizes):
+            rows = order[begin : begin + size]
+            begin += size
+            with ex.phase("gather"):
+                part = x if size == n else take(x, rows)
+            with ex.narrow(rows), ex.phase("body", point.name):
+                y = point.layer.special(map_items(lambda t, g=g: t[g], params))(part)  # type: ignore[operator]
+            if size == n:
+                return y
+            with ex.phase("scatter"):
+                out = put_(blank(y, n) if out is None else out, rows, y)
+        return out
+
+
+def _scatter_back(old: Any, part: Any, new: Any, live: Tensor, n: int) -> Any:
+    """`new` [m] as a state of n items; rows of items that left are never read again. What did not change stays put."""
+    if isinstance(new, Tensor):
+        return old if new is part else put_(blank(new, n), live, new)
+    if isinstance(new, dict):
+        return {k: _scatter_back(_get(old, k), _get(part, k), v, live, n) for k, v in new.items()}
+    if isinstance(new, (tuple, list)):
+        same = isinstance(part, (tuple, list)) and len(part) == len(new)
+        done = [
+            _scatter_back(old[i] if same else None, part[i] if same else None, v, live, n) for i, v in enumerate(new)
+        ]
+        return type(new)(*done) if hasattr(new, "_fields") else type(new)(done)
+    return new
+
+
+def _get(state: Any, key: Any) -> Any:
+    return state.get(key) if isinstance(state, dict) else None

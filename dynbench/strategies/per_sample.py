@@ -1,0 +1,67 @@
+"""per_sample: one item at a time, really branching. What papers assume, and the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from dynbench.dynamic.context import Execution
+from dynbench.dynamic.items import cat, count, map_items, row
+from dynbench.dynamic.points import Loop, Route, Skip, Weights, widest_scope
+from dynbench.strategies.base import Strategy, alone
+from dynbench.strategies.compaction import Compaction
+
+
+class PerSample(Strategy):
+    """Every item alone; where a model couples items by its own definition, one coupling scope at a time."""
+
+    name = "per_sample"
+
+    def run(self, ex: Execution, model: nn.Module, args: tuple[Any, ...]) -> Any:
+        """The model on one sample after the other; on the batch where a point couples the batch."""
+        if widest_scope(model) == "batch":
+            return model(*args)
+        return self._each(ex, args, lambda a: model(*a))
+
+    def _each(self, ex: Execution, state: Any, f: Callable[[Any], Any]) -> Any:
+        n = count(state)
+        if n == 1:
+            return f(state)
+        done = []
+        for i in range(n):
+            with ex.narrow(slice(i, i + 1)):
+                done.append(f(row(state, i)))
+        return cat(done)
+
+    def route(self, ex: Execution, point: Route | Skip, x: Any, chosen: Tensor, weights: Tensor | None) -> Any:
+        """Each item's experts, one after the other."""
+        return self._each(ex, (x, chosen, weights), lambda s: alone(ex, point, *s))
+
+    def loop(self, ex: Execution, point: Loop, state: Any) -> Any:
+        """Each item's steps until it halts; those of a batch together where the steps couple the batch."""
+        if point.widest_scope == "batch":
+            return Compaction().loop(ex, point, state)
+
+        def one(state: Any) -> Any:
+            for k in range(point.max_steps):
+                state, answer, halted = point.once(ex, state, k)
+                with ex.phase("sync"):
+                    if halted is not None and bool(halted):
+                        break
+            return answer
+
+        return self._each(ex, state, one)
+
+    def weights(self, ex: Execution, point: Weights, x: Any, code: Tensor) -> Any:
+        """Each item's own layer."""
+
+        def one(s: Any) -> Any:
+            x, code = s
+            with ex.phase("decide", point.name):
+                params = point.generate(code)
+            with ex.phase("body", point.name):
+                return point.layer.special(map_items(lambda t: t[0], params))(x)  # type: ignore[operator]
+
+        return self._each(ex, (x, code), one)
