@@ -1,0 +1,100 @@
+# On a fresh machine: `make run` makes .venv, installs dynbench there and measures the default suite on the CPU.
+#
+#   make run       measure and write a report        make run ARGS="--device cuda"
+#   make report    write the newest run's report again
+#   make test      the tests                         make test ARGS="tests/cli -k help"
+#   make lint      style, types, layering
+#   make bench     how much dynbench itself costs, as ratios
+#   make clean     remove .venv and what tools left; runs/ stays
+#
+# SYSTEM_TORCH=1 keeps the torch that $(PYTHON) can import and installs everything else.
+
+PYTHON ?= python3
+SYSTEM_TORCH ?=
+ARGS ?=
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: run test lint bench report clean
+.DELETE_ON_ERROR:
+
+run: $(INSTALLED)
+	$(BIN)/dynbench run $(ARGS)
+
+report: $(INSTALLED)
+	$(BIN)/dynbench report $(ARGS)
+
+# One thread per process: small tensors gain nothing from more, and the processes do not fight for cores.
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: $(INSTALLED)
+	$(BIN)/python -m tests.bench $(ARGS)
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# An environment with the machine's torch is told by .venv/system-torch, which holds that torch's version.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(check)
+	@$(make_venv)
+	@$(install)
+	@touch $@
+
+# Asked for the machine's torch, but .venv was made with its own: start anew.
+ifneq ($(SYSTEM_TORCH),)
+ifeq ($(wildcard .venv/system-torch),)
+.PHONY: $(INSTALLED)
+endif
+endif
+
+define check
+fail() { echo "dynbench: $$*" >&2; exit 1; }; \
+command -v $(PYTHON) >/dev/null || \
+    fail "there is no $(PYTHON); Python 3.11 or newer is needed (apt install python3 python3-venv)"; \
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+    fail "$$($(PYTHON) --version) is too old: Python 3.11 or newer is needed (make PYTHON=python3.12 ...)"; \
+$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+    fail "Python's venv module is missing (apt install python3-venv)"; \
+command -v git >/dev/null || \
+    fail "git is missing; it tells which version of dynbench was run (apt install git)"
+endef
+
+define find_torch
+import pathlib, sys
+try:
+    import torch
+except ImportError as e:
+    sys.exit(f"dynbench: SYSTEM_TORCH=1, but {sys.executable} cannot import torch: {e}")
+if not (2, 11) <= tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14):
+    sys.exit(f"dynbench: SYSTEM_TORCH=1, but torch is {torch.__version__}; tested are 2.11 to 2.13")
+print(torch.__version__, pathlib.Path(torch.__file__).parents[1])
+endef
+export find_torch
+
+define make_venv
+set -e; \
+if [ -n "$(SYSTEM_TORCH)" ] && [ ! -f .venv/system-torch ]; then \
+    found=$$($(PYTHON) -c "$$find_torch"); \
+    $(PYTHON) -m venv --clear --system-site-packages .venv; \
+    echo "$${found#* }" > "$$(echo .venv/lib/python3*/site-packages)/system-torch.pth"; \
+    echo "$${found%% *}" > .venv/system-torch; \
+elif [ ! -x $(BIN)/python ]; then \
+    $(PYTHON) -m venv .venv; \
+fi
+endef
+
+# torch is named in the same command as all else, so that pip settles on one torch and never pulls another.
+define install
+set -e; \
+torch=$$(sed -n 's/^torch==//p' constraints.txt); \
+[ ! -f .venv/system-torch ] || torch=$$(cat .venv/system-torch); \
+sed "s/^torch==.*/torch==$$torch/" constraints.txt > .venv/constraints.txt; \
+$(BIN)/python -m pip install --disable-pip-version-check -c .venv/constraints.txt "torch==$$torch" -e '.[dev]'
+endef

@@ -1,0 +1,1 @@
+"""What the stored numbers say: statistics, the stopping rule, the gap, verdicts. Imports no torch."""

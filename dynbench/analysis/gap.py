@@ -1,0 +1,158 @@
+"""Where the saving went: from the ideal to the measured speed-up, factor by factor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dynbench.store.schema import Cell, Flops, Phases, Speedup
+
+REACHED = 0.95  # efficiency from which there is no gap to explain
+WORTH_SAYING = 1.02  # a loss below 2 % is within the precision that is measured to
+
+
+@dataclass(frozen=True)
+class Gap:
+    """`ideal = speedup x product of losses`, exactly: what the counters and the profile do not explain is `utilisation`.
+
+    Attributes:
+        baseline: the primary one, that the speed-up and the rates refer to.
+        ideal: dense FLOPs / required region FLOPs.
+        speedup: measured.
+        efficiency: speedup / ideal.
+        shares: of the profiled pass, by phase; they add up to 1. Empty where nothing was profiled. `other` is the time
+            outside any phase: the fixed parts of the model, and the host.
+        losses: factors, above 1 where something is lost, as far as they are known:
+            'surplus' (FLOPs executed that no decision asked for), 'decisions' (gates and heads), 'movement' (gather and
+            scatter), 'waiting' (for decisions on the host), 'utilisation' (the rest: fewer items per call, launches,
+            and the error of the profile, which itself takes time).
+        causes: the losses worth saying, largest first, each in words. Empty where the ideal is reached.
+    """
+
+    baseline: str | None
+    ideal: float | None
+    speedup: float | None
+    efficiency: float | None
+    shares: dict[str, float]
+    losses: dict[str, float]
+    causes: list[str]
+
+
+def gap(cell: Cell) -> Gap:
+    """Explains one cell; what was not measured stays None or is left out."""
+    against = primary_speedup(cell)
+    speedup = None if against is None else against.value
+    ideal = cell.ideal if cell.flops is None else ideal_speedup(cell.flops)
+    efficiency = None if speedup is None or ideal is None else speedup / ideal
+    shares = {} if cell.phases is None else phase_shares(cell.phases)
+    losses = _surplus(cell.flops) | _overheads(shares)
+    if speedup is not None and ideal is not None:
+        losses["utilisation"] = ideal / speedup / math.prod(losses.values())
+    reached = efficiency is not None and efficiency >= REACHED
+    return Gap(
+        baseline=None if against is None else against.baseline,
+        ideal=ideal,
+        speedup=speedup,
+        efficiency=efficiency,
+        shares=shares,
+        losses=losses,
+        causes=[] if reached else [
+            _in_words(name, cell, shares, losses, against)
+            for name in sorted(losses, key=lambda n: -losses[n])
+            if losses[name] >= WORTH_SAYING
+        ],
+    )  # fmt: skip
+
+
+def primary_speedup(cell: Cell) -> Speedup | None:
+    """The speed-up against the primary baseline; None where it was not measured."""
+    return next((s for s in cell.speedups if s.primary), None)
+
+
+def ideal_speedup(flops: Flops) -> float | None:
+    """Dense FLOPs / required region FLOPs; None where one is unavailable or nothing at all is required."""
+    if not (isinstance(flops.dense, float) and isinstance(flops.required_region, float) and flops.required_region):
+        return None
+    return flops.dense / flops.required_region
+
+
+def phase_shares(phases: Phases) -> dict[str, float]:
+    """Shares of the profiled pass by phase ('decide', 'gather', ...), adding up to 1; empty if it took no time."""
+    times = {name.removesuffix("_ms"): ms for name, ms in phases.model_dump().items()}
+    total = sum(times.values())
+    return {name: ms / total for name, ms in times.items()} if total > 0 else {}
+
+
+def break_even_keep_rate(keep_rates: Sequence[float], speedups: Sequence[float]) -> float | None:
+    """The keep-rate up to which a strategy is at least as fast as the baseline, at every rate measured below it.
+
+    Time is linear in the keep-rate where each kept item costs the same, so 1 / speed-up is interpolated.
+
+    Args:
+        keep_rates: of a synthetic sweep, in any order.
+        speedups: against the primary baseline, at these rates.
+
+    Returns:
+        The first crossing from below; None if the sweep has none: faster at every rate, or slower already at the lowest.
+
+    Raises:
+        ValueError: the two differ in length.
+    """
+    points = sorted((r, 1 / s) for r, s in zip(keep_rates, speedups, strict=True))
+    if not points or points[0][1] > 1:
+        return None
+    for (r0, t0), (r1, t1) in zip(points, points[1:], strict=False):
+        if t1 > 1:
+            return r0 + (r1 - r0) * (1 - t0) / (t1 - t0)
+    return points[-1][0] if points[-1][1] == 1 else None
+
+
+def _surplus(flops: Flops | None) -> dict[str, float]:
+    """Executed over required, gates and heads left out on both sides."""
+    if flops is None:
+        return {}
+    region, total, executed = flops.required_region, flops.required_total, flops.executed
+    if not (isinstance(region, float) and isinstance(total, float) and isinstance(executed, float)):
+        return {}
+    bodies = executed - (total - region)
+    return {"surplus": bodies / region} if region > 0 and bodies > 0 else {}
+
+
+def _overheads(shares: dict[str, float]) -> dict[str, float]:
+    """Splits all time / time that computes (body, other) into factors, in proportion to the time each overhead takes."""
+    times = _overhead_shares(shares)
+    overhead = sum(times.values())
+    if not shares or overhead >= 1:
+        return {}
+    return {name: (1 - overhead) ** (-t / overhead) if overhead else 1.0 for name, t in times.items()}
+
+
+def _overhead_shares(shares: dict[str, float]) -> dict[str, float]:
+    return {
+        "decisions": shares.get("decide", 0.0) + shares.get("head", 0.0),
+        "movement": shares.get("gather", 0.0) + shares.get("scatter", 0.0),
+        "waiting": shares.get("sync", 0.0),
+    }
+
+
+def _in_words(
+    name: str, cell: Cell, shares: dict[str, float], losses: dict[str, float], against: Speedup | None
+) -> str:
+    if name == "surplus":
+        assert cell.flops is not None
+        dense, executed = cell.flops.dense, cell.flops.executed
+        if isinstance(dense, float) and isinstance(executed, float) and executed >= 0.99 * dense:
+            ratio = executed / dense
+            equal = "equal dense" if ratio < WORTH_SAYING else f"are {ratio:.2f}x dense"
+            return f"executed FLOPs {equal}: {cell.name} computes everything"
+        return f"{cell.name} executes {losses[name]:.2f}x the FLOPs that the decisions ask for"
+    if name == "utilisation":
+        assert against is not None
+        return f"what it computes runs at {100 / losses[name]:.0f} % of the speed per FLOP of {against.baseline}"
+    share = 100 * _overhead_shares(shares)[name]
+    return {
+        "decisions": f"gates and heads take {share:.0f} % of the time",
+        "movement": f"gather and scatter take {share:.0f} % of the time",
+        "waiting": f"waiting for decisions takes {share:.0f} % of the time",
+    }[name]

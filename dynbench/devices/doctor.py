@@ -1,0 +1,238 @@
+"""Is this machine fit to measure on? What `dynbench doctor` prints."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from dynbench.devices import Cuda, known_devices
+from dynbench.devices.base import Device
+from dynbench.devices.cpu import Cpu, cpu_model, governor, usable_cores
+from dynbench.devices.cuda import nvml_facts
+
+ROUNDS = 20  # of an A/A comparison: as many as a run has when it checks its precision for the second time
+GOOD, USABLE = 0.01, 0.02  # half-widths of a ratio's interval: fine; a run's own target
+BUSY = 0.05  # share of time lost to others above which results suffer
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing a doctor says.
+
+    Attributes:
+        id: stable, e.g. 'DB-NOISE-01'.
+        level: 'ok', 'note' (good to know) or 'warning' (results suffer).
+        text: what was found.
+        remedy: what to change; empty where there is nothing to.
+    """
+
+    id: str
+    level: Literal["ok", "note", "warning"]
+    text: str
+    remedy: str = ""
+
+
+class Noise(NamedTuple):
+    """An A/A comparison: the same work measured as if it were two.
+
+    Attributes:
+        resolution: half-width of the 95 % interval of the ratio's median; smaller differences cannot be seen.
+        off: how far the median ratio is from 1.
+        stolen: share of the time that the hypervisor gave to others; None: not told.
+        waited: share of the time that some process waited for a core; None: not told.
+    """
+
+    resolution: float
+    off: float
+    stolen: float | None
+    waited: float | None
+
+
+def examine(seconds: float = 3.0) -> list[Finding]:
+    """Looks at devices, sensors, threads and load, and measures for `seconds` how noisy this machine is now."""
+    findings = [*_devices(), *_processor(), *_threads()]
+    noise = measure_noise(_control_kernel(), seconds)
+    return findings + noise_findings(noise)
+
+
+def _devices() -> list[Finding]:
+    found: list[Finding] = []
+    for name, why in known_devices():
+        if why is not None:
+            found.append(Finding("DB-DEVICE-02", "note", f"{name}: not available: {why}"))
+            continue
+        device: Device = Cpu() if name == "cpu" else Cuda(int(name.partition(":")[2]))
+        told = device.describe()
+        size = told["memory_bytes"] / 2**30
+        found.append(Finding("DB-DEVICE-01", "ok", f"{name}: {told['name']}, {size:.0f} GiB memory"))
+        sensor = device.energy_sensor()
+        if isinstance(sensor, str):
+            found.append(Finding("DB-SENSOR-02", "note", f"{name}: no energy will be reported: {sensor}"))
+        else:
+            found.append(Finding("DB-SENSOR-01", "ok", f"{name}: energy from {sensor.name}"))
+        if isinstance(device, Cuda):
+            found += gpu_findings(name, nvml_facts(device.index))
+    return found
+
+
+def gpu_findings(name: str, facts: dict[str, object]) -> list[Finding]:
+    """What NVML's facts about a GPU mean for results."""
+    found = []
+    throttled = facts.get("throttled_by")
+    slow = [why for why in throttled if why != "idle"] if isinstance(throttled, list) else []
+    if slow:
+        found.append(
+            Finding(
+                "DB-GPU-01",
+                "warning",
+                f"{name}: the clock is held down by: {', '.join(slow)}",
+                "let it cool, raise the power limit, or lock the clocks: nvidia-smi --lock-gpu-clocks",
+            )
+        )
+    others = facts.get("other_processes")
+    if isinstance(others, int) and others > 0:
+        found.append(
+            Finding(
+                "DB-GPU-02",
+                "warning",
+                f"{name}: {others} other processes compute on it",
+                "stop them, or take another GPU",
+            )
+        )
+    return found
+
+
+def _processor() -> list[Finding]:
+    cores, how = usable_cores(), governor()
+    text = f"{cpu_model()}: {cores} usable cores, clock governor {how}"
+    if how.startswith("unavailable") or how == "performance":
+        return [Finding("DB-FREQ-01", "ok", text)]
+    return [
+        Finding(
+            "DB-FREQ-01",
+            "warning",
+            f"{text}: the clock follows the load",
+            "cpupower frequency-set --governor performance",
+        )
+    ]
+
+
+def _threads() -> list[Finding]:
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    told = ", ".join(f"{n}={os.environ.get(n, 'not set')}" for n in names)
+    found = [
+        Finding(
+            "DB-THREADS-01",
+            "ok",
+            f"{told} here; a run sets them for its measuring process before that starts (--threads)",
+        )
+    ]
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > 0.25 * cores:
+        found.append(
+            Finding(
+                "DB-LOAD-01",
+                "warning",
+                f"load average {load:.1f} on {cores} cores: others compute at the same time",
+                "stop them, or wait",
+            )
+        )
+    else:
+        found.append(Finding("DB-LOAD-01", "ok", f"load average {load:.1f} on {cores} cores"))
+    return found
+
+
+def _control_kernel() -> Callable[[], object]:
+    """About half a millisecond of arithmetic that fits the second-level cache: a small matrix product."""
+    import torch
+
+    a = torch.full((192, 192), 0.5)
+    return lambda: a @ a
+
+
+def measure_noise(
+    kernel: Callable[[], object], seconds: float, clock_ns: Callable[[], int] = time.perf_counter_ns
+) -> Noise:
+    """Measures `kernel` against itself for about `seconds`, interleaved, the order swapped each time."""
+    before, begin_ns = _lost_s(), clock_ns()
+    slot_ns = seconds * 1e9 / (2 * ROUNDS)
+    kernel()
+    calls, since_ns = 0, clock_ns()
+    while calls == 0 or clock_ns() - since_ns < slot_ns / 2:  # two calls to a slot, twice, in a round
+        kernel()
+        calls += 1
+    pairs = np.zeros((ROUNDS, 2))
+    for r in range(ROUNDS):
+        for _ in range(calls):
+            for arm in (0, 1) if r % 2 else (1, 0):
+                start = clock_ns()
+                kernel()
+                kernel()
+                pairs[r, arm] += clock_ns() - start
+    wall_s = (clock_ns() - begin_ns) / 1e9
+    ratios = np.sort(pairs[:, 0] / pairs[:, 1])
+    low, high = _median_ranks(ROUNDS)
+    shares = [None if a is None or b is None else (b - a) / wall_s for a, b in zip(before, _lost_s(), strict=True)]
+    return Noise((ratios[high] - ratios[low]) / 2, abs(float(np.median(ratios)) - 1), *shares)
+
+
+def noise_findings(noise: Noise) -> list[Finding]:
+    """What an A/A comparison means for results."""
+    percent = 100 * max(noise.resolution, noise.off)
+    text = (
+        f"the same work compared with itself in {ROUNDS} rounds differs by {100 * noise.off:.2f} % "
+        f"(95 % interval +- {100 * noise.resolution:.2f} %): differences below {percent:.1f} % cannot be seen now"
+    )
+    if percent <= 100 * GOOD:
+        found = [Finding("DB-NOISE-01", "ok", text)]
+    else:
+        level: Literal["note", "warning"] = "note" if percent <= 100 * USABLE else "warning"
+        found = [Finding("DB-NOISE-01", level, text, "close what else runs, fix the clock, or allow a longer run")]
+    if noise.stolen is not None and noise.stolen > BUSY:
+        found.append(
+            Finding(
+                "DB-STEAL-01",
+                "warning",
+                f"the hypervisor gave {100 * noise.stolen:.0f} % of a core to other machines",
+                "take a machine with cores of its own",
+            )
+        )
+    if noise.waited is not None and noise.waited > BUSY:
+        found.append(
+            Finding(
+                "DB-LOAD-02",
+                "warning",
+                f"processes waited for a core {100 * noise.waited:.0f} % of the time",
+                "stop what else runs, or use fewer threads",
+            )
+        )
+    return found
+
+
+def _median_ranks(n: int, confidence: float = 0.95) -> tuple[int, int]:
+    """Positions among n sorted values that enclose the median with at least this confidence (binomial)."""
+    outside = 0.0
+    for k in range(n // 2):
+        outside += 2 * math.comb(n, k) / 2**n
+        if outside > 1 - confidence:
+            return max(k - 1, 0), n - 1 - max(k - 1, 0)
+    return 0, n - 1
+
+
+def _lost_s() -> tuple[float | None, float | None]:
+    """Seconds stolen by the hypervisor, all cores together, and seconds some process waited for a core, since boot."""
+    stolen = waited = None
+    try:
+        stolen = int(Path("/proc/stat").read_text().split("\n")[0].split()[8]) / os.sysconf("SC_CLK_TCK")
+        some = Path("/proc/pressure/cpu").read_text().split("\n")[0]
+        waited = int(some.rpartition("total=")[2]) / 1e6
+    except (OSError, IndexError, ValueError):
+        pass
+    return stolen, waited

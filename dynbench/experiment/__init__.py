@@ -1,0 +1,18 @@
+"""From a workload file to a run directory: spec -> plan -> cells -> samples."""
+
+from dynbench.experiment.run import Group, Observer, Plan, Result, run_experiment
+from dynbench.experiment.spec import DEFAULT_SUITE, Options, Workload, check_options, load_spec, workload_files
+
+__all__ = [
+    "DEFAULT_SUITE",
+    "Group",
+    "Observer",
+    "Options",
+    "Plan",
+    "Result",
+    "Workload",
+    "check_options",
+    "load_spec",
+    "run_experiment",
+    "workload_files",
+]

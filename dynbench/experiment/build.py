@@ -1,0 +1,313 @@
+"""From a validated workload to live objects: models with their weights, the stream, the decision traces."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dynbench.data import Dataset, load_inputs, stream
+from dynbench.dynamic import Execution, Trace, TraceError, points, widest_scope
+from dynbench.dynamic.sources import keep_rate, synthetic
+from dynbench.engines import apply_form
+from dynbench.errors import UserError
+from dynbench.experiment.spec import Baseline, ModelRef, Options, Workload
+from dynbench.paths import load_function
+from dynbench.store.schema import Decisions
+from dynbench.strategies import Dense, Masking, PerSample
+
+MIN_STREAM_ITEMS = 64  # a stream has at least so many items, also at batch 1
+MAX_STREAM_ITEMS = 4096
+
+
+def build_model(ref: ModelRef, folder: Path) -> nn.Module:
+    """The model of a reference, with its weights, in eval mode, float32, on the CPU.
+
+    Raises:
+        UserError: the function is not there, raises, gives no module, or the weights do not fit.
+    """
+    make = load_function(ref.model, folder)
+    try:
+        model = make(**ref.model_args)
+    except Exception as e:
+        raise UserError(f"{ref.model}({_arguments(ref)}) raised {type(e).__name__}: {e}") from e
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{ref.model} returned {type(model).__name__}, not a torch.nn.Module")
+    if ref.weights is not None:
+        _load(model, folder / ref.weights)
+    for part, file in ref.weights_by_part.items():
+        try:
+            module = model.get_submodule(part)
+        except AttributeError as e:
+            raise UserError(f"{ref.model} has no part {part!r} for weights {file}") from e
+        _load(module, folder / file)
+    return model.eval()
+
+
+def _arguments(ref: ModelRef) -> str:
+    return ", ".join(f"{k}={v!r}" for k, v in ref.model_args.items())
+
+
+def _load(module: nn.Module, file: Path) -> None:
+    try:
+        state = load_file(str(file))
+    except (OSError, SafetensorError) as e:
+        raise UserError(f"weights file {file} cannot be read: {e}") from e
+    own = module.state_dict()
+    for name, value in own.items():
+        if name not in state and not name.endswith("num_batches_tracked"):
+            raise UserError(f"weights file {file} lacks {name} {tuple(value.shape)}, which the model has")
+        if name in state and state[name].shape != value.shape:
+            raise UserError(
+                f"weights file {file}: {name} has shape {tuple(state[name].shape)}, the model wants {tuple(value.shape)}"
+            )
+    if extra := sorted(set(state) - set(own)):
+        raise UserError(f"weights file {file} has {extra[0]}, which the model lacks")
+    module.load_state_dict(state, strict=False)
+
+
+def sha256(file: Path) -> str:
+    """Content hash of a file, hex, 16 digits."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def stream_items(batch_sizes: list[int]) -> int:
+    """How many items a stream has: at least 64, and a whole number of batches at every batch size.
+
+    Raises:
+        UserError: the batch sizes have no small common multiple.
+    """
+    common = math.lcm(*batch_sizes)
+    items = common * math.ceil(MIN_STREAM_ITEMS / common)
+    if items > MAX_STREAM_ITEMS:
+        raise UserError(
+            f"batch sizes {', '.join(map(str, batch_sizes))} have the least common multiple {common}; every batch size "
+            f"divides one stream, of at most {MAX_STREAM_ITEMS} items: choose sizes that share factors"
+        )
+    return items
+
+
+@dataclass
+class Source:
+    """A decision source of a workload: its label and how to make its trace."""
+
+    decisions: Decisions
+    sweep: bool = False
+
+
+@dataclass
+class Prepared:
+    """A workload ready to be measured."""
+
+    spec: Workload
+    options: Options
+    model: nn.Module
+    baselines: dict[str, nn.Module]
+    device: torch.device
+    dtype: torch.dtype
+    inputs: Tensor
+    labels: Tensor | None
+    dataset: Dataset
+    evaluation: Dataset | None
+    stream_hash: str
+    sources: list[Source]
+    batch_sizes: list[int]
+    strategies: list[str]
+    _traces: dict[tuple[str, int], Trace] = field(default_factory=dict)
+
+    @property
+    def items(self) -> int:
+        """Number of items in the stream."""
+        return int(self.inputs.shape[0])
+
+    @property
+    def batch_scope(self) -> bool:
+        """Whether decisions depend on who is in the batch."""
+        return widest_scope(self.model) == "batch"
+
+    def batches(self, size: int) -> list[tuple[int, Tensor]]:
+        """The stream cut into batches: (index of the first item, inputs)."""
+        return [(i, self.inputs[i : i + size]) for i in range(0, self.items, size)]
+
+    def trace(self, source: Source, batch_size: int) -> Trace:
+        """The decisions of a source for the whole stream, on the device.
+
+        Raises:
+            UserError: a trace file that cannot be replayed on this stream.
+        """
+        key = (source.decisions.label, batch_size if self.batch_scope else 0)
+        if key not in self._traces:
+            trace = self._make_trace(source, batch_size)
+            trace.stream_hash = self.stream_hash
+            self._traces[key] = trace.to(self.device)
+        return self._traces[key]
+
+    def _make_trace(self, source: Source, batch_size: int) -> Trace:
+        d = source.decisions
+        if d.source == "learned":
+            return self.record(PerSample(), batch_size)
+        if d.source == "replay":
+            try:
+                return Trace.load(Path(d.label.removeprefix("replay:")), self.stream_hash)
+            except TraceError as e:
+                raise UserError(str(e)) from e
+        tables = self.record(Masking(), batch_size)
+        table = self.spec.decisions.published if d.source == "published" else self.spec.decisions.synthetic
+        assert table is not None
+        asked = {**table.model_dump(exclude={"provenance"}), **d.requested}
+        try:
+            return synthetic(tables, self.model, **asked, seed=self.options.seed)
+        except (ValueError, TraceError) as e:
+            raise UserError(f"{self.spec.file}: decisions.{d.source}: {e}") from e
+
+    @torch.inference_mode()
+    def record(self, strategy: Any, batch_size: int) -> Trace:
+        """Runs the stream and keeps the model's own decisions."""
+        ex = Execution(strategy, record=True)
+        for start, x in self.batches(batch_size):
+            ex.run(self.model, x, start=start, items=self.items)
+        assert ex.trace is not None
+        return ex.trace
+
+    def decisions(self, source: Source, batch_size: int) -> Decisions:
+        """The source with the keep-rate its trace really has."""
+        rate = keep_rate(self.trace(source, batch_size), self.model)
+        return source.decisions.model_copy(update={"keep_rate": rate})
+
+
+def to_tensor(array: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """An input array on the device; only floating point takes the dtype."""
+    tensor = torch.from_numpy(array) if not isinstance(array, Tensor) else array
+    return tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+
+
+def sources_of(spec: Workload, options: Options) -> list[Source]:
+    """The decision sources to measure, the keep-rate sweep last."""
+    found = []
+    for name in options.decisions or spec.run.decisions:
+        if name.startswith("replay:"):
+            found.append(Source(Decisions(source="replay", label=name)))
+        elif name == "learned":
+            found.append(Source(Decisions(source="learned", label="learned")))
+        elif name == "synthetic":
+            found.append(Source(Decisions(source="synthetic", label="synthetic")))
+        elif name == "published":
+            if spec.decisions.published is None:
+                raise UserError(f"{spec.file}: there is no [decisions.published] table, so no published decisions")
+            origin = spec.decisions.published.provenance
+            found.append(Source(Decisions(source="published", label="published", provenance=origin)))
+        else:
+            raise UserError(
+                f"{spec.file}: run.decisions: {name!r} is none of learned, synthetic, published, replay:PATH"
+            )
+    if options.decisions is None:
+        for rate in spec.run.keep_rates:
+            found.append(
+                Source(
+                    Decisions(source="synthetic", label=f"synthetic keep={rate:.2f}", requested={"keep_rate": rate}),
+                    sweep=True,
+                )
+            )
+    return found
+
+
+def prepare(spec: Workload, options: Options) -> Prepared:
+    """Builds everything a workload needs.
+
+    Raises:
+        UserError: anything in the workload that cannot be built, in one sentence.
+    """
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    batch_sizes = list(options.batch_sizes or spec.run.batch_sizes)
+    items = stream_items(batch_sizes)
+    dataset = load_inputs(
+        _inputs_name(spec), "test", data_dir=options.data_dir, limit=None, seed=options.seed, **spec.inputs.options
+    )
+    if len(dataset.inputs) == 0:
+        raise UserError(f"{spec.file}: inputs {spec.inputs.name!r} has no items")
+    chosen = stream(dataset, items, options.seed)
+    model = build_model(spec, spec.folder)
+    try:
+        points(model)
+    except ValueError as e:
+        raise UserError(f"{spec.model}: {e}") from e
+    model.to(device, dtype)
+    inputs = to_tensor(chosen.inputs, device, dtype)
+    baselines = {b.name: build_baseline(b, spec, model, inputs[:1]) for b in spec.baselines or [spec.primary]}
+    count = spec.run.accuracy_items
+    return Prepared(
+        spec, options, model, baselines, device, dtype, inputs,
+        None if chosen.labels is None else torch.from_numpy(chosen.labels),
+        chosen, None if dataset.labels is None or count == 0 else dataset[:count], chosen.content_hash,
+        sources_of(spec, options), batch_sizes, list(options.strategies or spec.run.strategies),
+    )  # fmt: skip
+
+
+def _inputs_name(spec: Workload) -> str:
+    file, colon, function = spec.inputs.name.rpartition(":")
+    return f"{spec.folder / file}:{function}" if colon and file.endswith(".py") else spec.inputs.name
+
+
+def build_baseline(baseline: Baseline, spec: Workload, model: nn.Module, example: Tensor) -> nn.Module:
+    """A baseline on the device and in the dtype of `example`, in its form.
+
+    Raises:
+        UserError: the model cannot be built, or not be brought into the form.
+    """
+    if baseline.model == "self:dense":
+        net: nn.Module = DenseTwin(model)
+    else:
+        net = build_model(baseline, spec.folder).to(example.device)
+        if example.is_floating_point():
+            net.to(example.dtype)
+    if baseline.form == "plain":
+        return net
+    try:
+        with torch.inference_mode():
+            return Formed(*apply_form(baseline.form, net, example))
+    except ValueError as e:
+        raise UserError(f"{spec.file}: baseline {baseline.name!r}: form {baseline.form!r}: {e}") from e
+
+
+class Formed(nn.Module):
+    """A network in a form that wants its inputs prepared."""
+
+    def __init__(self, model: nn.Module, prepare: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.prepare = model, prepare
+
+    def forward(self, x: Tensor) -> Any:
+        """The network's answer."""
+        return self.model(self.prepare(x))
+
+
+class DenseTwin(nn.Module):
+    """A model under `dense`, as a baseline: every decision point is its static twin."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        """The static twin's answer."""
+        return Execution(Dense()).run(self.model, x)
+
+
+def module_of(model: nn.Module) -> Any:
+    """The module a model's class was written in, which may say PAPER, PROVENANCE and accounted_macs."""
+    return sys.modules.get(type(model).__module__)
+
+
+def primary_name(spec: Workload) -> str:
+    """The name of the primary baseline."""
+    primary: Baseline = spec.primary
+    return primary.name

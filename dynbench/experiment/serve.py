@@ -1,0 +1,67 @@
+"""What the measuring process can be asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynbench import devices
+from dynbench.experiment.accuracy import accuracies
+from dynbench.experiment.build import Prepared, prepare
+from dynbench.experiment.measure import measure_group
+from dynbench.experiment.plan import describe, groups
+from dynbench.experiment.spec import Options, load_spec
+
+
+class Server:
+    """Holds the prepared workloads of one run.
+
+    Args:
+        tell: sends an event to the parent.
+        stop: whether the user wants it to end.
+    """
+
+    def __init__(self, tell: Callable[..., None], stop: Callable[[], bool]) -> None:
+        self._tell, self._stop = tell, stop
+        self._prepared: dict[str, Prepared] = {}
+
+    def serve(self, request: dict[str, Any]) -> None:
+        """Does what `request["do"]` says and tells the result.
+
+        Raises:
+            UserError: it cannot be done, in one sentence.
+        """
+        options = Options.model_validate(request["options"])
+        torch.set_num_threads(options.threads)
+        what = request["do"]
+        if what == "describe":
+            self._tell("described", hardware=devices.device(options.device).describe())
+            return
+        p = self._workload(request, options)
+        if what == "prepare":
+            traces = request["traces"]
+            self._tell(
+                "prepared",
+                info=describe(p, None if traces is None else Path(traces)).model_dump(mode="json"),
+                groups=groups(p),
+            )
+        elif what == "measure":
+            source = next(s for s in p.sources if s.decisions.label == request["label"])
+            result = measure_group(
+                p, source, request["batch_size"], process=request["process"], without=set(request["without"]),
+                tell=self._tell, stop=self._stop,
+            )  # fmt: skip
+            self._tell("measured", **result)
+        elif what == "accuracy":
+            found = accuracies(p)
+            self._tell("accuracy", accuracies={k: v.model_dump(mode="json") for k, v in found.items()})
+
+    def _workload(self, request: dict[str, Any], options: Options) -> Prepared:
+        name = request["workload"]
+        if name not in self._prepared:
+            devices.device(options.device)  # says in one sentence when it is not there
+            self._prepared[name] = prepare(load_spec(request["file"]), options)
+        return self._prepared[name]

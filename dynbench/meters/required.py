@@ -1,0 +1,235 @@
+"""Required work: what the decisions of a trace ask for, whatever a strategy makes of it.
+
+One probing run of one item with everything switched on gives the FLOPs of each part of a model (gate, body, expert,
+stage, head) at each of its addresses. The trace says for how many items each address is needed. A part is needed where
+the part around it is and the decision asks for it, so total traces (synthetic ones, filled in everywhere) and recorded
+ones are treated alike: entries that would never have been asked do not count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dynbench.dynamic import DecisionPoint, Execution, Loop, Route, Skip, Trace, Weights, current, points
+from dynbench.dynamic.context import Frame
+from dynbench.dynamic.items import row
+from dynbench.meters.flops import FlopCounter
+from dynbench.store.schema import Unavailable
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """One entering of a part of the model while probing.
+
+    Attributes:
+        phase: 'decide', 'body' or 'head' (the phases that compute), or one that only moves things.
+        point: name of the decision point.
+        index: expert or step.
+        parent: the part around it; None: outside any point.
+        frame: the items it was computed for.
+    """
+
+    phase: str
+    point: str | None
+    index: int | None
+    parent: Visit | None
+    frame: Frame
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes of the item's coordinates below the sample."""
+        return self.frame.extent[1:]
+
+    @property
+    def items(self) -> int:
+        """Items of one sample that it was computed for."""
+        return self.frame.ids.shape[0]
+
+    def ancestors(self) -> Iterator[Visit]:
+        """This visit and those around it, innermost first."""
+        visit: Visit | None = self
+        while visit is not None:
+            yield visit
+            visit = visit.parent
+
+
+class _Probe(FlopCounter):
+    """Attributes FLOPs to visits instead of parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.visits: list[Visit] = []
+
+    def enter(self, phase: str, point: str | None, index: int | None) -> None:
+        ex = current()
+        assert ex is not None
+        visit = Visit(phase, point, index, self._stack[-1], ex.frame)  # type: ignore[arg-type]
+        self.visits.append(visit)
+        self._stack.append(visit)  # type: ignore[arg-type]
+
+
+class _Everything:
+    """The strategy of the probing run: every part once, nothing selected."""
+
+    def refuses(self, model: nn.Module) -> str | None:
+        return None
+
+    def run(self, ex: Execution, model: nn.Module, args: tuple[Any, ...]) -> Any:
+        return model(*args)
+
+    def route(self, ex: Execution, point: Route, x: Any, chosen: Tensor, weights: Tensor | None) -> Any:
+        y = x
+        for e, expert in enumerate(point.experts):
+            with ex.phase("body", point.name, e):
+                y = x if expert is None else expert(x)
+        return y
+
+    def skip(self, ex: Execution, point: Skip, x: Any, keep: Tensor, soft: Tensor | None) -> Any:
+        with ex.phase("body", point.name, 0):
+            if point.otherwise is not None:
+                point.otherwise(x)
+        with ex.phase("body", point.name, 1):
+            return point.body(x)
+
+    def loop(self, ex: Execution, point: Loop, state: Any) -> Any:
+        for k in range(point.max_steps):
+            state, answer, _ = point.once(ex, state, k)
+        return answer
+
+    def weights(self, ex: Execution, point: Weights, x: Any, code: Tensor) -> Any:
+        with ex.phase("decide", point.name):
+            params = point.generate(code)
+        with ex.phase("body", point.name):
+            return point.layer(x, params)
+
+
+@dataclass(frozen=True)
+class Required:
+    """FLOPs a trace asks for, summed over its stream.
+
+    Attributes:
+        region: bodies, stages, experts and everything outside the points.
+        total: the same plus gates, routers, policies and heads: what executing item by item costs.
+    """
+
+    region: float | Unavailable
+    total: float | Unavailable
+
+
+class PartCosts:
+    """The FLOPs of each part of a model for one sample, from a probing run in evaluation mode.
+
+    Args:
+        model: with decision points or without; its mode is put back afterwards.
+        *example: the model's inputs, states of tensors; of each the first sample is used.
+
+    Attributes:
+        points: the model's decision points by name.
+        visits: the parts, in the order they ran.
+        flops: FLOPs of each visit, of what lies inside other visits nothing; None: outside all points.
+        uncounted: calls of operators without a formula, by name.
+    """
+
+    def __init__(self, model: nn.Module, *example: Any) -> None:
+        self.points = points(model)
+        probe, training = _Probe(), model.training
+        model.eval()
+        try:
+            with torch.no_grad(), probe:
+                Execution(_Everything(), profile=probe).run(model, *(row(part, 0) for part in example))
+        finally:
+            model.train(training)
+        self.visits = probe.visits
+        self.flops: dict[Visit | None, int] = dict(probe.by_part)  # type: ignore[arg-type]
+        self.uncounted = dict(probe.uncounted)
+
+    def required(self, trace: Trace) -> Required:
+        """The FLOPs a trace asks for.
+
+        Returns:
+            Sums over the stream's items; Unavailable, with the reason, where an item's work is not its own (weights
+            that items may share, a body that couples the items of a sample) or an operator has no formula.
+        """
+        why = self._why_not()
+        if why is not None:
+            return Required(Unavailable(unavailable=why), Unavailable(unavailable=why))
+        region = float(self.flops.get(None, 0) * trace.items)
+        extra = 0.0
+        for visit, active in self._active(trace):
+            needed = self.flops.get(visit, 0) * float(active.sum()) / visit.items
+            if visit.phase == "body":
+                region += needed
+            elif visit.phase in ("decide", "head"):
+                extra += needed
+        return Required(region, region + extra)
+
+    def path_depths(self, trace: Trace) -> tuple[np.ndarray, str]:
+        """How far each item went: bodies run of its Skips, else steps of its Loops, else experts it visited.
+
+        Returns:
+            Depths [items], and what they count, e.g. 'bodies run of 17'. Without decision points: zeros.
+        """
+        kinds = (("bodies run", Skip), ("stages run", Loop), ("experts visited", Route))
+        for what, kind in kinds:
+            if any(isinstance(p, kind) for p in self.points.values()):
+                depths, most = np.zeros(trace.items), 0
+                for visit, active in self._active(trace):
+                    if visit.phase == "body" and isinstance(self.points[str(visit.point)], kind):
+                        if kind is Skip and visit.index == 0:
+                            continue
+                        depths += active.sum(1).cpu().numpy()
+                        most += visit.items
+                return depths, f"{what} of {most}"
+        return np.zeros(trace.items), "no decisions"
+
+    def _why_not(self) -> str | None:
+        if self.uncounted:
+            return f"operator {', '.join(sorted(self.uncounted))} has no formula"
+        for name, point in self.points.items():
+            if isinstance(point, Weights):
+                return f"items may share the weights that Weights {name!r} generates"
+            limited = isinstance(point, Route) and point.capacity_factor is not None  # couples decisions, not bodies
+            if point.scope != "item" and not limited:
+                return f"{type(point).__name__} {name!r} couples the items of a {point.scope}"
+        return None
+
+    def _active(self, trace: Trace) -> Iterator[tuple[Visit, Tensor]]:
+        """Each visit with the stream's items that need it, [items, ids of the visit] bool."""
+        trace = trace.to("cpu")
+        known: dict[Visit | None, Tensor] = {None: torch.ones(trace.items, 1, dtype=torch.bool)}
+        for visit in self.visits:  # parents come first
+            around = known[visit.parent]
+            mask = around.repeat_interleave(math.prod(visit.sizes) // around.shape[1], 1)
+            known[visit] = _asked_for(self.points.get(visit.point or ""), visit, mask, trace)
+            yield visit, known[visit][:, visit.frame.ids.cpu()]
+
+
+def _asked_for(point: DecisionPoint | None, visit: Visit, mask: Tensor, trace: Trace) -> Tensor:
+    """`mask` [items, ids], the items that come by, without those whose decision does not ask for the visit."""
+    k = visit.index or 0
+    if isinstance(point, Loop):
+        steps = (trace.items, -1, point.max_steps)
+        there = torch.zeros_like(mask).view(steps)
+        there[:, :, k] = mask.view(steps)[:, :, k]
+        if k > 0 and point.halt is not None:
+            there[:, :, k] &= ~_decisions(trace, visit).view(steps)[:, :, :k].any(2)
+        return there.view(mask.shape)
+    if visit.phase == "body" and isinstance(point, Skip):
+        return mask & (_decisions(trace, visit) == bool(k)).view(mask.shape)
+    if visit.phase == "body" and isinstance(point, Route):
+        return mask & (_decisions(trace, visit) == k).any(-1).view(mask.shape)
+    return mask
+
+
+def _decisions(trace: Trace, visit: Visit) -> Tensor:
+    """All decisions of a point [items * ids, ...]; of one that no item reached there are none to tell apart."""
+    ids = torch.arange(trace.items * math.prod(visit.sizes))
+    found = trace.look_up(str(visit.point), (trace.items, *visit.sizes), ids)
+    return torch.zeros(len(ids), 1, dtype=torch.bool) if found is None else found

@@ -1,0 +1,307 @@
+"""IDK cascades: a classifier that does not know hands the input on to a slower, more accurate one.
+
+Wang, Luo, Crankshaw, Tumanov, Yu, Gonzalez, "IDK Cascades: Fast Deep Learning by Learning not to Overthink", UAI 2018
+(arXiv 1706.00885). No authors' code is known: the rules are the paper's as others quote them, the relaxed objective is
+a reconstruction.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynbench.dynamic import Exits, Trace
+from dynbench.models.macs import static_macs
+from dynbench.models.resnet import resnet
+from dynbench.models.sharing import shared_once
+
+PAPER = "Wang et al., IDK Cascades: Fast Deep Learning by Learning not to Overthink, UAI 2018"
+PROVENANCE = "reconstruction from the paper's definitions as others quote them; no authors' code is known"
+
+Rule = Literal["probability", "entropy", "learned"]
+State = tuple[Tensor, Tensor | None]  # the raw input x [n, ...], the logits of the last classifier [n, C]
+
+
+def entropy(p: Tensor) -> Tensor:
+    """H[p] = - sum_j p_j log p_j in nats: p [n, C] -> [n]."""
+    h: Tensor = torch.special.entr(p).sum(-1)
+    return h
+
+
+class Policy(nn.Module):
+    """Who knows: the rule of each level but the last, on p = softmax(logits).
+
+    probability: IDK where max_j p_j < threshold. entropy: IDK where H[p] > threshold. learned: IDK where a classifier
+    h(p), logistic or with a hidden layer, exceeds the threshold, one half.
+
+    Args:
+        rule: one for all levels.
+        thresholds: one per level but the last.
+        num_classes: C.
+        hidden: width of the hidden layer of a learned classifier; 0: logistic.
+    """
+
+    thresholds: Tensor
+
+    def __init__(self, rule: Rule, thresholds: Sequence[float], num_classes: int, hidden: int = 0) -> None:
+        super().__init__()
+        self.rule = rule
+        self.register_buffer("thresholds", torch.tensor(thresholds))
+        self.idk = nn.ModuleList(_classifier(num_classes, hidden) for _ in thresholds if rule == "learned")
+
+    def doubt(self, logits: Tensor, k: int) -> Tensor:
+        """How much level k doubts its answer, logits [n, C] -> [n]: -max p, H or h; IDK where it is above a limit."""
+        p = logits.softmax(-1)
+        if self.rule == "probability":
+            return -p.amax(-1)
+        if self.rule == "entropy":
+            return entropy(p)
+        return torch.sigmoid(self.idk[k](p).squeeze(-1))
+
+    def forward(self, answer: Tensor, state: State, k: int) -> Tensor:
+        """answer [n, C], the logits after level k -> [n] bool: knows, so leaves."""
+        threshold = self.thresholds[k]
+        return self.doubt(answer, k) <= (-threshold if self.rule == "probability" else threshold)
+
+
+def _classifier(inputs: int, hidden: int) -> nn.Module:
+    if hidden == 0:
+        return nn.Linear(inputs, 1)
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+
+class Level(nn.Module):
+    """A stage of the cascade: the next classifier looks at the raw input again."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, state: State) -> State:
+        """(x, logits so far) -> (x, logits [n, C])."""
+        x, _ = state
+        return x, self.classifier(x)
+
+
+class Answer(nn.Module):
+    """The head of a stage: its logits."""
+
+    def forward(self, state: State) -> Tensor | None:
+        """(x, logits [n, C]) -> logits."""
+        return state[1]
+
+
+class Last(nn.Module):
+    """The static twin: the most accurate classifier alone."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, state: State) -> Tensor:
+        """(x, None) -> logits [n, C]."""
+        logits: Tensor = self.classifier(state[0])
+        return logits
+
+
+class IDKCascade(nn.Module):
+    """casc(x): the first classifier that knows answers; the last always does.
+
+    Args:
+        classifiers: modules `x [n, ...] -> logits [n, C]`, from fast to accurate.
+        policy: its rule.
+        shape: of one input, for `input_shape`; None: as the caller has it.
+    """
+
+    def __init__(self, classifiers: Sequence[nn.Module], policy: Policy, shape: tuple[int, ...] | None = None) -> None:
+        super().__init__()
+        self.shape = shape
+        self.classifiers, self.policy = nn.ModuleList(classifiers), policy
+        self.cascade = Exits(
+            "cascade", map(Level, classifiers), [Answer() for _ in classifiers], policy, static=Last(classifiers[-1])
+        )
+        shared_once(self)
+
+    def input_shape(self, default: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of one input."""
+        return self.shape or default
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [n, ...] -> logits [n, C] of the classifier that answered."""
+        logits: Tensor = self.cascade((x, None))
+        return logits
+
+
+DEFAULT_THRESHOLD = {"probability": 0.9, "entropy": 0.3, "learned": 0.5}
+
+
+def idk_cascade(
+    depths: Sequence[int] = (8, 20, 38),
+    rule: Rule = "entropy",
+    thresholds: Sequence[float] | None = None,
+    num_classes: int = 10,
+    hidden: int = 0,
+    dataset: str = "cifar",
+) -> IDKCascade:
+    """A cascade of ResNets.
+
+    Thresholds are part of the weights (`policy.thresholds`), so that those chosen on held-out data come with them.
+
+    Args:
+        depths: of the ResNets, from fast to accurate.
+        rule: 'probability', 'entropy' or 'learned'.
+        thresholds: one per level but the last; default: 0.9 (probability), 0.3 nats (entropy), 0.5 (learned).
+        num_classes: outputs.
+        hidden: width of the hidden layer of a learned IDK classifier; 0: logistic.
+        dataset: 'cifar' or 'imagenet'.
+
+    Raises:
+        ValueError: an unknown rule, fewer than two levels, or not one threshold per level but the last.
+    """
+    if rule not in DEFAULT_THRESHOLD:
+        raise ValueError(f"rule={rule!r}: an IDK cascade has the rules {', '.join(map(repr, DEFAULT_THRESHOLD))}")
+    if len(depths) < 2:
+        raise ValueError(f"depths={list(depths)}: a cascade has at least two levels")
+    if thresholds is None:
+        thresholds = [DEFAULT_THRESHOLD[rule]] * (len(depths) - 1)
+    if len(thresholds) != len(depths) - 1:
+        raise ValueError(f"thresholds={list(thresholds)}: {len(depths)} levels need one each, but for the last")
+    classifiers = [resnet(depth, num_classes, dataset) for depth in depths]
+    policy = Policy(rule, thresholds, num_classes, hidden)
+    return IDKCascade(classifiers, policy, classifiers[0].input_shape((3, 32, 32)))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Thresholds and what they give on the data they were chosen on.
+
+    Attributes:
+        thresholds: one per level but the last.
+        accuracy: of the cascade, 0 to 1.
+        last_accuracy: of the last classifier alone, 0 to 1.
+        cost: mean cost of an input, in the unit of `costs`.
+        idk_rates: share of all inputs that pass each level but the last without an answer.
+    """
+
+    thresholds: tuple[float, ...]
+    accuracy: float
+    last_accuracy: float
+    cost: float
+    idk_rates: tuple[float, ...]
+
+
+def choose_thresholds(
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    costs: Sequence[float],
+    policy: Policy,
+    epsilon: float = 0.0,
+    grid: int = 24,
+) -> Choice:
+    """Grid search on held-out data: the cheapest cascade with Acc(casc) >= (1 - epsilon) Acc(m_acc).
+
+    With two levels the cheapest is the one with the lowest IDK rate. That nobody knows is always a candidate, so there
+    is always an answer.
+
+    Args:
+        logits: [n, C] of each classifier, from fast to accurate, on the same inputs.
+        labels: [n] long.
+        costs: of each classifier, in one unit (MACs); an input pays for every classifier it meets.
+        policy: whose rule the thresholds are for.
+        epsilon: how much of the last classifier's accuracy may be given up, relative.
+        grid: candidates per level, at quantiles of its doubt. grid ^ (levels - 1) combinations are tried.
+
+    Raises:
+        ValueError: not one cost per classifier.
+    """
+    if len(costs) != len(logits):
+        raise ValueError(f"{len(costs)} costs for {len(logits)} classifiers")
+    right = torch.stack([(z.argmax(-1) == labels).double() for z in logits])      # [levels, n]
+    doubts = [policy.doubt(z, k).double().detach() for k, z in enumerate(logits[:-1])]
+    candidates = [_candidates(d, grid) for d in doubts]
+    last_accuracy = float(right[-1].mean())
+    sign = -1 if policy.rule == "probability" else 1
+    best: Choice | None = None
+    for limits in itertools.product(*candidates):
+        there, correct, cost, rates = torch.ones_like(right[0]), right[-1], float(costs[0]), []
+        for k, limit in enumerate(limits):
+            there = there * (doubts[k] > limit)                                   # [n]: met every rule so far with IDK
+            rates.append(float(there.mean()))
+            cost += rates[-1] * costs[k + 1]
+        for k in reversed(range(len(limits))):                                    # who knows earlier answers
+            correct = torch.where(doubts[k] > limits[k], correct, right[k])
+        choice = Choice(
+            tuple(sign * float(t) for t in limits), float(correct.mean()), last_accuracy, cost, tuple(rates)
+        )
+        enough = choice.accuracy >= (1 - epsilon) * last_accuracy - 1e-12
+        if enough and (best is None or (choice.cost, -choice.accuracy) < (best.cost, -best.accuracy)):
+            best = choice
+    assert best is not None  # where nobody knows, the cascade is the last classifier
+    return best
+
+
+def _candidates(doubt: Tensor, grid: int) -> Tensor:
+    """Limits between the values that occur, as a float32 threshold keeps them: nobody knows, ..., everybody."""
+    values = doubt.sort().values
+    at = torch.linspace(0, len(values), grid).long()                              # how many know
+    below, above = values[(at - 1).clamp(min=0)], values[at.clamp(max=len(values) - 1)]
+    limits = (below + above) / 2
+    limits[0], limits[-1] = values[0] - 1, values[-1] + 1
+    distinct: Tensor = limits.float().double().unique()
+    return distinct
+
+
+def expected_objective(
+    logits: Sequence[Tensor], idk: Sequence[Tensor], labels: Tensor, costs: Sequence[float], weight: float
+) -> Tensor:
+    """The cost-aware objective J = mean_i [Loss(y_i, casc(x_i)) + lambda C(casc(x_i))], in expectation over the levels.
+
+    For two levels and h in [0, 1]: (1 - h) Loss(y, m_fast) + h Loss(y, m_acc) + lambda (c_fast + h c_acc). With h of 0
+    or 1 it is J itself; between, it has a gradient. (The relaxed form is a reconstruction.)
+
+    Args:
+        logits: [n, C] of each classifier.
+        idk: h [n] of each level but the last: the probability that it does not know.
+        labels: [n] long.
+        costs: [levels], best relative to the last classifier's.
+        weight: lambda.
+
+    Returns:
+        A scalar.
+    """
+    reach, total = torch.ones_like(idk[0]), torch.zeros_like(idk[0])
+    for k, z in enumerate(logits):
+        h = idk[k] if k < len(idk) else torch.zeros_like(reach)
+        wrong = F.cross_entropy(z, labels, reduction="none")                      # [n]
+        total = total + reach * ((1 - h) * wrong + weight * costs[k])
+        reach = reach * h
+    return total.mean()
+
+
+def accounted_macs(model: IDKCascade, trace: Trace, shape: tuple[int, ...] | None = None) -> tuple[float, str]:
+    """What the paper counts: c_fast + IDK rate * c_accurate, and so on; rules and IDK classifiers are free.
+
+    Args:
+        model: whose decisions they are.
+        trace: decisions of a stream.
+        shape: of one input; default: the model's.
+
+    Returns:
+        (MACs per sample, the rule in words).
+    """
+    shape = shape or model.input_shape((3, 32, 32))
+    levels = len(model.classifiers)
+    knows, _ = trace.entries["cascade", (levels,)]
+    knows = knows.view(-1, levels)
+    there = torch.ones(knows.shape[0], dtype=torch.bool, device=knows.device)
+    macs = 0.0
+    for k, classifier in enumerate(model.classifiers):
+        macs += float(there.double().mean()) * static_macs(classifier, shape)
+        there = there & ~knows[:, k]
+    return macs, "cost of every classifier times the share of inputs that meet it; IDK rules not counted"

@@ -1,0 +1,145 @@
+"""ResNet: the static twin of the image models.
+
+He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016 (arXiv 1512.03385). Blocks are named
+as in ucbdrive/skipnet, so that the weights of a ResNet are, name by name, those of the SkipNet built on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PAPER = "He et al., Deep Residual Learning for Image Recognition, CVPR 2016"
+PROVENANCE = "section 4.2 (CIFAR, 6n+2 layers) and table 1 (ImageNet); stride blocks with a 1x1 shortcut (option B)"
+
+BOTTLENECKS = (50, 101, 152)
+IMAGENET_LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    """A 3x3 convolution without bias that keeps the map's size, but for its stride."""
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+
+
+def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+    """Option B (section 3.3): a 1x1 projection where the shape changes, else None: the identity."""
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class BasicBlock(nn.Module):
+    """y = relu(F(x) + shortcut(x)), F two 3x3 convolutions (figure 5, left): x [n, inputs, H, W]."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv3x3(inputs, width, stride), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv3x3(width, width), nn.BatchNorm2d(width)
+        self.downsample = shortcut(inputs, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [n, inputs, H, W] -> y [n, width, H / stride, W / stride]."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    """y = relu(F(x) + shortcut(x)), F = 1x1, 3x3, 1x1 (figure 5, right); the stride is on the 3x3."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv3x3(width, width, stride), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.downsample = shortcut(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [n, inputs, H, W] -> y [n, 4 width, H / stride, W / stride]."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(nn.Module):
+    """The network: stem, groups of residual blocks `group{g}_layer{i}`, average pooling, one linear layer.
+
+    Args:
+        block: BasicBlock or Bottleneck.
+        layers: blocks per group.
+        num_classes: outputs.
+        dataset: 'cifar' (3x3 stem, widths 16, 32, 64) or 'imagenet' (7x7 stem, pooling, widths 64 to 512).
+    """
+
+    def __init__(
+        self, block: type[BasicBlock] | type[Bottleneck], layers: tuple[int, ...], num_classes: int, dataset: str
+    ) -> None:
+        super().__init__()
+        self.layers, self.dataset = layers, dataset
+        inputs = 16 if dataset == "cifar" else 64
+        if dataset == "cifar":
+            self.conv1: nn.Module = conv3x3(3, inputs)
+        else:
+            self.conv1 = nn.Conv2d(3, inputs, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        width = inputs
+        for g, count in enumerate(layers, start=1):
+            for i in range(count):
+                stride = 2 if g > 1 and i == 0 else 1
+                self.add_module(f"group{g}_layer{i}", block(inputs, width, stride))
+                inputs = width * block.expansion
+            width *= 2
+        self.fc = nn.Linear(inputs, num_classes)
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):  # He et al. 2015, eq. 14, by fan-out
+                nn.init.normal_(m.weight, 0, math.sqrt(2 / (m.kernel_size[0] * m.kernel_size[1] * m.out_channels)))
+
+    def input_shape(self, default: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of one input: [3, H, W]."""
+        return default if self.dataset == "cifar" else (3, 224, 224)
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """The residual blocks, in order."""
+        for g, count in enumerate(self.layers, start=1):
+            for i in range(count):
+                yield self.get_submodule(f"group{g}_layer{i}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [n, 3, H, W] -> logits [n, num_classes]."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        if self.dataset == "imagenet":
+            x = F.max_pool2d(x, 3, stride=2, padding=1)
+        for block in self.blocks():
+            x = block(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def resnet(depth: int = 38, num_classes: int = 10, dataset: str = "cifar") -> ResNet:
+    """A ResNet.
+
+    Args:
+        depth: 6n+2 for 'cifar' (8, 20, 32, 38, 74, 110, 152, ...); 18, 34, 50, 101 or 152 for 'imagenet'.
+        num_classes: outputs.
+        dataset: 'cifar' (inputs [n, 3, 32, 32], larger ones work) or 'imagenet' ([n, 3, 224, 224]).
+
+    Raises:
+        ValueError: a depth or data set there is no such network for.
+    """
+    if dataset == "cifar":
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"depth={depth}: a CIFAR ResNet has 6n+2 layers (8, 14, 20, 26, 32, 38, ...)")
+        return ResNet(BasicBlock, ((depth - 2) // 6,) * 3, num_classes, dataset)
+    if dataset == "imagenet":
+        if depth not in IMAGENET_LAYERS:
+            raise ValueError(f"depth={depth}: an ImageNet ResNet has {', '.join(map(str, IMAGENET_LAYERS))} layers")
+        return ResNet(Bottleneck if depth in BOTTLENECKS else BasicBlock, IMAGENET_LAYERS[depth], num_classes, dataset)
+    raise ValueError(f"dataset={dataset!r}: a ResNet is built for 'cifar' or 'imagenet'")

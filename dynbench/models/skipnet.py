@@ -1,0 +1,246 @@
+"""SkipNet: whether a residual block runs is decided for each input.
+
+Wang, Yu, Dou, Darrell, Gonzalez, "SkipNet: Learning Dynamic Routing in Convolutional Networks", ECCV 2018
+(arXiv 1711.09485). Where the paper leaves a choice open, the authors' code decides (ucbdrive/skipnet, cifar/models.py
+and imagenet/models.py).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynbench.dynamic import Skip, Trace, points
+from dynbench.models.macs import static_macs
+from dynbench.models.resnet import BasicBlock, Bottleneck, ResNet, conv3x3, resnet
+from dynbench.models.sharing import shared_once
+
+PAPER = "Wang et al., SkipNet: Learning Dynamic Routing in Convolutional Networks, ECCV 2018"
+PROVENANCE = "paper, section 3; details as in the authors' code"
+
+GateKind = Literal["rnn", "ff1", "ff2"]
+Carry = tuple[Tensor, Tensor]  # the LSTM's hidden and cell state, each [n, 10]
+EMBEDDING = HIDDEN = 10
+
+
+class Control(nn.Module):
+    """The LSTM that all recurrent gates share, and the projection of its output (section 3.1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTMCell(EMBEDDING, HIDDEN)
+        self.proj = nn.Linear(HIDDEN, 1)
+
+    def forward(self, e: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """Embedding e [n, 10] and the state so far -> (logit of p [n], state)."""
+        h, c = self.rnn(e, carry)
+        logit: Tensor = self.proj(h).squeeze(1)
+        return logit, (h, c)
+
+
+class RNNGate(nn.Module):
+    """Recurrent gate: average pool over the whole map, a 1x1 convolution of the block's own, the shared LSTM.
+
+    Args:
+        embed: what the 1x1 convolution is after pooling: a linear layer.
+        control: shared by all gates.
+    """
+
+    def __init__(self, embed: nn.Linear, control: Control) -> None:
+        super().__init__()
+        self.embed, self.control = embed, control
+
+    def forward(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """x [n, C, H, W], the previous block's output -> (logit of p [n], state)."""
+        e = self.embed(x.mean((2, 3)))                                            # [n, 10]
+        logit, carry = self.control(e, carry)
+        return logit, carry
+
+
+class FFGateI(nn.Module):
+    """Feed-forward gate of networks below 100 layers (section 3.1): two 3x3 convolutions on a pooled map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv3x3(channels, channels), nn.BatchNorm2d(channels)
+        self.conv2, self.bn2 = conv3x3(channels, channels, stride=2), nn.BatchNorm2d(channels)
+        self.linear_layer = nn.Conv2d(channels, 2, 1)
+
+    def forward(self, x: Tensor, carry: None) -> tuple[Tensor, None]:
+        """x [n, C, H, W], the previous block's output -> (logit of p [n], None)."""
+        y = F.max_pool2d(x, 2)                                                    # [n, C, H/2, W/2]
+        y = F.relu(self.bn1(self.conv1(y)))
+        y = F.relu(self.bn2(self.conv2(y)))                                       # [n, C, H/4, W/4]
+        return _of_two(self.linear_layer(y.mean((2, 3), keepdim=True))), None
+
+
+class FFGateII(nn.Module):
+    """Feed-forward gate of networks above 100 layers (section 3.1): one 3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv3x3(channels, channels, stride=2), nn.BatchNorm2d(channels)
+        self.linear_layer = nn.Conv2d(channels, 2, 1)
+
+    def forward(self, x: Tensor, carry: None) -> tuple[Tensor, None]:
+        """x [n, C, H, W], the previous block's output -> (logit of p [n], None)."""
+        y = F.relu(self.bn1(self.conv1(x)))                                       # [n, C, H/2, W/2]
+        return _of_two(self.linear_layer(y.mean((2, 3), keepdim=True))), None
+
+
+def _of_two(logits: Tensor) -> Tensor:
+    """[n, 2, 1, 1] -> [n]: softmax(logits)[1] is the sigmoid of the difference, so p > 0.5 where it is positive."""
+    logits = logits.flatten(1)
+    return logits[:, 1] - logits[:, 0]
+
+
+class SkipNet(ResNet):
+    """x_{i+1} = g_i F_i(x_i) + (1 - g_i) x_i (eq. 1), F_i the whole residual block with shortcut and ReLU.
+
+    The gate of a block sees the output of the block before it; the first block always runs. Where a block changes the
+    shape, what stands for it is its own 1x1 shortcut with batch norm, *without* ReLU: its output may be negative.
+
+    Args:
+        block: BasicBlock or Bottleneck.
+        layers: blocks per group.
+        gate: 'rnn', 'ff1' (FFGate-I) or 'ff2' (FFGate-II).
+        num_classes: outputs.
+        dataset: 'cifar' or 'imagenet'.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        layers: tuple[int, ...],
+        gate: GateKind,
+        num_classes: int,
+        dataset: str,
+    ) -> None:
+        super().__init__(block, layers, num_classes, dataset)
+        self.control = Control() if gate == "rnn" else None
+        gates: list[nn.Module] = []
+        for g, count in enumerate(layers, start=1):
+            channels = self.conv1.out_channels * 2 ** (g - 1) * block.expansion
+            for i in range(count):
+                if (g, i) != (len(layers), count - 1):                            # nothing to decide after the last
+                    gates.append(self._add_gate(f"group{g}_gate{i}", gate, channels))
+        init_as_authors(self)
+        self.skips = nn.ModuleList()
+        names = [f"group{g}_layer{i}" for g, count in enumerate(layers, start=1) for i in range(count)]
+        for name, gate_before in zip(names[1:], gates, strict=True):
+            body = self.get_submodule(name)
+            assert isinstance(body, block)
+            self.skips.append(Skip(name, gate_before, body, body.downsample, consumes=True))
+        shared_once(self)
+
+    def _add_gate(self, name: str, kind: GateKind, channels: int) -> nn.Module:
+        own: nn.Module
+        if self.control is not None:
+            own = nn.Linear(channels, EMBEDDING)
+            self.add_module(name, own)
+            return RNNGate(own, self.control)
+        own = FFGateI(channels) if kind == "ff1" else FFGateII(channels)
+        self.add_module(name, own)
+        return own
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [n, 3, H, W] -> logits [n, num_classes]."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        if self.dataset == "imagenet":
+            x = F.max_pool2d(x, 3, stride=2, padding=1)
+        carry = None
+        if self.control is not None:
+            zero = x.new_zeros(x.shape[0], HIDDEN)
+            carry = (zero, zero)                                                  # every forward begins anew
+        x = self.get_submodule("group1_layer0")(x)
+        for skip in self.skips:
+            x, carry = skip(x, carry)
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+
+def init_as_authors(net: nn.Module) -> None:
+    """As in the authors' code: weights from N(0, sqrt(2 / n)), n = k k c_out of a convolution, c_in c_out else."""
+    for name, m in net.named_modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.normal_(m.weight, 0, math.sqrt(2 / (m.kernel_size[0] * m.kernel_size[1] * m.out_channels)))
+        elif isinstance(m, nn.Linear):                                            # a recurrent gate's was a convolution
+            n = m.out_features if "_gate" in name else m.weight.numel()
+            nn.init.normal_(m.weight, 0, math.sqrt(2 / n))
+
+
+def skipnet(depth: int = 38, gate: GateKind = "rnn", num_classes: int = 10, dataset: str = "cifar") -> SkipNet:
+    """A SkipNet.
+
+    The authors use FFGate-I below and FFGate-II above 100 layers, and only recurrent gates on ImageNet.
+
+    Args:
+        depth: 6n+2 for 'cifar' (the paper: 38, 74, 110, 152); 18, 34, 50, 101 or 152 for 'imagenet'.
+        gate: 'rnn' (RNNGate), 'ff1' (FFGate-I) or 'ff2' (FFGate-II).
+        num_classes: outputs.
+        dataset: 'cifar' (inputs [n, 3, 32, 32], larger ones work) or 'imagenet' ([n, 3, 224, 224]).
+
+    Raises:
+        ValueError: a depth, gate or data set there is no such network for.
+    """
+    if gate not in ("rnn", "ff1", "ff2"):
+        raise ValueError(f"gate={gate!r}: a SkipNet has gates 'rnn' (RNNGate), 'ff1' (FFGate-I) or 'ff2' (FFGate-II)")
+    if dataset == "imagenet" and gate != "rnn":
+        raise ValueError(f"gate={gate!r}: on ImageNet a SkipNet has recurrent gates ('rnn') only")
+    with torch.device("meta"):
+        plain = resnet(depth, num_classes, dataset)                               # which blocks, how many
+    block = Bottleneck if isinstance(plain.get_submodule("group1_layer0"), Bottleneck) else BasicBlock
+    return SkipNet(block, plain.layers, gate, num_classes, dataset)
+
+
+def from_author_checkpoint(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A `state_dict` of the authors' code, under the names used here.
+
+    Left out: the shortcuts' second name `group{g}_ds{i}`, and the gate after the last block, which decides nothing.
+
+    Args:
+        state: the entry 'state_dict' of their checkpoint.
+
+    Returns:
+        What `SkipNet.load_state_dict` takes.
+    """
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    blocks = [tuple(map(int, m.groups())) for n in state if (m := re.match(r"group(\d+)_layer(\d+)\.", n))]
+    last_gate = "group{}_gate{}.".format(*max(blocks, default=(0, 0)))
+    mapped = {}
+    for name, value in state.items():
+        if re.match(r"group\d+_ds\d+\.", name) or name.startswith(last_gate):
+            continue
+        if re.match(r"group\d+_gate\d+\.1\.weight", name) or name == "control.proj.weight":
+            value = value.flatten(1)                                              # [10, C, 1, 1] -> [10, C]
+        name = re.sub(r"(group\d+_gate\d+)\.1\.", r"\1.", name)
+        mapped[re.sub(r"(control\.rnn\.\w+)_l0$", r"\1", name)] = value
+    return mapped
+
+
+def accounted_macs(model: SkipNet, trace: Trace, shape: tuple[int, ...] | None = None) -> tuple[float, str]:
+    """What the authors' code counts: blocks run, every block weighing the same, gates not counted.
+
+    Args:
+        model: whose decisions they are.
+        trace: decisions of a stream.
+        shape: of one input; default: that of the data set.
+
+    Returns:
+        (MACs per sample, the rule in words).
+    """
+    rates = [float(value[reached].double().mean()) for value, reached in _of_skips(model, trace)]
+    share = (sum(rates) + 1) / (len(rates) + 1)
+    dense = static_macs(model, shape or model.input_shape((3, 32, 32)))
+    return share * dense, "(blocks run + 1) / blocks, every block weighing the same, gates not counted"
+
+
+def _of_skips(model: SkipNet, trace: Trace) -> list[tuple[Tensor, Tensor]]:
+    names = [name for name, point in points(model).items() if isinstance(point, Skip)]
+    return [trace.entries[name, ()] for name in names]

@@ -1,0 +1,325 @@
+"""What every recipe shares: where results go, how far it is, checkpoints, the training loop, model cards."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dynbench.data import Dataset, load_inputs
+from dynbench.errors import UserError
+
+FRESH = ("cluttered_digits", "text")  # inputs of which every epoch gets new ones
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+@dataclass
+class Settings:
+    """How a network is trained.
+
+    Attributes:
+        epochs: passes over the training part.
+        items: training items per epoch; None: all there are.
+        batch_size: items per step.
+        lr: the highest learning rate; it rises during `warm_up` of the steps and falls along a cosine.
+        warm_up: share of the steps.
+        weight_decay: on everything but what is one-dimensional (norms, biases).
+        optimizer: 'sgd' (Nesterov, momentum 0.9) or 'adamw'.
+        precision: 'bfloat16' (autocast) or 'float32'.
+        crop: images are shifted by up to so many pixels.
+        flip: images are mirrored, every other one.
+        seed: of everything random.
+    """
+
+    epochs: int
+    items: int | None = None
+    batch_size: int = 128
+    lr: float = 0.2
+    warm_up: float = 0.25
+    weight_decay: float = 5e-4
+    optimizer: str = "sgd"
+    precision: str = "bfloat16"
+    crop: int = 0
+    flip: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, accepted in (("optimizer", ("sgd", "adamw")), ("precision", ("bfloat16", "float32"))):
+            if getattr(self, name) not in accepted:
+                raise UserError(f"training: {name} = {getattr(self, name)!r}; accepted: {' or '.join(accepted)}")
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"training: {name} = {getattr(self, name)}; it is 1 or more")
+
+
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass
+class Session:
+    """One call of a recipe.
+
+    Attributes:
+        workload: the table of a workload file.
+        out: where weights and cards go, and checkpoints until a network is finished.
+        device: to train on.
+        data_dir: folder of a data set that is not part of dynbench.
+        resume: go on from checkpoints, and leave what is finished as it is.
+        progress: show a bar.
+    """
+
+    workload: dict[str, Any]
+    out: Path
+    device: torch.device
+    data_dir: Path | None = None
+    resume: bool = False
+    progress: bool = True
+    console: Console = field(default_factory=Console)
+
+    @property
+    def suffix(self) -> str:
+        """What the weights' names end with: the last word of the workload's name, by custom its inputs."""
+        return str(self.workload["name"]).rpartition("_")[2]
+
+    def settings(self, kind: type[S], stage: str, **defaults: Any) -> S:
+        """`[train.options]` and over them `[train.options.STAGE]`; what neither says is as in `defaults`.
+
+        Raises:
+            UserError: an unknown key, or a value that is not accepted.
+        """
+        table = dict(self.workload.get("train", {}).get("options", {}))
+        everywhere = {k: v for k, v in table.items() if not isinstance(v, dict)}
+        known = {f.name for f in fields(kind)}
+        for key in (*everywhere, *table.get(stage, {})):
+            if key not in known:
+                raise UserError(f"train.options: unknown key {key!r} for {stage}; accepted: {', '.join(sorted(known))}")
+        return kind(**{**defaults, **everywhere, **table.get(stage, {})})
+
+    def inputs(self, split: Any, seed: int = 0, limit: int | None = None) -> Dataset:
+        """The workload's inputs."""
+        table = self.workload["inputs"]
+        return load_inputs(
+            table["name"], split, data_dir=self.data_dir, limit=limit, seed=seed, **table.get("options", {})
+        )
+
+    def tensors(self, data: Dataset) -> tuple[Tensor, Tensor]:
+        """Inputs and labels on the device.
+
+        Raises:
+            UserError: there are no labels.
+        """
+        if data.labels is None:
+            raise UserError(f"nothing to learn from: no labels in {data.description}")
+        return torch.from_numpy(data.inputs).to(self.device), torch.from_numpy(data.labels).to(self.device)
+
+    def finished(self, name: str) -> bool:
+        """Whether this network's weights and card are there and are to be kept."""
+        return self.resume and (self.out / f"{name}.json").is_file() and self.weights(name).is_file()
+
+    def weights(self, name: str) -> Path:
+        """The file of a network's weights."""
+        return self.out / f"{name}.safetensors"
+
+    def load(self, model: nn.Module, name: str) -> None:
+        """Puts finished weights into a model; what the file lacks stays as it is."""
+        model.load_state_dict(load_file(self.weights(name)), strict=False)
+
+    def save(self, name: str, model: nn.Module, card: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
+        """Writes weights and card; the checkpoint is no longer needed."""
+        state = {k: _stored(v, dtype) for k, v in model.state_dict().items()}
+        aside = self.weights(name).with_suffix(".part")
+        save_file(state, aside)
+        os.replace(aside, self.weights(name))
+        self.write_card(name, card)
+        self.forget(name)
+
+    def write_card(self, name: str, card: dict[str, Any]) -> None:
+        """Writes a model card."""
+        aside = self.out / f"{name}.json.part"
+        aside.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        os.replace(aside, self.out / f"{name}.json")
+
+    def forget(self, name: str) -> None:
+        """Removes a checkpoint that is no longer needed."""
+        self._checkpoint(name).unlink(missing_ok=True)
+
+    def _checkpoint(self, name: str) -> Path:
+        return self.out / f"{name}.checkpoint"
+
+    def fit(self, name: str, model: nn.Module, loss: Loss, settings: Settings) -> dict[str, Any]:
+        """Trains a model on the workload's training part; a checkpoint is kept after every epoch.
+
+        Everything random is a function of the seed and the epoch, so that training which was interrupted goes on exactly
+        as it would have.
+
+        Args:
+            name: of the checkpoint.
+            model: trained in place.
+            loss: `(model, x, y) -> scalar`.
+            settings: how.
+
+        Returns:
+            For the card: epochs, seconds, what the training data were.
+        """
+        s, fresh = settings, self.workload["inputs"]["name"] in FRESH
+        model.to(self.device)
+        if any(p.dim() == 4 for p in model.parameters()):
+            model.to(memory_format=torch.channels_last)
+        data = self.inputs("train", seed=1000 * s.seed, limit=s.items)
+        x, y = self.tensors(data)
+        steps = max(len(x) // s.batch_size, 1)
+        if x.dim() != 4 and (s.crop or s.flip):
+            raise UserError("training: crop and flip are for images")
+        optimizer = _optimizer(model, s)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, s.lr, total_steps=s.epochs * steps, pct_start=s.warm_up, div_factor=10, final_div_factor=100,
+            cycle_momentum=False,
+        )  # fmt: skip
+        done, seconds = 0, 0.0
+        checkpoint = self._checkpoint(name)
+        if self.resume and checkpoint.is_file():
+            state = torch.load(checkpoint, map_location=self.device, weights_only=True)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+            done, seconds = state["epochs"], state["seconds"]
+        for epoch in range(done, s.epochs):
+            began = time.monotonic()
+            if epoch and fresh:
+                x, y = self.tensors(self.inputs("train", seed=1000 * s.seed + epoch, limit=s.items))
+            torch.manual_seed(1_000_003 * s.seed + epoch)
+            order = torch.randperm(len(x)).to(self.device)
+            model.train()
+            total = 0.0
+            with self._bar(f"{name} epoch {epoch + 1}/{s.epochs}", steps) as advance:
+                for rows in order[: steps * s.batch_size].split(s.batch_size):
+                    optimizer.zero_grad(set_to_none=True)
+                    with torch.autocast(self.device.type, torch.bfloat16, enabled=s.precision == "bfloat16"):
+                        value = loss(model, augment(x[rows], s.crop, s.flip), y[rows])
+                    value.backward()
+                    nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+                    optimizer.step()
+                    schedule.step()
+                    total += value.item()
+                    advance(value.item())
+            seconds += time.monotonic() - began
+            torch.save(
+                {
+                    "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(), "epochs": epoch + 1, "seconds": seconds,
+                },
+                checkpoint.with_suffix(".part"),
+            )  # fmt: skip
+            os.replace(checkpoint.with_suffix(".part"), checkpoint)
+            self.say(f"{name}: epoch {epoch + 1} of {s.epochs}, loss {total / steps:.3f}, {seconds:.0f} s")
+        model.eval()
+        return {
+            "epochs": s.epochs,
+            "items_per_epoch": steps * s.batch_size,
+            "seconds": round(seconds),
+            "settings": vars(s),
+            "training_data": {
+                "description": data.description + ("; other ones in every epoch" if fresh else ""),
+                "content_hash": data.content_hash,
+            },
+        }
+
+    def say(self, line: str) -> None:
+        """A line for who watches."""
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def _bar(self, title: str, steps: int) -> Iterator[Callable[[float], None]]:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
+        with Progress(
+            *columns, TimeRemainingColumn(), console=self.console, transient=True, disable=not self.progress
+        ) as bar:
+            task = bar.add_task(title, total=steps, loss=float("nan"))
+            yield lambda loss: bar.update(task, advance=1, loss=loss)
+
+    def card(self, model: str, **facts: Any) -> dict[str, Any]:
+        """A model card: what is the same for every network, and `facts`."""
+        test = self.inputs("test")
+        name = self.workload["name"]
+        cautions = []
+        if "JPEG" in test.description:
+            cautions.append(
+                "The images had been re-encoded lossily as JPEG by their source, so accuracies may differ from those on "
+                "the original by some tenths of a percent."
+            )
+        return {
+            "model": model,
+            **facts,
+            "test_data": {"description": test.description, "content_hash": test.content_hash},
+            "cautions": cautions,
+            "machine": _machine(self.device),
+            "recipe": f"dynbench train {name}" + (" --data FOLDER" if self.data_dir else ""),
+        }
+
+
+def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy: logits [n, K] and labels [n], or [n, T, K] and [n, T]."""
+    return F.cross_entropy(model(x).float().flatten(0, -2), y.flatten())
+
+
+def augment(x: Tensor, crop: int, flip: bool) -> Tensor:
+    """Images [n, C, H, W], each shifted by up to `crop` pixels, black beyond the edge, and mirrored every other time."""
+    if x.dim() != 4:
+        return x
+    n, _, height, width = x.shape
+    if crop:
+        padded = F.pad(x, (crop,) * 4).permute(0, 2, 3, 1)                        # [n, H + 2 crop, W + 2 crop, C]
+        top, left = torch.randint(0, 2 * crop + 1, (2, n, 1)).to(x.device)
+        rows = top + torch.arange(height, device=x.device)                        # [n, H]
+        columns = left + torch.arange(width, device=x.device)
+        everyone = torch.arange(n, device=x.device)[:, None, None]
+        x = padded[everyone, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if flip:
+        x = torch.where((torch.rand(n) < 0.5).to(x.device)[:, None, None, None], x.flip(3), x)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def logits(run: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 250) -> Tensor:
+    """What a network says about all of x, batch by batch, in float32."""
+    return torch.cat([run(part).float() for part in x.split(batch_size)])
+
+
+def accuracy(said: Tensor, labels: Tensor) -> float:
+    """Share of right answers: logits [n, K], or [n, T, K] with labels [n, T]."""
+    return round((said.argmax(-1) == labels).double().mean().item(), 5)
+
+
+def _optimizer(model: nn.Module, s: Settings) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": s.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if s.optimizer == "adamw":
+        return torch.optim.AdamW(groups, s.lr, betas=(0.9, 0.95))
+    return torch.optim.SGD(groups, s.lr, momentum=0.9, nesterov=True)
+
+
+def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s), torch {torch.__version__}"

@@ -1,0 +1,96 @@
+"""Statistics on cases with known answers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynbench.analysis.statistics import (
+    half_width,
+    median_interval,
+    percentile,
+    ratio_of_totals,
+    samples_needed,
+    tukey,
+)
+from dynbench.store.schema import Interval, Unavailable
+
+positive = st.floats(1e-3, 1e3)
+
+
+def test_ratio_above_one_means_the_cell_is_faster_in_that_round() -> None:
+    np.testing.assert_allclose(ratio_of_totals([200, 300, 100], [100, 300, 400]), [2.0, 1.0, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("baseline", "cell"), [([1, 2], [1]), ([1, 0], [1, 1]), ([1, 1], [1, -1]), ([1.0, math.nan], [1, 1])]
+)
+def test_rounds_that_do_not_pair_up_or_took_no_time_are_refused(baseline: list[float], cell: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"pair up|positive"):
+        ratio_of_totals(baseline, cell)
+
+
+@pytest.mark.parametrize(  # ranks of the 95 % sign-test interval, David and Nagaraja; any table of it
+    ("n", "low", "high"),
+    [(6, 1, 6), (8, 1, 8), (9, 2, 8), (10, 2, 9), (15, 4, 12), (20, 6, 15), (25, 8, 18), (40, 14, 27), (80, 31, 50)],
+)
+def test_interval_is_the_order_statistics_of_the_sign_test(n: int, low: int, high: int) -> None:
+    found = median_interval(np.random.default_rng(0).permutation(np.arange(1.0, n + 1)))
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_long_runs_have_ranks_too() -> None:
+    found = median_interval(np.exp(np.arange(5000) / 5000))
+    assert math.log(found.high / found.low) == pytest.approx(1.96 / math.sqrt(5000), rel=0.02)
+
+
+def test_below_six_rounds_the_interval_is_student_t_of_the_logarithms() -> None:
+    found = median_interval(np.exp([-0.01, 0.0, 0.01]))
+    assert found.value == pytest.approx(1.0)
+    assert math.log(found.high) == pytest.approx(4.3027 * 0.01 / math.sqrt(3), rel=1e-4)
+
+
+def test_higher_confidence_gives_a_wider_interval() -> None:
+    ratios = np.random.default_rng(1).lognormal(0, 0.1, 40)
+    assert half_width(median_interval(ratios, 0.99)) > half_width(median_interval(ratios, 0.9))
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(st.lists(positive, min_size=2, max_size=30))
+def test_swapping_the_arms_inverts_the_interval(ratios: list[float]) -> None:
+    a, b = median_interval(ratios), median_interval([1 / r for r in ratios])
+    assert a.low <= a.value <= a.high
+    assert (b.value, b.low, b.high) == pytest.approx((1 / a.value, 1 / a.high, 1 / a.low), rel=1e-9)
+
+
+@pytest.mark.parametrize("ratios", [[], [1.0], [1.0, 0.0], [1.0, math.inf], [[1.0, 2.0], [1.0, 2.0]]])
+def test_interval_of_too_few_or_impossible_ratios_is_refused(ratios: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"2 rounds|positive"):
+        median_interval(ratios)
+
+
+def test_half_width_is_a_share_of_the_value() -> None:
+    assert half_width(Interval(value=2.0, low=1.9, high=2.1)) == pytest.approx(0.05)
+
+
+def test_percentiles_need_the_samples_of_the_load_generator() -> None:
+    assert (samples_needed(0.9), samples_needed(0.99)) == (64, 662)
+
+
+def test_percentile_is_a_sample_or_a_reason() -> None:
+    assert percentile(np.arange(1, 101), 0.9) == 90.0
+    assert percentile(np.arange(63), 0.9) == Unavailable(unavailable="p90 needs 64 samples, there are 63")
+    assert percentile([1.0] * 60 + [9.0] * 40, 0.6) == 1.0
+
+
+def test_tukey_classifies_and_drops_nothing() -> None:
+    samples = np.concatenate([np.arange(1, 101), [180.0, 400.0, -80.0, -300.0]])  # quartiles 24.75 and 76.25: iqr 51.5
+    classes = tukey(samples)
+    assert classes.shape == samples.shape
+    assert classes[-4:].tolist() == [1, 2, -1, -2]
+    assert not classes[:-4].any()
+    assert tukey([]).size == 0

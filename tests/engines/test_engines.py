@@ -1,0 +1,211 @@
+"""Engines and forms change how a network runs, not what it answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynbench.dynamic import Execution, Skip
+from dynbench.dynamic.sources import edge
+from dynbench.engines import ENGINES, FORMS, apply_form
+from dynbench.engines import compile as compile_engine
+from dynbench.engines.compile import Compile, compiled_regions
+from dynbench.engines.forms import fold_batchnorm, micro_batched
+from dynbench.models.resnet import resnet
+from dynbench.strategies import Compaction, Masking
+from tests.networks import make
+
+
+def unlearned_norms(net: nn.Module) -> nn.Module:
+    """Batch norms that do something."""
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.uniform_(m.running_mean, -1, 1)
+            nn.init.uniform_(m.running_var, 0.5, 2)
+            nn.init.uniform_(m.bias, -1, 1)
+    return net.eval()
+
+
+def norms(net: nn.Module) -> int:
+    return sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+
+
+def masked(net: nn.Module, x: Tensor) -> Any:
+    return Execution(Masking()).run(net, x)
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, atol=1e-4 * float(b.abs().max()))
+
+
+@torch.inference_mode()
+def test_folding_leaves_no_norm_in_a_resnet_and_the_same_answer() -> None:
+    torch.manual_seed(0)
+    net, x = unlearned_norms(resnet(depth=8)), torch.randn(2, 3, 32, 32)
+    folded = fold_batchnorm(net, x)
+    assert norms(net) > 0 and norms(folded) == 0
+    assert close(folded(x), net(x))
+
+
+@torch.inference_mode()
+def test_folding_reaches_the_bodies_that_the_pass_reaches() -> None:
+    net, (x,) = make("pyramid")
+    unlearned_norms(net)
+    folded = fold_batchnorm(net, x, masked)
+    assert norms(folded) == 0
+    assert close(Execution(Compaction()).run(folded, x), Execution(Compaction()).run(net, x))
+
+
+class Odd(nn.Module):
+    """Norms that must not be folded: one conv for two norms, a norm met by two convs, a norm first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shared, self.other = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.one, self.two, self.both = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.shared(self.first(x))
+        return self.one(y) + self.two(y) + self.both(self.other(x)) + self.both(self.shared(x))
+
+
+@torch.inference_mode()
+def test_a_norm_that_is_not_alone_with_its_convolution_stays() -> None:
+    net, x = unlearned_norms(Odd()), torch.randn(2, 3, 4, 4)
+    folded = fold_batchnorm(net, x)
+    assert norms(folded) == 4 and close(folded(x), net(x))
+
+
+class Leaks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return F.relu(self.norm(y)) + y
+
+
+def test_folding_that_would_change_the_answer_is_refused() -> None:
+    with pytest.raises(ValueError, match="apart from its batch norm"):
+        fold_batchnorm(unlearned_norms(Leaks()), torch.randn(2, 3, 4, 4))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("form", [*FORMS, "folded+channels_last"])
+def test_every_form_answers_the_same(form: str) -> None:
+    torch.manual_seed(0)
+    net, x = unlearned_norms(resnet(depth=8)), torch.randn(3, 3, 32, 32)
+    formed, inputs = apply_form(form, net, x)
+    assert close(formed(inputs(x)), net(x))
+    assert inputs(x).is_contiguous(memory_format=torch.channels_last) == ("channels_last" in form)
+
+
+def test_an_unknown_form_names_the_known() -> None:
+    with pytest.raises(ValueError, match="unknown form 'flat': it is one of plain, folded, channels_last"):
+        apply_form("flat", nn.Identity(), torch.zeros(1))
+
+
+@torch.inference_mode()
+def test_micro_batches_know_which_items_they_are() -> None:
+    net, (x,) = make("pyramid", n=5)
+    whole = Execution(Masking(), record=True)
+    expected = whole.run(net, x)
+    replayed = Execution(Compaction(), replay=whole.trace)
+    call = micro_batched(lambda start, part: replayed.run(net, part, start=start, items=5), 2)
+    assert torch.allclose(call(0, x), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="at least 1"):
+        micro_batched(call, 0)
+
+
+def test_eager_changes_nothing() -> None:
+    net = nn.Linear(2, 2)
+    assert ENGINES["eager"].refuses("cpu") is None and ENGINES["eager"].prepare(net) is net
+
+
+def test_what_is_compiled_contains_no_decision_point_and_lies_apart() -> None:
+    net, _ = make("moe_exits")
+    found = compiled_regions(net)
+    names = {id(m): name for name, m in net.named_modules()}
+    parts = {names[id(m)] for m in found}
+    assert {"stages.0.attn.body", "stages.0.attn.gate", "stages.0.moe.inner.router", "stages.0.moe.inner.experts.3",
+            "heads.2"} <= parts  # fmt: skip
+    assert "stages.0" not in parts and "stages.0.attn" not in parts
+    inside = [id(m) for f in found for m in f.modules()]
+    assert len(inside) == len(set(inside))
+
+
+def test_a_static_net_is_one_region() -> None:
+    net = resnet(depth=8)
+    assert compiled_regions(net) == [net]
+
+
+def test_a_compiler_that_does_not_work_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no C++ compiler\nlong story")
+
+    monkeypatch.setattr(compile_engine.torch, "compile", broken)
+    compile_engine._try.cache_clear()
+    why = ENGINES["compile"].refuses("cpu")
+    compile_engine._try.cache_clear()
+    assert why == "torch.compile does not work on cpu here: no C++ compiler"
+
+
+class Gate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
+        return self.linear(x).tanh().squeeze(1), carry
+
+
+class Skipping(nn.Module):
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.skips = nn.ModuleList(
+            Skip(f"skip{i}", Gate(), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))) for i in range(depth)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for skip in self.skips:
+            x, _ = skip(x)
+        return x
+
+
+@torch.inference_mode()
+def test_compiled_gates_run_though_the_decisions_are_replayed() -> None:
+    calls = {"gate": 0, "body": 0}
+
+    def backend(graph: torch.fx.GraphModule, example: list[Tensor]) -> Any:
+        part = "gate" if any("tanh" in str(node.target) for node in graph.graph.nodes) else "body"
+
+        def call(*args: Any) -> Any:
+            calls[part] += 1
+            return graph(*args)
+
+        return call
+
+    net, x = Skipping(12).eval(), torch.randn(6, 4)
+    own = Execution(Compaction(), record=True)
+    expected = own.run(net, x)
+    assert own.trace is not None
+    none = edge(own.trace, net, "none")
+    compiled = Compile(backend).prepare(net)
+    assert torch.allclose(Execution(Compaction()).run(compiled, x), expected, atol=1e-6)
+    calls.update(gate=0, body=0)
+    Execution(Compaction(), replay=none).run(compiled, x)
+    assert calls == {"gate": 12, "body": 0}
+
+
+@torch.inference_mode()
+def test_compiled_regions_answer_the_same() -> None:
+    if why := ENGINES["compile"].refuses("cpu"):
+        pytest.skip(why)
+    net, x = Skipping(2).eval(), torch.randn(6, 4)
+    expected = Execution(Compaction()).run(net, x)
+    assert torch.allclose(Execution(Compaction()).run(ENGINES["compile"].prepare(net), x), expected, atol=1e-5)

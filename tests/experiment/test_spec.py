@@ -1,0 +1,93 @@
+"""A workload file is accepted whole or refused in one sentence that names file, key, value and what is accepted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynbench.errors import UserError
+from dynbench.experiment.spec import Options, check_options, load_spec, parse_spec, workload_files
+
+GOOD: dict[str, Any] = {
+    "schema": 1,
+    "name": "w",
+    "title": "W",
+    "model": "a.b:c",
+    "inputs": {"name": "digits"},
+}
+
+
+def parse(**changes: Any) -> Any:
+    return parse_spec({**GOOD, **changes}, Path("w.toml"))
+
+
+def test_the_smallest_workload_has_the_defaults_a_user_would_expect() -> None:
+    spec = parse()
+    assert spec.run.batch_sizes == [1, 8, 32]
+    assert spec.run.decisions == ["learned"]
+    assert spec.primary.name == "dense" and spec.primary.model == "self:dense"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"run": {"batch_sizes": [0]}}, ["w.toml", "run.batch_sizes.0", "0", "greater than 0"]),
+        ({"run": {"batch_sizes": []}}, ["w.toml", "run.batch_sizes", "at least one"]),
+        ({"run": {"strategies": ["compactoin"]}}, ["w.toml", "run.strategies.0", "compactoin", "compaction"]),
+        ({"run": {"strategy": ["masking"]}}, ["w.toml", "unknown key run.strategy", "strategies"]),
+        ({"run": {"keep_rates": [1.5]}}, ["w.toml", "run.keep_rates", "between 0 and 1"]),
+        ({"modle": "x"}, ["w.toml", "unknown key modle", "'model'"]),
+        ({"model": "nocolon"}, ["w.toml", "model", "nocolon", "function"]),
+        ({"schema": 2}, ["w.toml", "schema", "2", "1"]),
+        ({"inputs": {}}, ["w.toml", "inputs.name", "missing"]),
+        ({"title": 3}, ["w.toml", "title", "3", "string"]),
+        ({"run": {"decisions": ["published"]}}, ["w.toml", "published", "decisions.published"]),
+        (
+            {"baselines": [{"name": "a", "primary": True}, {"name": "b", "primary": True}]},
+            ["w.toml", "more than one", "primary"],
+        ),
+        ({"baselines": [{"name": "a"}, {"name": "a"}]}, ["w.toml", "'a'", "differ"]),
+        ({"decisions": {"synthetic": {"keep_rate": 2.0}}}, ["w.toml", "decisions.synthetic.keep_rate", "2.0"]),
+    ],
+)
+def test_bad_tables_are_refused_in_one_sentence(changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UserError) as refused:
+        parse(**changes)
+    text = str(refused.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+def test_malformed_toml_names_file_and_place(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text("name = [1,\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"bad\.toml is not valid TOML"):
+        load_spec(str(file))
+
+
+def test_an_unknown_workload_gets_the_nearest_names() -> None:
+    known = next(iter(workload_files()))
+    with pytest.raises(UserError, match=f"did you mean .*{known}"):
+        load_spec(known[:-1])
+
+
+def test_every_workload_that_ships_is_valid_and_named_like_its_file() -> None:
+    assert workload_files()
+    for name, path in workload_files().items():
+        assert load_spec(str(path)).name == name
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"strategies": ["maskin"]}, "did you mean masking"),
+        ({"dtype": "float31"}, "did you mean float32"),
+        ({"decisions": ["lerned"]}, "did you mean learned"),
+    ],
+)
+def test_unknown_options_get_the_nearest_names(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_options(Options(**changes))
