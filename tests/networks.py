@@ -88,7 +88,8 @@ class Stage(nn.Module):
         body = nn.Sequential(nn.Conv2d(2 * c, 2 * c, 3, padding=1), nn.BatchNorm2d(2 * c), nn.ReLU())
         self.skip = Skip(f"block{k}", lambda x, carry: (x.mean((1, 2, 3)), carry), body, consumes=True)
         shortcut = nn.Conv2d(2 * c, 2 * c, 1)
-        self.wide = Skip(f"wide{k}", lambda x, carry: (-x.mean((1, 2, 3)), carry), nn.Conv2d(2 * c, 2 * c, 3, padding=1), shortcut)
+        body = nn.Conv2d(2 * c, 2 * c, 3, padding=1)
+        self.wide = Skip(f"wide{k}", lambda x, carry: (-x.mean((1, 2, 3)), carry), body, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         y, _ = self.skip(self.down(x))
@@ -182,7 +183,14 @@ def one_expert(n: int = 8) -> tuple[nn.Module, tuple[Any, ...]]:
 NETWORKS: dict[str, Callable[..., tuple[nn.Module, tuple[Any, ...]]]] = {
     f.__name__: f
     for f in (
-        moe_exits, capacity_exits, pyramid, pyramid_channels_last, ponder, generated, fixed_loop, one_expert,
+        moe_exits,
+        capacity_exits,
+        pyramid,
+        pyramid_channels_last,
+        ponder,
+        generated,
+        fixed_loop,
+        one_expert,
     )
 }
 

@@ -14,7 +14,7 @@ WORTH_SAYING = 1.02  # a loss below 2 % is within the precision that is measured
 
 @dataclass(frozen=True)
 class Gap:
-    """`ideal = speedup x product of losses`, exactly: what the counters and the profile do not explain is `utilisation`.
+    """`ideal = speedup x product of losses`, exactly: what counters and profile do not explain is `utilisation`.
 
     Attributes:
         baseline: the primary one, that the speed-up and the rates refer to.
@@ -49,7 +49,10 @@ def gap(cell: Cell) -> Gap:
     losses = _surplus(cell.flops) | _overheads(shares)
     if speedup is not None and ideal is not None:
         losses["utilisation"] = ideal / speedup / math.prod(losses.values())
-    reached = efficiency is not None and efficiency >= REACHED
+    causes: list[str] = []
+    if efficiency is None or efficiency < REACHED:
+        worth = [name for name, loss in losses.items() if loss >= WORTH_SAYING]
+        causes = [_in_words(n, cell, shares, losses, against) for n in sorted(worth, key=lambda n: -losses[n])]
     return Gap(
         baseline=None if against is None else against.baseline,
         ideal=ideal,
@@ -57,12 +60,8 @@ def gap(cell: Cell) -> Gap:
         efficiency=efficiency,
         shares=shares,
         losses=losses,
-        causes=[] if reached else [
-            _in_words(name, cell, shares, losses, against)
-            for name in sorted(losses, key=lambda n: -losses[n])
-            if losses[name] >= WORTH_SAYING
-        ],
-    )  # fmt: skip
+        causes=causes,
+    )
 
 
 def primary_speedup(cell: Cell) -> Speedup | None:
@@ -94,7 +93,7 @@ def break_even_keep_rate(keep_rates: Sequence[float], speedups: Sequence[float])
         speedups: against the primary baseline, at these rates.
 
     Returns:
-        The first crossing from below; None if the sweep has none: faster at every rate, or slower already at the lowest.
+        The first crossing from below; None where there is none: faster at every rate, or slower at the lowest.
 
     Raises:
         ValueError: the two differ in length.
@@ -120,7 +119,7 @@ def _surplus(flops: Flops | None) -> dict[str, float]:
 
 
 def _overheads(shares: dict[str, float]) -> dict[str, float]:
-    """Splits all time / time that computes (body, other) into factors, in proportion to the time each overhead takes."""
+    """All time / time that computes (body, other), split into factors in proportion to the time each overhead takes."""
     times = _overhead_shares(shares)
     overhead = sum(times.values())
     if not shares or overhead >= 1:

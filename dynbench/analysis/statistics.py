@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,7 +30,8 @@ def ratio_of_totals(baseline_ns: ArrayLike, cell_ns: ArrayLike) -> NDArray[np.fl
     baseline, cell = np.asarray(baseline_ns, np.float64), np.asarray(cell_ns, np.float64)
     if baseline.shape != cell.shape or baseline.ndim != 1:
         raise ValueError(f"rounds must pair up, got {baseline.shape} of the baseline and {cell.shape} of the cell")
-    return _positive(baseline, "times") / _positive(cell, "times")
+    ratios: NDArray[np.float64] = _positive(baseline, "times") / _positive(cell, "times")
+    return ratios
 
 
 def median_interval(ratios: ArrayLike, confidence: float = 0.95) -> Interval:
@@ -139,7 +139,7 @@ def tukey(values: ArrayLike) -> NDArray[np.int8]:
         values: [samples].
 
     Returns:
-        [samples] 0: within 1.5 interquartile ranges of the quartiles; 1 (above) or -1 (below): within 3; 2 or -2: beyond.
+        [samples] 0: within 1.5 interquartile ranges of the quartiles; 1 (above), -1 (below): within 3; 2, -2: beyond.
     """
     samples = np.asarray(values, np.float64)
     if samples.size == 0:
@@ -152,7 +152,7 @@ def tukey(values: ArrayLike) -> NDArray[np.int8]:
     return classes
 
 
-def _positive(values: NDArray[np.float64], what: str) -> NDArray[Any]:
+def _positive(values: NDArray[np.float64], what: str) -> NDArray[np.float64]:
     if not (np.isfinite(values).all() and (values > 0).all()):
         raise ValueError(f"{what} must be positive and finite")
     return values

@@ -20,7 +20,7 @@ the nearer the coverage stays to the nominal one (94 % of 95 % in simulation, wh
 NO_PROGRESS_LOOKS, NO_PROGRESS_SHARE = 2, 0.9
 """The half-width should halve over two doublings. Where more than 90 % of it is left the noise grows with the time
 measured (a drift of the ratio itself), and more rounds do not help. Two looks, as the half-width of one look is itself
-uncertain by some 30 %: of simulated groups with steady noise of up to 10 %, at most 6 in 100 were stopped by mistake."""
+uncertain by some 30 %: at most 6 of 100 simulated groups with steady noise of 4 to 10 % were stopped by mistake."""
 
 Reason = Literal["precision", "no progress", "time limit"]
 

@@ -1,7 +1,7 @@
 """The execution context: which items are computed now, what was decided for them, and who is told.
 
-An item's id is a row of coordinates: (sample), (sample, token), (sample, step, token) ... kept as one mixed-radix number.
-A visit is just one more coordinate, so a decision has one address, (point, coordinates), whatever the order of
+An item's id is a row of coordinates: (sample), (sample, token), (sample, step, token) ... kept as one mixed-radix
+number. A visit is just one more coordinate, so a decision has one address, (point, coordinates), whatever the order of
 execution, and a trace recorded under one strategy replays under every other.
 """
 
@@ -262,7 +262,7 @@ def _names(model: nn.Module) -> frozenset[str]:
     return frozenset(points(model))
 
 
-class outside:  # noqa: N801  (a context manager, read as a word)
+class outside:
     """Inside this block every decision point is its static twin."""
 
     def __enter__(self) -> None:

@@ -1,8 +1,8 @@
 """Moving items: the few operations a strategy needs on what items carry.
 
-What items carry is a *state*: a tensor, or a tuple, list, dict or named tuple of states, whose tensors have the item as
-their first dimension. `None` and `Shared` parts belong to no item and are passed on untouched. torch's own pytree is not
-used: it is private, slow for the one-tensor case that fills hot loops, and takes `None` for a leaf.
+What items carry is a *state*: a tensor, or a tuple, list, dict or named tuple of states, whose tensors have the item
+as their first dimension. `None` and `Shared` parts belong to no item and are passed on untouched. torch's own pytree is
+not used: it is private, slow for the one-tensor case that fills hot loops, and takes `None` for a leaf.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def wide(v: Tensor, like: Tensor) -> Tensor:
 
 
 def select(mask: Tensor, yes: Any, no: Any) -> Any:
-    """Per item: `yes` where `mask` [n], else `no`. Unlike `mask * yes + ...`, lets no NaN or Inf of the other through."""
+    """Per item: `yes` where `mask` [n], else `no`. Unlike `mask * yes + ...`, lets no NaN of the other through."""
     return map_items(lambda a, b: torch.where(wide(mask, a), a, b), yes, no)
 
 

@@ -196,9 +196,9 @@ class Route(DecisionPoint):
         live = None if ex is None else ex.frame.live
         present = torch.ones(n, dtype=torch.bool, device=scores.device) if live is None else live
         room = torch.ceil(self.capacity_factor * self.k * present.sum() / experts)
-        queue = chosen.T.flatten()                                                # all first choices, then the second
+        queue = chosen.T.flatten()  # all first choices, then the second
         taken = torch.nn.functional.one_hot(queue, experts) * present.repeat(self.k).unsqueeze(1)
-        place = (taken.cumsum(0) - 1).gather(1, queue.unsqueeze(1)).squeeze(1)    # place in the expert's queue
+        place = (taken.cumsum(0) - 1).gather(1, queue.unsqueeze(1)).squeeze(1)  # place in the expert's queue
         return torch.where(place < room, queue, -1).view(self.k, n).T.contiguous()
 
     def forward(self, x: Any) -> Any:
@@ -377,6 +377,9 @@ class Each(nn.Module):
         n, parts = x.shape[:2]
         ex = current()
         if ex is None:
-            return self.inner(x.flatten(0, 1)).unflatten(0, (n, parts))
-        with ex.spread(parts):
-            return self.inner(x.flatten(0, 1)).unflatten(0, (n, parts))
+            y: Tensor = self.inner(x.flatten(0, 1))
+        else:
+            with ex.spread(parts):
+                y = self.inner(x.flatten(0, 1))
+        out: Tensor = y.unflatten(0, (n, parts))
+        return out

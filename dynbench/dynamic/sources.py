@@ -15,13 +15,19 @@ from dynbench.dynamic.trace import Entry, Trace, TraceError
 
 
 def _normals(
-    items: int, rest: int, by_layer: Tensor, by_item: Tensor, item_correlation: float, layer_correlation: float,
+    items: int,
+    rest: int,
+    by_layer: Tensor,
+    by_item: Tensor,
+    item_correlation: float,
+    layer_correlation: float,
     generator: torch.Generator,
 ) -> Tensor:
     """[items, rest] standard normals: a part shared by the items, a part shared by the layers, a part of their own."""
     own = torch.randn(items, rest, generator=generator)
     rest_share = max(0.0, 1.0 - item_correlation - layer_correlation)
-    return item_correlation**0.5 * by_layer + layer_correlation**0.5 * by_item + rest_share**0.5 * own
+    mixed: Tensor = item_correlation**0.5 * by_layer + layer_correlation**0.5 * by_item + rest_share**0.5 * own
+    return mixed
 
 
 def synthetic(
@@ -55,7 +61,7 @@ def synthetic(
         TraceError: a point (Weights) whose codes cannot be made up.
     """
     named = points(model)
-    rated = [n for n, p in named.items() if isinstance(p, (Skip, Loop)) and not (isinstance(p, Loop) and p.halt is None)]
+    rated = [n for n, p in named.items() if isinstance(p, Skip) or (isinstance(p, Loop) and p.halt is not None)]
     rates = [float(keep_rate)] * len(rated) if isinstance(keep_rate, (int, float)) else [float(r) for r in keep_rate]
     if len(rates) != len(rated):
         raise ValueError(f"keep_rate has {len(rates)} values; the model has {len(rated)} Skip and Loop points")
@@ -63,8 +69,8 @@ def synthetic(
         raise ValueError(f"keep_rate {keep_rate} lies outside 0 to 1")
     if min(item_correlation, layer_correlation) < 0 or item_correlation + layer_correlation > 1:
         raise ValueError(
-            f"item_correlation {item_correlation} and layer_correlation {layer_correlation} must be at least 0 and add up "
-            "to at most 1"
+            f"item_correlation {item_correlation} and layer_correlation {layer_correlation} must be at least 0 and "
+            "add up to at most 1"
         )
     if expert_skew < 0:
         raise ValueError(f"expert_skew {expert_skew} is negative; it is a Zipf exponent, at least 0")

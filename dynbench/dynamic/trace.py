@@ -22,7 +22,7 @@ class TraceError(ValueError):
 
 
 class Entry(NamedTuple):
-    """All decisions of one point: `value` [items * prod(coordinates), ...], `reached` [items * prod(coordinates)] bool."""
+    """All decisions of one point: `value` [items * prod(coordinates), ...] and `reached` [...] bool."""
 
     value: Tensor
     reached: Tensor
@@ -65,9 +65,7 @@ class Trace:
             f"the trace is of another model: it has no point {point!r}, but {', '.join(sorted(self.covers)) or 'none'}"
         )
 
-    def record(
-        self, point: str, extent: tuple[int, ...], ids: Tensor, live: Tensor | None, decision: Tensor
-    ) -> None:
+    def record(self, point: str, extent: tuple[int, ...], ids: Tensor, live: Tensor | None, decision: Tensor) -> None:
         """Keeps the decisions [n, ...] of `ids` [n]; where `live` [n] is False nothing was asked."""
         key = (point, extent[1:])
         size = math.prod(extent)
@@ -103,9 +101,7 @@ class Trace:
         if not isinstance(other, Trace):
             return NotImplemented
         a, b = self.reached_only(), other.reached_only()
-        return a.keys() == b.keys() and all(
-            torch.equal(a[k][0], b[k][0]) and torch.equal(a[k][1], b[k][1]) for k in a
-        )
+        return a.keys() == b.keys() and all(torch.equal(a[k][0], b[k][0]) and torch.equal(a[k][1], b[k][1]) for k in a)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -151,7 +147,7 @@ class Trace:
             about: dict[str, Any] = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
             tables = load_file(f"{path}.safetensors")
             if about["schema"] > SCHEMA_VERSION:
-                raise TraceError(f"{path}.json has schema {about['schema']}; this dynbench reads up to {SCHEMA_VERSION}")
+                raise TraceError(f"{path}.json has schema {about['schema']}; known are schemas up to {SCHEMA_VERSION}")
             entries = {
                 (name, tuple(sizes)): Entry(tables[f"{i}.value"], tables[f"{i}.reached"])
                 for i, (name, sizes) in enumerate(about["points"])

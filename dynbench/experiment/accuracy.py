@@ -21,7 +21,7 @@ BATCH = 50
 @torch.inference_mode()
 def accuracies(p: Prepared) -> dict[str, Accuracy]:
     """By arm: 'dynamic' and each baseline's name."""
-    runs: dict[str, Callable[[Tensor], Any]] = {name: net for name, net in p.baselines.items()}
+    runs: dict[str, Callable[[Tensor], Any]] = dict(p.baselines)
     strategy = STRATEGIES[control_strategy(p) or "masking"]()
     runs["dynamic"] = lambda x: Execution(strategy).run(p.model, x)
     if p.evaluation is None or p.evaluation.labels is None:

@@ -15,14 +15,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dynbench import devices
 from dynbench.data import Dataset, load_inputs, stream
 from dynbench.dynamic import Execution, Trace, TraceError, points, widest_scope
 from dynbench.dynamic.sources import keep_rate, synthetic
 from dynbench.engines import apply_form
 from dynbench.errors import UserError
 from dynbench.experiment.spec import Baseline, ModelRef, Options, Workload
+from dynbench.meters.energy import idle_power_w
+from dynbench.meters.flops import FlopCounter
 from dynbench.paths import load_function
-from dynbench.store.schema import Decisions
+from dynbench.store.schema import Decisions, Unavailable
 from dynbench.strategies import Dense, Masking, PerSample
 
 MIN_STREAM_ITEMS = 64  # a stream has at least so many items, also at batch 1
@@ -68,7 +71,8 @@ def _load(module: nn.Module, file: Path) -> None:
             raise UserError(f"weights file {file} lacks {name} {tuple(value.shape)}, which the model has")
         if name in state and state[name].shape != value.shape:
             raise UserError(
-                f"weights file {file}: {name} has shape {tuple(state[name].shape)}, the model wants {tuple(value.shape)}"
+                f"weights file {file}: {name} has shape {tuple(state[name].shape)}, "
+                f"the model wants {tuple(value.shape)}"
             )
     if extra := sorted(set(state) - set(own)):
         raise UserError(f"weights file {file} has {extra[0]}, which the model lacks")
@@ -122,6 +126,9 @@ class Prepared:
     sources: list[Source]
     batch_sizes: list[int]
     strategies: list[str]
+    idle_w: float | Unavailable
+    right_answers: dict[tuple[str, int], tuple[list[Tensor], float]] = field(default_factory=dict)
+    counted: dict[tuple[str, str], tuple[list[Tensor], FlopCounter]] = field(default_factory=dict)
     _traces: dict[tuple[str, int], Trace] = field(default_factory=dict)
 
     @property
@@ -249,6 +256,7 @@ def prepare(spec: Workload, options: Options) -> Prepared:
         None if chosen.labels is None else torch.from_numpy(chosen.labels),
         chosen, None if dataset.labels is None or count == 0 else dataset[:count], chosen.content_hash,
         sources_of(spec, options), batch_sizes, list(options.strategies or spec.run.strategies),
+        idle_power_w(devices.device(options.device)),
     )  # fmt: skip
 
 

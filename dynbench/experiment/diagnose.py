@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,26 +50,56 @@ def output_error(got: list[Tensor], reference: list[Tensor]) -> float:
 
 
 @dataclass
-class Reference:
-    """What a strategy's answer is compared with."""
+class Facts:
+    """What all strategies of a group share: the right answer, and the work that the decisions ask for, per item."""
 
     answer: list[Tensor]  # per_sample in float64, same decisions
     tolerance: float
+    required_region: Quantity
+    required_total: Quantity
+    accounted: Quantity
+    accounted_rule: str | None
+    path_label: str
+    batch_paths: list[float]
 
     @classmethod
     @torch.inference_mode()
-    def of(cls, p: Prepared, source: Source, batch_size: int) -> Reference:
-        """Runs `per_sample` in float64; the tolerance follows from the static net's own rounding error."""
+    def of(cls, p: Prepared, source: Source, batch_size: int) -> Facts:
+        """Works it out; what does not depend on the batch size only once."""
+        key = (source.decisions.label, batch_size if p.batch_scope else 0)
+        if key not in p.right_answers:
+            p.right_answers[key] = _right_answer(p, source, batch_size)
+        answer, tolerance = p.right_answers[key]
         trace = p.trace(source, batch_size)
-        precise = copy.deepcopy(p.model).double()
         batches = p.batches(batch_size)
-        batches64 = [(i, x.double() if x.is_floating_point() else x) for i, x in batches]
-        answer = answers(precise, batches64, Execution(PerSample(), replay=trace), p.items)
-        static = output_error(
-            answers(p.model, batches, Execution(Dense()), p.items),
-            answers(precise, batches64, Execution(Dense()), p.items),
+        costs = PartCosts(p.model, batches[0][1])
+        required = costs.required(trace)
+        depths, label = costs.path_depths(trace)
+        accounted, rule = _accounted(p, trace)
+        return cls(
+            answer=answer,
+            tolerance=tolerance,
+            required_region=_per_item(required.region, p),
+            required_total=_per_item(required.total, p),
+            accounted=accounted,
+            accounted_rule=rule,
+            path_label=label,
+            batch_paths=[float(depths[i : i + len(x)].mean()) for i, x in batches],
         )
-        return cls(answer, ERROR_FACTOR * static + ERROR_FLOOR[p.dtype])
+
+
+def _right_answer(p: Prepared, source: Source, batch_size: int) -> tuple[list[Tensor], float]:
+    """`per_sample` in float64; the tolerance follows from the static net's own rounding error."""
+    batches = p.batches(batch_size)
+    precise = copy.deepcopy(p.model).double()
+    batches64 = [(i, x.double() if x.is_floating_point() else x) for i, x in batches]
+    static = output_error(
+        answers(p.model, batches, Execution(Dense()), p.items),
+        answers(precise, batches64, Execution(Dense()), p.items),
+    )
+    replay = p.trace(source, batch_size)
+    answer = answers(precise, batches64, Execution(PerSample(), replay=replay), p.items)
+    return answer, ERROR_FACTOR * static + ERROR_FLOOR[p.dtype]
 
 
 @dataclass
@@ -80,45 +110,45 @@ class Work:
     required_region: Quantity
     required_total: Quantity
     accounted: Quantity
-    accounted_rule: str | None = None
-    error: float | None = None
-    tolerance: float | None = None
-    columns: dict[str, Any] = field(default_factory=dict)
+    accounted_rule: str | None
+    columns: dict[str, Any]
 
 
-def diagnose(p: Prepared, source: Source, arm: Arm, batches: list[Batch], device: Device, reference: Reference) -> Work:
+def diagnose(p: Prepared, source: Source, arm: Arm, batches: list[Batch], device: Device, facts: Facts) -> Work:
     """Measures all that takes no time sample."""
-    batch_size = int(batches[0][1].shape[0])
-    trace = p.trace(source, batch_size)
-    counter = FlopCounter()
-    with counter:
-        answers(arm.model, batches, _again(arm, counter), p.items)
+    got, counter = _count(p, source, arm, batches)
+    executed = _per_item(counter.flops, p)
     columns: dict[str, Any] = {
         "bytes_touched": counter.bytes_touched / p.items,
         "operator_calls": float(counter.operator_calls),
         "params": count_params(arm.model),
-        "energy": measure_energy(lambda: _stream(arm, batches), device, items=p.items),
-        "memory": Memory(peak_bytes=_peak_bytes(p, source, arm, batch_size)),
+        "energy": measure_energy(lambda: _stream(arm, batches), device, items=p.items, idle_w=p.idle_w),
+        "memory": Memory(peak_bytes=_peak_bytes(p, source, arm, int(batches[0][1].shape[0]))),
     }
     columns["host_syncs"], columns["kernel_launches"] = count_syncs(lambda: _stream(arm, batches), device)
-    work = Work(_per_item(counter.flops, p), *_static_work(counter, p))
-    if arm.execution is not None:
-        costs = PartCosts(p.model, batches[0][1])
-        required = costs.required(trace)
-        work.required_region, work.required_total = _per_item(required.region, p), _per_item(required.total, p)
-        work.accounted, work.accounted_rule = _accounted(p, trace)
-        depths, label = costs.path_depths(trace)
-        columns["path_label"] = label
-        columns["batch_paths"] = [float(depths[i : i + len(x)].mean()) for i, x in batches]
-        columns["phases"] = _phases(p, arm, batches, device)
-        work.error = output_error(answers(arm.model, batches, arm.execution, p.items), reference.answer)
-        if arm.cell.name == "dense":  # computes the static twin: another function of the input by intention
-            work.error = None
-        else:
-            work.tolerance = columns["tolerance"] = reference.tolerance
-            columns["max_error"] = work.error
-    work.columns = columns
-    return work
+    if arm.execution is None:  # a static network requires, and accounts for, what it executes
+        return Work(executed, executed, executed, executed, None, columns)
+    columns |= {
+        "path_label": facts.path_label,
+        "batch_paths": facts.batch_paths,
+        "phases": _phases(p, arm, batches, device),
+    }
+    if arm.cell.name != "dense":  # the static twin is another function of the input, by intention
+        columns |= {"max_error": output_error(got, facts.answer), "tolerance": facts.tolerance}
+    return Work(executed, facts.required_region, facts.required_total, facts.accounted, facts.accounted_rule, columns)
+
+
+def _count(p: Prepared, source: Source, arm: Arm, batches: list[Batch]) -> tuple[list[Tensor], FlopCounter]:
+    """The answer, and what was executed for it; item by item the batch size makes no difference."""
+    key = (source.decisions.label, arm.cell.name)
+    if key in p.counted:
+        return p.counted[key]
+    counter = FlopCounter()
+    with counter:
+        got = answers(arm.model, batches, _again(arm, counter), p.items)
+    if arm.cell.name == "per_sample" and not p.batch_scope:
+        p.counted[key] = got, counter
+    return got, counter
 
 
 def _again(arm: Arm, profile: Any) -> Execution | None:
@@ -127,8 +157,8 @@ def _again(arm: Arm, profile: Any) -> Execution | None:
 
 
 def _peak_bytes(p: Prepared, source: Source, arm: Arm, batch_size: int) -> Quantity:
-    if source.sweep:
-        return Unavailable(unavailable="not measured in the keep-rate sweep")
+    if source.sweep or batch_size < max(p.batch_sizes):
+        return Unavailable(unavailable="measured at the largest batch size, outside the keep-rate sweep, only")
     return cell_peak_bytes(p, arm, batch_size)
 
 
@@ -139,12 +169,6 @@ def _stream(arm: Arm, batches: list[Batch]) -> None:
 
 def _per_item(total: Quantity | int, p: Prepared) -> Quantity:
     return total if isinstance(total, Unavailable) else float(total) / p.items
-
-
-def _static_work(counter: FlopCounter, p: Prepared) -> tuple[Quantity, Quantity, Quantity]:
-    """A static network requires and accounts for what it executes."""
-    same = _per_item(counter.flops, p)
-    return same, same, same
 
 
 def _accounted(p: Prepared, trace: Trace) -> tuple[Quantity, str | None]:

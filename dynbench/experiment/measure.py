@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from dynbench.analysis.stopping import Stopping
 from dynbench.devices.base import Device
 from dynbench.dynamic import Execution, Trace
 from dynbench.experiment.build import Prepared, Source
-from dynbench.experiment.diagnose import Reference, Work, diagnose, output_error
+from dynbench.experiment.diagnose import Facts, Work, diagnose
 from dynbench.experiment.plan import SWEEP_TIME_SHARE, planned_cells
 from dynbench.meters.latency import Timing, time_batches
 from dynbench.store.schema import Cell, Flops, Latency, RoundSample, Speedup, Unavailable, Warning_
@@ -27,6 +28,7 @@ from dynbench.strategies import STRATEGIES
 WARM_UP_MIN, WARM_UP_MAX = 2, 6  # passes
 WARM_UP_STEADY = 0.1  # until two passes differ by less than this share
 WARM_UP_BATCHES = 8  # of the stream
+WARM_UP_S = 1.0  # or so many seconds
 MIN_ROUNDS = 3  # below this nothing is said
 Batch = tuple[int, Tensor]
 
@@ -47,6 +49,30 @@ class Arm:
         return np.array([sum(t.duration_ns for t in r) for r in self.rounds], dtype=np.int64)
 
 
+class _Baseline:
+    """Calls a static network."""
+
+    __slots__ = ("_net",)
+
+    def __init__(self, net: nn.Module) -> None:
+        self._net = net
+
+    def __call__(self, start: int, x: Tensor) -> Any:
+        return self._net(x)
+
+
+class _Dynamic:
+    """Calls a model under a strategy."""
+
+    __slots__ = ("_ex", "_items", "_model")
+
+    def __init__(self, ex: Execution, model: nn.Module, items: int) -> None:
+        self._ex, self._model, self._items = ex, model, items
+
+    def __call__(self, start: int, x: Tensor) -> Any:
+        return self._ex.run(self._model, x, start=start, items=self._items)
+
+
 def make_arms(p: Prepared, source: Source, batch_size: int, trace: Trace) -> tuple[list[Arm], list[Cell]]:
     """The arms of a group, and its refused cells."""
     arms, refused = [], []
@@ -55,14 +81,12 @@ def make_arms(p: Prepared, source: Source, batch_size: int, trace: Trace) -> tup
             refused.append(cell)
         elif cell.arm == "baseline":
             net = p.baselines[cell.name]
-            arms.append(Arm(cell, net, lambda _, x, net=net: net(x)))
+            arms.append(Arm(cell, net, _Baseline(net)))
         else:
             live = cell.arm == "control"
             strategy = STRATEGIES[cell.name.split(",")[0]]()
             ex = Execution(strategy, replay=None if live else trace)
-            arms.append(
-                Arm(cell, p.model, lambda i, x, ex=ex: ex.run(p.model, x, start=i, items=p.items), ex)
-            )
+            arms.append(Arm(cell, p.model, _Dynamic(ex, p.model, p.items), ex))
     return arms, refused
 
 
@@ -74,16 +98,17 @@ def _guarded(arm: Arm, work: Callable[[], Any]) -> Any:
         arm.failed = f"out of memory: {e}".splitlines()[0]
     except RuntimeError as e:
         arm.failed = ("out of memory: " if "can't allocate memory" in str(e) else "") + f"{e}".splitlines()[0]
-    except Exception as e:
+    except Exception as e:  # noqa: BLE001 (a user's model may raise anything)
         arm.failed = f"{type(e).__name__}: {e}"
     return None
 
 
 def _warm_up(arm: Arm, batches: list[Batch], device: Device) -> None:
-    before = 0
+    before, begin = 0, time.monotonic()
     for n in range(WARM_UP_MAX):
         now = sum(t.duration_ns for t in time_batches(arm.call, batches[:WARM_UP_BATCHES], device))
-        if n + 1 >= WARM_UP_MIN and abs(now - before) < WARM_UP_STEADY * before:
+        steady = n + 1 >= WARM_UP_MIN and abs(now - before) < WARM_UP_STEADY * before
+        if steady or time.monotonic() - begin > WARM_UP_S:
             return
         before = now
 
@@ -120,15 +145,15 @@ def measure_group(
     arms = [a for a in arms if a.cell.name not in without]
     for arm in arms:
         tell("arm", name=arm.cell.name)
-        _guarded(arm, lambda arm=arm: _warm_up(arm, batches, device))
+        _guarded(arm, partial(_warm_up, arm, batches, device))
     timed_s, stopped_by, samples = _rounds(p, source, arms, batches, device, process, tell, stop)
     work: dict[str, Work] = {}
     if not stop():
-        reference = Reference.of(p, source, batch_size)
+        facts = Facts.of(p, source, batch_size)
         for arm in arms:
             if arm.failed is None:
                 tell("arm", name=arm.cell.name)
-                found = _guarded(arm, lambda arm=arm: diagnose(p, source, arm, batches, device, reference))
+                found = _guarded(arm, partial(diagnose, p, source, arm, batches, device, facts))
                 if found is not None:
                     work[arm.cell.name] = found
     cells = [_cell(p, source, batch_size, arm, arms, work, stopped_by) for arm in arms]
@@ -160,7 +185,7 @@ def _rounds(
         order.shuffle(alive)
         for position, arm in enumerate(alive):
             tell("arm", name=arm.cell.name)
-            timings = _guarded(arm, lambda arm=arm: time_batches(arm.call, batches, device))
+            timings = _guarded(arm, partial(time_batches, arm.call, batches, device))
             if timings is None:
                 continue
             arm.rounds.append(timings)
@@ -168,8 +193,14 @@ def _rounds(
             name = f"baseline:{arm.cell.name}" if arm.cell.arm == "baseline" else arm.cell.name
             samples += [
                 RoundSample(
-                    process=process, round=len(arm.rounds) - 1, position=position, arm=name, batch_id=b,
-                    start_ns=t.start_ns, duration_ns=t.duration_ns, device_ns=t.device_ns,
+                    process=process,
+                    round=len(arm.rounds) - 1,
+                    position=position,
+                    arm=name,
+                    batch_id=b,
+                    start_ns=t.start_ns,
+                    duration_ns=t.duration_ns,
+                    device_ns=t.device_ns,
                 )  # fmt: skip
                 for b, t in enumerate(timings)
             ]
@@ -223,8 +254,12 @@ def _cell(
             found = median_interval(ratio_of_totals(base.totals_ns(), totals))
             speedups.append(
                 Speedup(
-                    baseline=base.cell.name, primary=base.cell.primary, value=found.value, low=found.low,
-                    high=found.high, confidence=found.confidence,
+                    baseline=base.cell.name,
+                    primary=base.cell.primary,
+                    value=found.value,
+                    low=found.low,
+                    high=found.high,
+                    confidence=found.confidence,
                 )  # fmt: skip
             )
     update: dict[str, Any] = {
@@ -254,11 +289,11 @@ def _cell(
             against = next((s for s in speedups if s.primary), None)
             if against is not None:
                 update["efficiency"] = against.value / update["ideal"]
-        if mine.error is not None and mine.tolerance is not None and not mine.error <= mine.tolerance:
+        if "tolerance" in update and not update["max_error"] <= update["tolerance"]:
             update["status"] = "failed"
             update["reason"] = (
-                f"wrong answer: differs from per_sample in float64 by {mine.error:.2g} of its largest value, "
-                f"tolerance {mine.tolerance:.2g}"
+                f"wrong answer: differs from per_sample in float64 by {update['max_error']:.2g} of its largest value, "
+                f"tolerance {update['tolerance']:.2g}"
             )
     return Cell.model_validate({**cell.model_dump(), **{k: _plain(v) for k, v in update.items()}})
 
@@ -267,6 +302,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(v) for v in value]
     return value.model_dump() if hasattr(value, "model_dump") else value
-
-
-__all__ = ["Arm", "make_arms", "measure_group", "output_error"]

@@ -90,7 +90,7 @@ def _probe(
                 ex = Execution(STRATEGIES[str(strategy)](), replay=_trace(decisions, items))
                 found = peak_bytes(lambda: ex.run(model, inputs, start=0, items=items), devices.device("cpu"))
         reply.send(found.unavailable if isinstance(found, Unavailable) else found)
-    except Exception as e:
+    except Exception as e:  # noqa: BLE001 (whatever it is, the parent has to hear of it)
         reply.send(f"the fresh process failed: {type(e).__name__}: {e}")
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from dynbench.dynamic import points
 from dynbench.experiment.build import Prepared, Source, module_of, sha256
+from dynbench.store.run import trace_path
 from dynbench.store.schema import Cell, WorkloadInfo
 from dynbench.strategies import STRATEGIES
 
@@ -41,21 +41,39 @@ def planned_cells(p: Prepared, source: Source, batch_size: int) -> list[Cell]:
         if source.sweep and name in SWEEP_WITHOUT:
             continue
         why = refusal(p, name)
-        status = {"status": "refused", "reason": why} if why else {"status": "failed", "reason": "not measured yet"}
-        cells.append(Cell(cell_id=f"{gid}/{name}", arm="strategy", name=name, **status, **common))
+        cells.append(
+            Cell(
+                cell_id=f"{gid}/{name}",
+                arm="strategy",
+                name=name,
+                status="refused" if why else "failed",
+                reason=why or "not measured yet",
+                **common,
+            )  # fmt: skip
+        )
     forms = {b.name: b.form for b in p.spec.baselines}
     for name in p.baselines:
         cells.append(
             Cell(
-                cell_id=f"{gid}/baseline:{name}", arm="baseline", name=name, primary=name == p.spec.primary.name,
-                form=forms.get(name, "plain"), status="failed", reason="not measured yet", **common,
+                cell_id=f"{gid}/baseline:{name}",
+                arm="baseline",
+                name=name,
+                primary=name == p.spec.primary.name,
+                form=forms.get(name, "plain"),
+                status="failed",
+                reason="not measured yet",
+                **common,
             )  # fmt: skip
         )
-    if source.decisions.source == "learned" and (name := control_strategy(p)):
+    if source.decisions.source == "learned" and (control := control_strategy(p)):
         cells.append(
             Cell(
-                cell_id=f"{gid}/control:{name}, live decisions", arm="control", name=f"{name}, live decisions",
-                status="failed", reason="not measured yet", **common,
+                cell_id=f"{gid}/control:{control}, live decisions",
+                arm="control",
+                name=f"{control}, live decisions",
+                status="failed",
+                reason="not measured yet",
+                **common,
             )  # fmt: skip
         )
     return cells
@@ -85,15 +103,14 @@ def groups(p: Prepared) -> list[dict[str, Any]]:
     return found
 
 
-def describe(p: Prepared, traces: Path | None) -> WorkloadInfo:
-    """What a report says of the workload; also stores its traces where a folder is given."""
+def describe(p: Prepared, run: Path | None) -> WorkloadInfo:
+    """What a report says of the workload; also stores its traces where a run directory is given."""
     hashes = {}
     for source in p.sources:
         trace = p.trace(source, max(p.batch_sizes))
         hashes[source.decisions.label] = trace.hash()
-        if traces is not None:
-            traces.mkdir(parents=True, exist_ok=True)
-            trace.save(traces / re.sub(r"[^\w.=-]+", "_", f"{p.spec.name}__{source.decisions.label}"))
+        if run is not None:
+            trace.save(trace_path(run, p.spec.name, source.decisions.label))
     module = module_of(p.model)
     files = [p.spec.weights, *p.spec.weights_by_part.values()]
     weights = [p.spec.folder / f for f in files if f is not None]

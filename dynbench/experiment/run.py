@@ -158,13 +158,14 @@ def run_experiment(
             }
         )
         writer.write_manifest(manifest)
+        files = {s.name: str(s.file) for s in specs}
         timed_s = before.timed_s or 0.0
         spent_before = before.command_s or 0.0
-        done = writer.finished_groups()
+        done = writer.finished_cells()
         for group in plan.groups:
             if interrupts.asked:
                 break
-            if group.group_id in done:
+            if all(c.cell_id in done for c in group.cells):
                 continue
             for cell in group.refused:
                 writer.append_cell(cell)
@@ -183,7 +184,8 @@ def run_experiment(
             if name not in {g.workload for g in plan.groups} or manifest.workloads[name].accuracies:
                 continue
             with contextlib.suppress(WorkerDied):
-                answer = worker.ask({"do": "accuracy", "workload": name, **_request(options)}, "accuracy", observer_none)
+                request = {"do": "accuracy", "workload": name, "file": files[name], **_request(options)}
+                answer = worker.ask(request, "accuracy", observer_none)
                 info = WorkloadInfo.model_validate(
                     {**manifest.workloads[name].model_dump(), "accuracies": answer["accuracies"]}
                 )
@@ -199,6 +201,11 @@ def run_experiment(
         )
         writer.write_manifest(manifest)
     return Result(out, plan, interrupts.asked, plan.failures)
+
+
+def _with_accuracies(info: WorkloadInfo, before: Manifest) -> WorkloadInfo:
+    known = before.workloads.get(info.name)
+    return info if known is None else info.model_copy(update={"accuracies": known.accuracies})
 
 
 def observer_none(event: dict[str, Any]) -> None:
@@ -217,7 +224,7 @@ def _request(options: Options) -> dict[str, Any]:
 def _open(
     out: Path, options: Options, specs: list[Workload], command: list[str], resume: bool
 ) -> tuple[RunWriter, Manifest]:
-    asked = {
+    asked: dict[str, object] = {
         "options": options.model_dump(mode="json"),
         "workloads": {s.name: s.model_dump(mode="json", by_alias=True) for s in specs},
     }
@@ -241,7 +248,7 @@ def _plan(worker: Worker, specs: list[Workload], options: Options, out: Path | N
         observer.say(f"preparing {spec.name}")
         request = {
             "do": "prepare", "workload": spec.name, "file": str(spec.file), **_request(options),
-            "traces": None if out is None else str(out / "traces"),
+            "run": None if out is None else str(out),
         }  # fmt: skip
         try:
             answer = worker.ask(request, "prepared", observer_none)
@@ -269,8 +276,7 @@ def _measure(
     for _ in range(2):
         request = {
             "do": "measure", "workload": group.workload, "file": group.file, "label": group.label,
-            "batch_size": group.batch_size, "process": max(worker.number, 0), "without": sorted(failed),
-            "traces": str(out / "traces"), **_request(options),
+            "batch_size": group.batch_size, "process": max(worker.number, 0), "without": sorted(failed), **_request(options),
         }  # fmt: skip
         try:
             answer = worker.ask(request, "measured", lambda e: observer.event(group, e))

@@ -42,10 +42,10 @@ class Server:
             return
         p = self._workload(request, options)
         if what == "prepare":
-            traces = request["traces"]
+            run = request["run"]
             self._tell(
                 "prepared",
-                info=describe(p, None if traces is None else Path(traces)).model_dump(mode="json"),
+                info=describe(p, None if run is None else Path(run)).model_dump(mode="json"),
                 groups=groups(p),
             )
         elif what == "measure":

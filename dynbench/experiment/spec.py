@@ -6,7 +6,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
@@ -14,7 +14,8 @@ from dynbench.errors import UserError
 from dynbench.paths import project_dir
 from dynbench.store.schema import Claim
 
-STRATEGY_NAMES = ("dense", "masking", "compaction", "cascading", "per_sample")
+StrategyName = Literal["dense", "masking", "compaction", "cascading", "per_sample"]
+STRATEGY_NAMES = get_args(StrategyName)
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 DEFAULT_SUITE = ("skipnet38_digits", "idk_digits", "moe_text")
 Rate = float | list[float]
@@ -65,9 +66,9 @@ class Synthetic(_Table):
     """`[decisions.synthetic]`: see `dynbench.dynamic.sources.synthetic`."""
 
     keep_rate: Rate = 0.5
-    item_correlation: float = Field(0.0, ge=0, le=1)
-    layer_correlation: float = Field(0.0, ge=0, le=1)
-    expert_skew: float = Field(0.0, ge=0)
+    item_correlation: float = Field(default=0.0, ge=0, le=1)
+    layer_correlation: float = Field(default=0.0, ge=0, le=1)
+    expert_skew: float = Field(default=0.0, ge=0)
 
     @field_validator("keep_rate")
     @classmethod
@@ -86,18 +87,18 @@ class Published(Synthetic):
 class DecisionTables(_Table):
     """`[decisions]`."""
 
-    synthetic: Synthetic = Field(default_factory=Synthetic)
+    synthetic: Synthetic = Field(default_factory=lambda: Synthetic())
     published: Published | None = None
 
 
 class RunTable(_Table):
     """`[run]`: what is measured unless the command line says otherwise."""
 
-    strategies: list[Literal["dense", "masking", "compaction", "cascading", "per_sample"]] = list(STRATEGY_NAMES)
+    strategies: list[StrategyName] = ["dense", "masking", "compaction", "cascading", "per_sample"]
     batch_sizes: list[BatchSize] = [1, 8, 32]
     decisions: list[str] = ["learned"]
     keep_rates: list[float] = Field(default_factory=list)
-    accuracy_items: int = Field(1000, ge=0)
+    accuracy_items: int = Field(default=1000, ge=0)
 
     @field_validator("batch_sizes", "strategies", "decisions")
     @classmethod
@@ -129,8 +130,8 @@ class Workload(ModelRef):
     title: str
     inputs: Inputs
     baselines: list[Baseline] = Field(default_factory=list)
-    run: RunTable = Field(default_factory=RunTable)
-    decisions: DecisionTables = Field(default_factory=DecisionTables)
+    run: RunTable = Field(default_factory=lambda: RunTable())
+    decisions: DecisionTables = Field(default_factory=lambda: DecisionTables())
     claims: list[Claim] = Field(default_factory=list)
     train: TrainTable | None = None
     file: Path = Field(Path(), exclude=True)

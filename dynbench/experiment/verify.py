@@ -100,9 +100,7 @@ def _verify(p: Prepared, options: Options) -> Iterator[Verdict]:
             if not error <= largest:
                 largest, worst = error, kind
         alone = [(i, x[i : i + 1]) for i in range(n)]
-        error = output_error(
-            answers(p.model, alone, Execution(strategy(), replay=learned), n), oracle["learned"][0]
-        )
+        error = output_error(answers(p.model, alone, Execution(strategy(), replay=learned), n), oracle["learned"][0])
         if not error <= largest:
             largest, worst = error, "learned, batch of 1"
         yield Verdict(p.spec.name, name, largest, tolerance, worst, same, unforced=_different(own.trace, learned))
@@ -124,7 +122,7 @@ def _different(trace: Trace, other: Trace) -> float:
     a, b = trace.reached_only(), other.reached_only()
     asked = sum(int(reached.sum()) for _, reached in b.values())
     differ = 0
-    for key, (value, reached) in b.items():
+    for key, (value, _) in b.items():
         theirs = a[key][0] if key in a else torch.zeros_like(value)
         differ += int((value != theirs).flatten(1).any(1).sum() if value.dim() > 1 else (value != theirs).sum())
     return differ / max(asked, 1)

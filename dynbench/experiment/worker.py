@@ -55,7 +55,7 @@ def main() -> None:
             server.serve(request)
         except UserError as e:
             tell("error", text=str(e), user=True)
-        except Exception as e:
+        except Exception as e:  # noqa: BLE001 (a user's model may raise anything)
             traceback.print_exc()
             tell("error", text=f"{type(e).__name__}: {e}", user=False, where=_where(e))
 

@@ -12,7 +12,7 @@ from dynbench.dynamic import Exits, Loop, Route, Skip, outside
 from dynbench.dynamic.items import map_items, row
 from dynbench.meters.flops import FlopCounter
 from dynbench.meters.params import count_params
-from dynbench.meters.required import PartCosts, Visit
+from dynbench.meters.required import PartCosts, Visit, evaluating
 from dynbench.store.schema import Unavailable
 
 
@@ -32,18 +32,15 @@ def cost(model: nn.Module, *example: Any) -> dict[str, Any]:
             all steps) and `gate_macs` (gate, router or policy), for one item of that point (a token, say), one visit.
         A count is `{"unavailable": reason}` where an operator has no formula.
     """
-    training = model.training
-    model.eval()
-    try:
+    one = [row(part, 0) for part in example]
+    with evaluating(model):
         try:
             fake = FakeTensorMode(allow_non_fake_inputs=True)
-            inputs = [map_items(fake.from_tensor, row(part, 0)) for part in example]
+            inputs = [map_items(fake.from_tensor, part) for part in one]
             with fake:
                 return _counted(model, inputs)
         except Exception:  # noqa: BLE001  (a model may look at values, in its own ways; then it is run in earnest)
-            return _counted(model, [row(part, 0) for part in example])
-    finally:
-        model.train(training)
+            return _counted(model, one)
 
 
 def _counted(model: nn.Module, inputs: list[Any]) -> dict[str, Any]:

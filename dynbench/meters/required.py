@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,18 @@ class Visit:
         while visit is not None:
             yield visit
             visit = visit.parent
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class _Probe(FlopCounter):
@@ -139,13 +152,9 @@ class PartCosts:
 
     def __init__(self, model: nn.Module, *example: Any) -> None:
         self.points = points(model)
-        probe, training = _Probe(), model.training
-        model.eval()
-        try:
-            with torch.no_grad(), probe:
-                Execution(_Everything(), profile=probe).run(model, *(row(part, 0) for part in example))
-        finally:
-            model.train(training)
+        probe = _Probe()
+        with evaluating(model), torch.no_grad(), probe:
+            Execution(_Everything(), profile=probe).run(model, *(row(part, 0) for part in example))
         self.visits = probe.visits
         self.flops: dict[Visit | None, int] = dict(probe.by_part)  # type: ignore[arg-type]
         self.uncounted = dict(probe.uncounted)

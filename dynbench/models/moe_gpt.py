@@ -8,6 +8,7 @@ balance, capacity and precision follow Fedus, Zoph, Shazeer, "Switch Transformer
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,9 @@ class Router(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x [n, d] -> scores [n, E], at least float32."""
         precise = torch.promote_types(x.dtype, torch.float32)
-        return F.linear(x.to(precise), self.weight.to(precise))
+        mixed = torch.is_autocast_enabled(x.device.type)                          # would halve the precision again
+        with torch.autocast(x.device.type, enabled=False) if mixed else nullcontext():
+            return F.linear(x.to(precise), self.weight.to(precise))
 
     def weigh(self, scores: Tensor, chosen: Tensor) -> Tensor:
         """softmax(Top-k(x W_r)) (Mixtral, section 2.1): chosen [n, k] -> [n, k]; a dropped choice (-1) adds nothing."""

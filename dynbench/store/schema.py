@@ -62,10 +62,10 @@ class Decisions(Record):
     """
 
     source: Literal["learned", "replay", "synthetic", "published"]
-    label: str                               # 'learned', 'synthetic keep=0.50', ... unique within a workload
+    label: str  # 'learned', 'synthetic keep=0.50', ... unique within a workload
     keep_rate: float | None = None
     requested: dict[str, float | list[float]] = Field(default_factory=dict)  # what was asked of synthetic or published
-    provenance: str | None = None            # published: where the rate was published
+    provenance: str | None = None  # published: where the rate was published
 
 
 class Flops(Record):
@@ -76,18 +76,18 @@ class Flops(Record):
     required_total: Quantity
     executed: Quantity
     accounted: Quantity
-    accounted_rule: str | None = None        # what the paper counts, in words
+    accounted_rule: str | None = None  # what the paper counts, in words
 
 
 class Latency(Record):
     """Wall time, device drained. Percentiles only with enough samples (64 for p90, 662 for p99), else Unavailable."""
 
-    stream_ms: float                         # median over rounds of the time of the whole stream
-    item_ms: float                           # stream_ms / items of the stream
+    stream_ms: float  # median over rounds of the time of the whole stream
+    item_ms: float  # stream_ms / items of the stream
     batch_p50_ms: float
     batch_p90_ms: Quantity
     batch_p99_ms: Quantity
-    device_stream_ms: Quantity               # by device events; Unavailable on a CPU
+    device_stream_ms: Quantity  # by device events; Unavailable on a CPU
 
 
 class Memory(Record):
@@ -130,13 +130,13 @@ class Cell(Record):
     """One configuration and what was measured of it; one line of `cells.jsonl`."""
 
     schema_version: int = SCHEMA_VERSION
-    cell_id: str                             # unique in the run; 'arm' strategy: <group_id>/<strategy>; baseline: <group_id>/baseline:<name>
-    group_id: str                            # '<workload>/<decisions.label>/<device>/b<batch>/<dtype>/t<threads>'
+    cell_id: str  # unique in the run; 'arm' strategy: <group_id>/<strategy>; baseline: <group_id>/baseline:<name>
+    group_id: str  # '<workload>/<decisions.label>/<device>/b<batch>/<dtype>/t<threads>'
     workload: str
     decisions: Decisions
     arm: Literal["strategy", "baseline", "control"]
-    name: str                                # the strategy's, the baseline's or the control's name
-    primary: bool = False                    # the primary baseline
+    name: str  # the strategy's, the baseline's or the control's name
+    primary: bool = False  # the primary baseline
     engine: str = "eager"
     form: str = "plain"
     device: str = "cpu"
@@ -144,27 +144,27 @@ class Cell(Record):
     dtype: str = "float32"
     threads: int
     status: Literal["ok", "refused", "failed", "interrupted"]
-    reason: str | None = None                # why refused, failed or interrupted
+    reason: str | None = None  # why refused, failed or interrupted
     stopped_by: Literal["precision", "no progress", "time limit", "interrupt"] | None = None
     rounds: int = 0
     stream_items: int = 0
     latency: Latency | None = None
-    speedups: list[Speedup] = Field(default_factory=list)   # against every baseline of the group
-    ideal: float | None = None               # dense FLOPs / required region FLOPs
-    efficiency: float | None = None          # speed-up against the primary baseline / ideal
+    speedups: list[Speedup] = Field(default_factory=list)  # against every baseline of the group
+    ideal: float | None = None  # dense FLOPs / required region FLOPs
+    efficiency: float | None = None  # speed-up against the primary baseline / ideal
     flops: Flops | None = None
-    bytes_touched: Quantity | None = None    # per item, an upper bound: tensor bytes read and written by operators
-    operator_calls: Quantity | None = None   # per stream
-    host_syncs: Quantity | None = None       # per stream
+    bytes_touched: Quantity | None = None  # per item, an upper bound: tensor bytes read and written by operators
+    operator_calls: Quantity | None = None  # per stream
+    host_syncs: Quantity | None = None  # per stream
     kernel_launches: Quantity | None = None  # per stream
     params: int | None = None
     memory: Memory | None = None
     energy: Energy | None = None
     accuracy: Accuracy | None = None
     phases: Phases | None = None
-    path_label: str | None = None            # what a path is counted in: 'blocks run of 17', 'stages of 3', ...
+    path_label: str | None = None  # what a path is counted in: 'blocks run of 17', 'stages of 3', ...
     batch_paths: list[float] = Field(default_factory=list)  # per batch id: the batch's mean path depth
-    max_error: float | None = None           # output check: largest difference from the float64 reference, relative
+    max_error: float | None = None  # output check: largest difference from the float64 reference, relative
     tolerance: float | None = None
     warnings: list[Warning_] = Field(default_factory=list)
 
@@ -175,7 +175,7 @@ class Claim(Record):
     metric: str
     value: float
     unit: str
-    where: str                               # table, figure, section
+    where: str  # table, figure, section
     how: Literal["counted", "predicted", "timed"]
     status: Literal["verified", "second-hand", "recalled", "reconstructed"] = "verified"
     batch_size: int | None = None
@@ -188,19 +188,19 @@ class WorkloadInfo(Record):
     name: str
     title: str
     paper: str | None = None
-    model: str                               # 'module:function' or 'file.py:function'
+    model: str  # 'module:function' or 'file.py:function'
     model_args: dict[str, object] = Field(default_factory=dict)
-    provenance: str                          # 'paper', 'authors\' code', 'reconstruction', 'own model'
-    points: dict[str, int] = Field(default_factory=dict)     # {'Skip': 17}
-    inputs: str                              # one sentence: what the inputs were
+    provenance: str  # 'paper', 'authors\' code', 'reconstruction', 'own model'
+    points: dict[str, int] = Field(default_factory=dict)  # {'Skip': 17}
+    inputs: str  # one sentence: what the inputs were
     stream_hash: str
     stream_items: int
-    weights: str | None = None               # file name, or None: untrained
+    weights: str | None = None  # file name, or None: untrained
     weights_sha256: str | None = None
-    card: dict[str, object] = Field(default_factory=dict)    # the model card
+    card: dict[str, object] = Field(default_factory=dict)  # the model card
     claims: list[Claim] = Field(default_factory=list)
     accuracies: dict[str, Accuracy] = Field(default_factory=dict)  # by arm name: 'dynamic' and each baseline's
-    trace_hashes: dict[str, str] = Field(default_factory=dict)     # by decisions.label
+    trace_hashes: dict[str, str] = Field(default_factory=dict)  # by decisions.label
 
 
 class NotMeasured(Record):
@@ -216,30 +216,30 @@ class Manifest(Record):
     schema_version: int = SCHEMA_VERSION
     dynbench_version: str
     run_id: str
-    command: list[str]                       # argv, to reproduce
-    spec: dict[str, object]                  # the full options and workload specs
-    started: str                             # ISO 8601, UTC
+    command: list[str]  # argv, to reproduce
+    spec: dict[str, object]  # the full options and workload specs
+    started: str  # ISO 8601, UTC
     finished: str | None = None
     status: Literal["running", "complete", "interrupted"] = "running"
     seed: int
     hardware: dict[str, object]
     software: dict[str, object]
     git: dict[str, object]
-    environment: dict[str, object]           # thread settings, clocks, load, governor
+    environment: dict[str, object]  # thread settings, clocks, load, governor
     workloads: dict[str, WorkloadInfo] = Field(default_factory=dict)
     not_measured: list[NotMeasured] = Field(default_factory=list)
     warnings: list[Warning_] = Field(default_factory=list)
-    command_s: float | None = None           # wall time of the whole command so far
-    timed_s: float | None = None             # of which inside timed samples
+    command_s: float | None = None  # wall time of the whole command so far
+    timed_s: float | None = None  # of which inside timed samples
 
 
 class RoundSample(Record):
     """A row of `samples/<group>.parquet`."""
 
-    process: int                             # worker process number
+    process: int  # worker process number
     round: int
-    position: int                            # place of the arm within the round
-    arm: str                                 # the cell's name ('compaction', 'baseline:resnet38')
+    position: int  # place of the arm within the round
+    arm: str  # the cell's name ('compaction', 'baseline:resnet38')
     batch_id: int
     start_ns: int
     duration_ns: int

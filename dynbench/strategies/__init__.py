@@ -7,8 +7,6 @@ from dynbench.strategies.dense import Dense
 from dynbench.strategies.masking import Masking
 from dynbench.strategies.per_sample import PerSample
 
-STRATEGIES: dict[str, type[Strategy]] = {
-    s.name: s for s in (Dense, Masking, Compaction, Cascading, PerSample)
-}
+STRATEGIES: dict[str, type[Strategy]] = {s.name: s for s in (Dense, Masking, Compaction, Cascading, PerSample)}
 
 __all__ = ["STRATEGIES", "Cascading", "Compaction", "Dense", "Masking", "PerSample", "Strategy"]

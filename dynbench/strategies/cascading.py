@@ -27,16 +27,13 @@ class Cascading(Compaction):
     def loop(self, ex: Execution, point: Loop, state: Any) -> Any:
         """Every step for those still there; answers are put aside."""
         n = count(state)
-        live: torch.Tensor | None = None                                          # None: everybody is still there
+        live: torch.Tensor | None = None  # None: everybody is still there
         answer = None
         for k in range(point.max_steps):
             with ex.narrow(slice(None) if live is None else live):
                 state, new, halted = point.once(ex, state, k)
             with ex.phase("scatter"):
-                if live is None:
-                    answer = new
-                else:                                                             # who stays will be overwritten
-                    answer = put_(answer, live, new)
+                answer = new if live is None else put_(answer, live, new)  # who stays will be overwritten
             if halted is None:
                 continue
             with ex.phase("sync"):
@@ -52,9 +49,8 @@ class Cascading(Compaction):
                 continue
             with ex.phase("gather"):
                 state = take(state, stay)
-                if live is None:                                                  # from here on it is written into
+                if live is None:  # from here on it is written into
                     answer, live = map_items(torch.clone, answer), stay
                 else:
                     live = live.index_select(0, stay)
         return answer
-

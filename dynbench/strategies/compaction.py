@@ -24,11 +24,11 @@ class Compaction(Strategy):
         if n == 1:
             return alone(ex, point, x, chosen, weights)
         with ex.phase("sync"):
-            key = chosen.flatten() + 1                                            # 0: dropped
+            key = chosen.flatten() + 1  # 0: dropped
             order = key.argsort(stable=True)
             sizes = key.bincount(minlength=len(point.experts) + 1).tolist()
         dropped, kept = sizes[0], order[sizes[0] :]
-        if k == 1 and n in sizes[1:]:                                             # all to one expert: nothing moves
+        if k == 1 and n in sizes[1:]:  # all to one expert: nothing moves
             e = sizes[1:].index(n)
             expert = point.experts[e]
             with ex.phase("body", point.name, e):
@@ -96,7 +96,7 @@ class Compaction(Strategy):
         """Gather who is still running, compute, scatter the state back."""
         n = count(state)
         live = torch.arange(n, device=first(state).device)
-        answer, ours = None, False                                                # ours: nobody else holds it
+        answer, ours = None, False  # ours: nobody else holds it
         for k in range(point.max_steps):
             everyone = live.shape[0] == n
             with ex.phase("gather"):

@@ -23,7 +23,7 @@ class Masking(Strategy):
         """Every expert on every item, then select."""
         out = None
         for e, expert in enumerate(point.experts):
-            hit = chosen == e                                                     # [n, k]
+            hit = chosen == e  # [n, k]
             mine = hit.any(1)
             with ex.only(mine), ex.phase("body", point.name, e):
                 y = x if expert is None else expert(x)

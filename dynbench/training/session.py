@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dynbench.data import Dataset, load_inputs
@@ -140,17 +143,13 @@ class Session:
     def save(self, name: str, model: nn.Module, card: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
         """Writes weights and card; the checkpoint is no longer needed."""
         state = {k: _stored(v, dtype) for k, v in model.state_dict().items()}
-        aside = self.weights(name).with_suffix(".part")
-        save_file(state, aside)
-        os.replace(aside, self.weights(name))
+        _write(self.weights(name), save(state))
         self.write_card(name, card)
         self.forget(name)
 
     def write_card(self, name: str, card: dict[str, Any]) -> None:
         """Writes a model card."""
-        aside = self.out / f"{name}.json.part"
-        aside.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-        os.replace(aside, self.out / f"{name}.json")
+        _write(self.out / f"{name}.json", (json.dumps(card, indent=2) + "\n").encode())
 
     def forget(self, name: str) -> None:
         """Removes a checkpoint that is no longer needed."""
@@ -184,10 +183,7 @@ class Session:
         if x.dim() != 4 and (s.crop or s.flip):
             raise UserError("training: crop and flip are for images")
         optimizer = _optimizer(model, s)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, s.lr, total_steps=s.epochs * steps, pct_start=s.warm_up, div_factor=10, final_div_factor=100,
-            cycle_momentum=False,
-        )  # fmt: skip
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(one_cycle, s.epochs * steps, s.warm_up))
         done, seconds = 0, 0.0
         checkpoint = self._checkpoint(name)
         if self.resume and checkpoint.is_file():
@@ -216,14 +212,10 @@ class Session:
                     total += value.item()
                     advance(value.item())
             seconds += time.monotonic() - began
-            torch.save(
-                {
-                    "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(), "epochs": epoch + 1, "seconds": seconds,
-                },
-                checkpoint.with_suffix(".part"),
-            )  # fmt: skip
-            os.replace(checkpoint.with_suffix(".part"), checkpoint)
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+            buffer = io.BytesIO()
+            torch.save({**state, "epochs": epoch + 1, "seconds": seconds}, buffer)
+            _write(checkpoint, buffer.getvalue())
             self.say(f"{name}: epoch {epoch + 1} of {s.epochs}, loss {total / steps:.3f}, {seconds:.0f} s")
         model.eval()
         return {
@@ -303,6 +295,13 @@ def accuracy(said: Tensor, labels: Tensor) -> float:
     return round((said.argmax(-1) == labels).double().mean().item(), 5)
 
 
+def one_cycle(total: int, warm_up: float, step: int) -> float:
+    """Share of the highest learning rate: from 0.1 to 1 and down to 0.001, along cosines (Smith and Topin, 2018)."""
+    rise = warm_up * total
+    low, at = (0.1, step / rise) if step < rise else (0.001, 1 - (step - rise) / max(total - rise, 1))
+    return low + (1 - low) * (1 - math.cos(math.pi * at)) / 2
+
+
 def _optimizer(model: nn.Module, s: Settings) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -312,6 +311,16 @@ def _optimizer(model: nn.Module, s: Settings) -> torch.optim.Optimizer:
     if s.optimizer == "adamw":
         return torch.optim.AdamW(groups, s.lr, betas=(0.9, 0.95))
     return torch.optim.SGD(groups, s.lr, momentum=0.9, nesterov=True)
+
+
+def _write(file: Path, content: bytes) -> None:
+    """All of it or nothing: written aside, synced, renamed."""
+    aside = file.with_name(file.name + ".part")
+    with aside.open("wb") as f:
+        f.write(content)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(aside, file)
 
 
 def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:

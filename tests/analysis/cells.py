@@ -39,9 +39,7 @@ def cell(name: str, speedup: tuple[float, float, float] | None = None, **changes
 
 
 def baseline(batch_size: int = 32, label: Decisions | None = None, **changes: Any) -> Cell:
-    return cell(
-        RESNET, arm="baseline", primary=True, batch_size=batch_size, decisions=label or decisions(), **changes
-    )
+    return cell(RESNET, arm="baseline", primary=True, batch_size=batch_size, decisions=label or decisions(), **changes)
 
 
 def latency(stream_ms: float = 10.0) -> Latency:

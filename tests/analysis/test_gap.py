@@ -32,7 +32,8 @@ def test_speedup_times_losses_is_the_ideal(
 
 
 def test_masking_is_said_to_compute_everything() -> None:
-    found = gap(cell("masking", (0.95, 0.94, 0.96), flops=flops(executed=101.0), phases=Phases(body_ms=95, decide_ms=5)))
+    phases = Phases(body_ms=95, decide_ms=5)
+    found = gap(cell("masking", (0.95, 0.94, 0.96), flops=flops(executed=101.0), phases=phases))
     assert found.causes[0] == "executed FLOPs equal dense: masking computes everything"
     assert found.losses["surplus"] == pytest.approx((101 - 10) / 50)
 

@@ -64,4 +64,4 @@ def test_weights_stored_in_half_precision_load_into_the_model_s_own(tmp_path: Pa
     save_file({"weight": torch.ones(4, 4).half(), "bias": torch.ones(4).half()}, tmp_path / "w.safetensors")
     ref = model_file(tmp_path, "return torch.nn.Linear(width, width)")
     net = build_model(ref.model_copy(update={"weights": "w.safetensors"}), tmp_path)
-    assert net.weight.dtype == torch.float32 and float(net.weight.sum()) == 16.0
+    assert net.weight.dtype == torch.float32 and float(net.weight.detach().sum()) == 16.0

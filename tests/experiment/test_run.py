@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dynbench.store.run import Run
 
 from dynbench.errors import UserError
 from dynbench.experiment import Observer, Options, run_experiment
 from dynbench.experiment import manager as manager_module
-from dynbench.store.run import Run
 from dynbench.store.schema import Unavailable
 
 TINY = Path(__file__).parent / "tiny"

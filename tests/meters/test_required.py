@@ -140,5 +140,6 @@ def test_required_work_is_unavailable_where_a_body_couples_the_items_of_a_sample
 
 def test_probing_leaves_the_mode_of_the_model() -> None:
     net = Tiny().train()
+    net.stem.eval()
     PartCosts(net, torch.randn(2, 4))
-    assert net.training
+    assert net.training and net.exits.training and not net.stem.training

@@ -11,6 +11,7 @@ from dynbench.dynamic import Execution, Trace
 from dynbench.dynamic.sources import edge
 from dynbench.strategies import STRATEGIES, Masking, PerSample
 
+DYNAMIC = [name for name in STRATEGIES if name != "dense"]  # dense is the static twin: another function
 TOLERANCE = 2e-5  # of the answer's largest value
 
 

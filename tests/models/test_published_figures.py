@@ -62,17 +62,17 @@ def test_skipnet_decides_about_every_block_but_the_first(depth: int, dataset: st
 
 
 # share of a stride-1 block's 4,718,592 MACs, in percent, on the map each group works on (authors' code, counted)
-GATES = [("rnn", 74, 0.020, 0.031), ("ff1", 74, 15.62, 15.64), ("ff2", 110, 12.49, 12.51)]
+GATES = [("rnn", 0.020, 0.031), ("ff1", 15.62, 15.64), ("ff2", 12.49, 12.51)]
 
 
-@pytest.mark.parametrize(("gate", "depth", "least", "most"), GATES)
-def test_gates_cost_their_published_share_of_a_block(gate: Any, depth: int, least: float, most: float) -> None:
-    for point in cost(skipnet(depth, gate), torch.zeros(1, *CIFAR))["decision_points"]:
+@pytest.mark.parametrize(("gate", "least", "most"), GATES)
+def test_gates_cost_their_published_share_of_a_block(gate: Any, least: float, most: float) -> None:
+    for point in cost(skipnet(20, gate), torch.zeros(1, *CIFAR))["decision_points"]:
         assert least < 100 * point["gate_macs"] / 4_718_592 < most, point["name"]
 
 
 def test_blocks_cost_the_same_but_for_those_of_stride_2() -> None:
-    table = cost(skipnet(38), torch.zeros(1, *CIFAR))["decision_points"]
+    table = cost(skipnet(20), torch.zeros(1, *CIFAR))["decision_points"]
     stride_2 = {"group2_layer0", "group3_layer0"}
     for point in table:
         assert point["region_macs"] == (3_538_944 + 131_072 if point["name"] in stride_2 else 4_718_592)

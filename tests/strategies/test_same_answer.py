@@ -137,7 +137,8 @@ def test_nothing_leaks_from_a_branch_not_selected(strategy: str) -> None:
     x = torch.randn(8, 3)
     skip = Skip("s", lambda x, c: (x[:, 0], c), Spoilt())
     assert torch.isfinite(Execution(STRATEGIES[strategy]()).run(_First(skip), x)).all()
-    route = Route("r", lambda x: torch.cat([x[:, :1], -x[:, :1]], 1), [Spoilt(), torch.nn.Identity()], 1, lambda s, e: s.gather(1, e))
+    experts = [Spoilt(), torch.nn.Identity()]
+    route = Route("r", lambda x: torch.cat([x[:, :1], -x[:, :1]], 1), experts, 1, lambda s, e: s.gather(1, e))
     assert torch.isfinite(Execution(STRATEGIES[strategy]()).run(route.eval(), x)).all()
 
 

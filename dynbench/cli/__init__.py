@@ -1,0 +1,46 @@
+"""The command `dynbench`: one file per command, thin. Asking for help imports neither torch, pandas nor matplotlib."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from dynbench import __version__
+from dynbench.cli import cost, doctor, export, report, run, show, train, verify
+from dynbench.errors import UserError
+
+__all__ = ["main"]
+
+
+class _Refusal(click.ClickException):
+    exit_code = 2
+
+
+class _Commands(click.Group):
+    """What the user got wrong is told in one sentence, without usage and without a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order a newcomer meets them
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as e:
+            raise _Refusal(" ".join(str(e).split())) from e
+        except click.UsageError as e:
+            e.ctx = None
+            raise
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="dynbench")
+def main() -> None:
+    """Does the computation that a dynamic neural network saves turn into time and energy saved?
+
+    Begin with `dynbench run`: it measures three models on this machine's CPU and writes a report.
+    """
+
+
+for command in (run, show, cost, verify, doctor, train, report, export):
+    main.add_command(command.command)

@@ -1,0 +1,141 @@
+"""`dynbench cost`: what a model costs on paper."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dynbench.cli.common import json_option, print_json, print_table
+from dynbench.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+IMAGE = (3, 32, 32)
+WORDS = {"true": True, "false": False, "none": None, "null": None}
+
+
+@click.command("cost")
+@click.argument("model")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="An argument of the model, such as depth=74.")
+@click.option("--input", "shape", metavar="3x32x32", help="Shape of one input; a model with an embedding is fed tokens.")
+@json_option
+def command(model: str, settings: tuple[str, ...], shape: str | None, as_json: bool) -> None:
+    """Parameters and multiply-accumulates (MACs) of MODEL, its exits and its decision points, for one input.
+
+    MODEL is a name of `dynbench list models`, `package.module:function` or `path/to/file.py:function`.
+    """
+    build = find_model(model)
+    arguments = _arguments(model, build, settings)
+    dims = None if shape is None else _shape(shape)
+    found = _cost(model, build, arguments, dims)
+    if as_json:
+        print_json(found)
+    else:
+        _print(found)
+
+
+def find_model(model: str) -> Callable[..., Any]:
+    """The function that builds a model.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    from dynbench.models import MODELS
+    from dynbench.paths import load_function
+
+    if ":" not in model and model not in MODELS:
+        near = difflib.get_close_matches(model, MODELS, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(MODELS)}"
+        raise UserError(f"unknown model {model!r}; {hint} (or package.module:function, or path/to/file.py:function)")
+    return load_function(MODELS.get(model, model), Path.cwd())
+
+
+def _arguments(model: str, build: Callable[..., Any], settings: tuple[str, ...]) -> dict[str, Any]:
+    parameters = inspect.signature(build).parameters
+    accepted = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    arguments = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: give NAME=VALUE, such as depth=74")
+        if name not in accepted and not open_ended:
+            raise UserError(f"--set {setting}: {model} has no argument {name!r}; accepted: {', '.join(accepted) or 'none'}")
+        arguments[name] = _value(value)
+    return arguments
+
+
+def _value(text: str) -> Any:
+    """A Python literal, else the text itself, so that gate=rnn needs no quotes."""
+    try:
+        return WORDS[text.lower()] if text.lower() in WORDS else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = text.split("x")
+    if not all(s.isdecimal() and int(s) > 0 for s in sizes):
+        raise UserError(f"--input {text}: give whole numbers from 1 joined by x, such as 3x32x32")
+    return tuple(int(s) for s in sizes)
+
+
+def _cost(
+    model: str, build: Callable[..., Any], arguments: dict[str, Any], shape: tuple[int, ...] | None
+) -> dict[str, Any]:
+    import torch
+    from torch import nn
+
+    from dynbench.meters.cost import cost
+
+    def on(device: str) -> dict[str, Any]:
+        with torch.device(device):
+            net = build(**arguments)
+            if not isinstance(net, nn.Module):
+                raise UserError(f"{model} gave {type(net).__name__}, not a torch.nn.Module")
+            return cost(net, _example(net, shape))
+
+    try:
+        try:
+            return on("meta")
+        except UserError:
+            raise
+        except Exception:  # noqa: BLE001  (a model may look at values, in its own ways; then it is built in earnest)
+            return on("cpu")
+    except UserError:
+        raise
+    except Exception as e:
+        said = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
+        where = "" if shape is None else f" on an input {shape}"
+        raise UserError(f"{model}({said}){where} raised {type(e).__name__}: {e}") from e
+
+
+def _example(net: nn.Module, shape: tuple[int, ...] | None) -> Tensor:
+    import torch
+
+    own = getattr(net, "input_shape", None)
+    dims = shape or (own(IMAGE) if callable(own) else IMAGE)
+    tokens = any(isinstance(m, torch.nn.Embedding) for m in net.modules())
+    return torch.zeros(1, *dims, dtype=torch.long if tokens else torch.float32)
+
+
+def _print(found: dict[str, Any]) -> None:
+    for key in ("params", "macs", "flops"):
+        value = found[key]
+        click.echo(f"{key:8}{value:>18,}" if isinstance(value, int) else f"{key:8}unavailable: {value['unavailable']}")
+    if found["exits"]:
+        click.echo("\nMACs of an input that leaves at each exit, heads included")
+        print_table([{"exit": k, "macs": f"{macs:,}"} for k, macs in enumerate(found["exits"])])
+    if found["decision_points"]:
+        click.echo("\nDecision points: MACs of one visit by one item")
+        print_table([
+            {**point, "region_macs": f"{point['region_macs']:,}", "gate_macs": f"{point['gate_macs']:,}"}
+            for point in found["decision_points"]
+        ])

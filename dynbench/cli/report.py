@@ -1,0 +1,36 @@
+"""`dynbench report`: write a run's report again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dynbench.cli.common import Names, flat, newest_run
+
+FORMATS = ["html", "md"]
+
+
+@click.command("report")
+@click.argument("run", type=click.Path(path_type=Path), required=False)
+@click.option("--format", "formats", type=Names(), multiple=True, help="html, md.  [default: both]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to write it.  [default: the run directory]"
+)
+def command(run: Path | None, formats: tuple[list[str], ...], out: Path | None) -> None:
+    """Write the report of RUN, a run directory, from what is stored there (default: the newest under runs/)."""
+    write(run or newest_run(), flat(formats), out)
+
+
+def write(run: Path, formats: list[str] | None = None, out: Path | None = None) -> None:
+    """Writes a report, and says its verdicts and where it is."""
+    from dynbench.analysis.verdict import verdict
+    from dynbench.report import write_report
+    from dynbench.store.run import Run
+
+    found = Run.open(run)
+    files = write_report(run, formats=tuple(formats or FORMATS), out=out)
+    for info in found.manifest.workloads.values():
+        click.echo(verdict(info, found.cells, "this machine"))
+    for file in files:
+        click.echo(f"report: {file}")

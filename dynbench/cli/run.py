@@ -1,0 +1,143 @@
+"""`dynbench run`: measure, then write the report."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dynbench.cli.common import RUNS, Names, Sizes, data_option, device_option, flat, print_table
+from dynbench.errors import UserError
+
+if TYPE_CHECKING:
+    from dynbench.experiment import Plan
+
+INTERRUPTED = 130  # what a shell says of a command ended by Ctrl-C
+
+
+class _KeepsArguments(click.Command):
+    """Remembers its command line, so that a run can say how it was asked for."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["arguments"] = list(args)
+        return super().parse_args(ctx, args)
+
+
+@click.command("run", cls=_KeepsArguments)
+@click.argument("workloads", nargs=-1, metavar="[WORKLOAD|FILE.toml]...")
+@device_option
+@click.option("--strategy", "strategies", type=Names(), multiple=True, help="Only these; see `dynbench list strategies`.")
+@click.option("--batch", "batch_sizes", type=Sizes(), multiple=True, help="Batch sizes, such as 1,8,32.")
+@click.option(
+    "--decisions", type=Names(), multiple=True, help="learned, synthetic, published or replay:TRACE (file without suffix)."
+)
+@click.option("--dtype", default="float32", show_default=True, help="float32, float64, bfloat16 or float16.")
+@click.option("--engine", default="eager", show_default=True, help="What executes the regions.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="CPU threads.")
+@click.option(
+    "--time-limit", "time_limit_s", type=click.FloatRange(min=0, min_open=True), default=15.0, show_default=True,
+    metavar="S", help="Seconds of sampling at most per group of compared cells.",
+)  # fmt: skip
+@click.option(
+    "--precision", type=click.FloatRange(0, 100, min_open=True, max_open=True), default=2.0, show_default=True,
+    metavar="PERCENT", help="A group is done when its speed-ups are known this well (half the 95 % interval).",
+)  # fmt: skip
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Of the stream, the order and random decisions.")
+@data_option
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run directory.  [default: runs/DATE-TIME-DEVICE]"
+)
+@click.option(
+    "--resume", type=click.Path(path_type=Path), metavar="DIR",
+    help="Go on with the run in DIR, as it was asked for; give nothing else.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Show what would be measured, what is refused and why, and how long it takes.")
+@click.pass_context
+def command(ctx: click.Context, resume: Path | None, **given: Any) -> None:
+    """Measure workloads under every strategy and write a report.
+
+    Without a workload: the default suite, which needs no download and takes less than 4 minutes on 2 cores. Ctrl-C ends
+    the round, keeps what is measured and still writes the report.
+    """
+    arguments = ctx.meta["arguments"]
+    if resume is not None:
+        _only_resume(ctx)
+        arguments = _arguments_of(resume)
+        given = {**ctx.command.make_context("run", list(arguments)).params, "out": resume}
+    ctx.exit(_run(["dynbench", "run", *arguments], resume is not None, **given))
+
+
+def _only_resume(ctx: click.Context) -> None:
+    said = [name for name in ctx.params if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    if said != ["resume"]:
+        raise UserError("--resume goes on with a run as it was asked for; give no workloads and no other option with it")
+
+
+def _arguments_of(folder: Path) -> list[str]:
+    from dynbench.store.run import Run
+
+    return Run.open(folder).manifest.command[2:]
+
+
+def _run(
+    asked: list[str],
+    resume: bool,
+    workloads: tuple[str, ...],
+    strategies: tuple[list[str], ...],
+    batch_sizes: tuple[list[int], ...],
+    decisions: tuple[list[str], ...],
+    device: str,
+    precision: float,
+    out: Path | None,
+    dry_run: bool,
+    **others: Any,
+) -> int:
+    from dynbench import devices
+    from dynbench.cli.progress import Terminal
+    from dynbench.experiment import DEFAULT_SUITE, Options, run_experiment
+
+    options = Options(
+        device=devices.device(device).name,
+        strategies=flat(strategies),
+        batch_sizes=flat(batch_sizes),
+        decisions=flat(decisions),
+        precision=precision / 100,
+        **others,
+    )
+    out = out or RUNS / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{options.device.replace(':', '')}"
+    with Terminal() as terminal:
+        result = run_experiment(
+            list(workloads or DEFAULT_SUITE), options, out,
+            command=asked, resume=resume, dry_run=dry_run, observer=terminal,
+        )  # fmt: skip
+    if dry_run:
+        if not result.plan.infos:
+            raise UserError("; ".join(result.failures.values()))
+        _print_plan(result.plan)
+    else:
+        from dynbench.cli.report import write
+
+        write(out)
+    return INTERRUPTED if result.interrupted else int(bool(result.failures))
+
+
+def _print_plan(plan: Plan) -> None:
+    rows = []
+    for g in plan.groups:
+        measured = [c.name for c in g.cells if c.status != "refused"]
+        rows.append({
+            "workload": g.workload,
+            "decisions": g.label,
+            "batch": g.batch_size,
+            "measured": ", ".join(measured),
+            "at most s": round(g.estimate_s),
+        })
+    print_table(rows)
+    refused = {(c.workload, c.name): c.reason for g in plan.groups for c in g.refused}
+    for (workload, name), reason in refused.items():
+        click.echo(f"n/a: {name} on {workload}: {reason}")
+    for workload, reason in plan.failures.items():
+        click.echo(f"left out: {workload}: {reason}")
+    click.echo(f"{len(plan.groups)} groups, at most {plan.estimate_s / 60:.1f} minutes of sampling; nothing was measured")
