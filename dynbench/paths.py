@@ -59,7 +59,7 @@ def load_function(reference: str, relative_to: Path) -> Callable[..., Any]:
         near = difflib.get_close_matches(name, own, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"{reference}: {where} has no function {name!r}{hint}")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _load_module(name: str, folder: Path) -> ModuleType:

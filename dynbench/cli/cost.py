@@ -7,6 +7,7 @@ import difflib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,10 +22,14 @@ IMAGE = (3, 32, 32)
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
-@click.command("cost")
+@click.command("cost", short_help="What a model costs on paper.")
 @click.argument("model")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="An argument of the model, such as depth=74.")
-@click.option("--input", "shape", metavar="3x32x32", help="Shape of one input; a model with an embedding is fed tokens.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="An argument of the model, such as depth=74."
+)
+@click.option(
+    "--input", "shape", metavar="3x32x32", help="Shape of one input; a model with an embedding is fed tokens."
+)
 @json_option
 def command(model: str, settings: tuple[str, ...], shape: str | None, as_json: bool) -> None:
     """Parameters and multiply-accumulates (MACs) of MODEL, its exits and its decision points, for one input.
@@ -58,7 +63,10 @@ def find_model(model: str) -> Callable[..., Any]:
 
 
 def _arguments(model: str, build: Callable[..., Any], settings: tuple[str, ...]) -> dict[str, Any]:
-    parameters = inspect.signature(build).parameters
+    try:
+        parameters = inspect.signature(build).parameters
+    except ValueError:  # some built-in classes do not say
+        parameters = MappingProxyType({})
     accepted = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     arguments = {}
@@ -67,7 +75,9 @@ def _arguments(model: str, build: Callable[..., Any], settings: tuple[str, ...])
         if not equals:
             raise UserError(f"--set {setting}: give NAME=VALUE, such as depth=74")
         if name not in accepted and not open_ended:
-            raise UserError(f"--set {setting}: {model} has no argument {name!r}; accepted: {', '.join(accepted) or 'none'}")
+            raise UserError(
+                f"--set {setting}: {model} has no argument {name!r}; accepted: {', '.join(accepted) or 'none'}"
+            )
         arguments[name] = _value(value)
     return arguments
 
@@ -135,7 +145,9 @@ def _print(found: dict[str, Any]) -> None:
         print_table([{"exit": k, "macs": f"{macs:,}"} for k, macs in enumerate(found["exits"])])
     if found["decision_points"]:
         click.echo("\nDecision points: MACs of one visit by one item")
-        print_table([
-            {**point, "region_macs": f"{point['region_macs']:,}", "gate_macs": f"{point['gate_macs']:,}"}
-            for point in found["decision_points"]
-        ])
+        print_table(
+            [
+                {**point, "region_macs": f"{point['region_macs']:,}", "gate_macs": f"{point['gate_macs']:,}"}
+                for point in found["decision_points"]
+            ]
+        )

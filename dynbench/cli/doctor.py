@@ -11,7 +11,7 @@ from dynbench.cli.common import json_option, print_json
 MARKS = {"ok": ("ok     ", "green"), "note": ("note   ", "cyan"), "warning": ("warning", "yellow")}
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Is this machine fit to measure on?")
 @click.option(
     "--seconds", default=3.0, show_default=True, type=click.FloatRange(min=0, max=60, min_open=True),
     help="How long to measure the noise.",

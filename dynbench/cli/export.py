@@ -9,12 +9,10 @@ import click
 from dynbench.cli.common import Names, flat, newest_run
 
 
-@click.command("export")
+@click.command("export", short_help="A run as CSV tables and JSON.")
 @click.argument("run", type=click.Path(path_type=Path), required=False)
 @click.option("--format", "formats", type=Names(), multiple=True, help="csv, json.  [default: both]")
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to write.  [default: RUN/export]"
-)
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to write.  [default: RUN/export]")
 def command(run: Path | None, formats: tuple[list[str], ...], out: Path | None) -> None:
     """Write RUN, a run directory, as CSV tables and as one JSON document (default: the newest under runs/)."""
     from dynbench.store.export import FORMATS, export

@@ -11,7 +11,7 @@ from dynbench.cli.common import Names, flat, newest_run
 FORMATS = ["html", "md"]
 
 
-@click.command("report")
+@click.command("report", short_help="Write a run's report again.")
 @click.argument("run", type=click.Path(path_type=Path), required=False)
 @click.option("--format", "formats", type=Names(), multiple=True, help="html, md.  [default: both]")
 @click.option(

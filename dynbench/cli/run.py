@@ -25,26 +25,35 @@ class _KeepsArguments(click.Command):
         return super().parse_args(ctx, args)
 
 
-@click.command("run", cls=_KeepsArguments)
+@click.command("run", cls=_KeepsArguments, short_help="Measure, and write a report.")
 @click.argument("workloads", nargs=-1, metavar="[WORKLOAD|FILE.toml]...")
 @device_option
-@click.option("--strategy", "strategies", type=Names(), multiple=True, help="Only these; see `dynbench list strategies`.")
+@click.option(
+    "--strategy", "strategies", type=Names(), multiple=True, help="Only these; see `dynbench list strategies`."
+)
 @click.option("--batch", "batch_sizes", type=Sizes(), multiple=True, help="Batch sizes, such as 1,8,32.")
 @click.option(
-    "--decisions", type=Names(), multiple=True, help="learned, synthetic, published or replay:TRACE (file without suffix)."
+    "--decisions",
+    type=Names(),
+    multiple=True,
+    help="learned, synthetic, published or replay:TRACE (file without suffix).",
 )
-@click.option("--dtype", default="float32", show_default=True, help="float32, float64, bfloat16 or float16.")
-@click.option("--engine", default="eager", show_default=True, help="What executes the regions.")
+@click.option(
+    "--dtype", default="float32", show_default=True, metavar="NAME", help="float32, float64, bfloat16 or float16."
+)
+@click.option("--engine", default="eager", show_default=True, metavar="NAME", help="What executes the regions.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="CPU threads.")
 @click.option(
-    "--time-limit", "time_limit_s", type=click.FloatRange(min=0, min_open=True), default=15.0, show_default=True,
-    metavar="S", help="Seconds of sampling at most per group of compared cells.",
+    "--time-limit", "time_limit_s", type=click.FloatRange(min=0, min_open=True), metavar="S",
+    help="Seconds of sampling at most per group of compared cells.",
 )  # fmt: skip
 @click.option(
-    "--precision", type=click.FloatRange(0, 100, min_open=True, max_open=True), default=2.0, show_default=True,
-    metavar="PERCENT", help="A group is done when its speed-ups are known this well (half the 95 % interval).",
+    "--precision", type=click.FloatRange(0, 100, min_open=True, max_open=True), metavar="PERCENT",
+    help="A group is done when its speed-ups are known this well (half the 95 % interval).",
 )  # fmt: skip
-@click.option("--seed", default=0, show_default=True, metavar="N", help="Of the stream, the order and random decisions.")
+@click.option(
+    "--seed", default=0, show_default=True, metavar="N", help="Of the stream, the order and random decisions."
+)
 @data_option
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run directory.  [default: runs/DATE-TIME-DEVICE]"
@@ -53,7 +62,9 @@ class _KeepsArguments(click.Command):
     "--resume", type=click.Path(path_type=Path), metavar="DIR",
     help="Go on with the run in DIR, as it was asked for; give nothing else.",
 )  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Show what would be measured, what is refused and why, and how long it takes.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show what would be measured, what is refused and why, and how long it takes."
+)
 @click.pass_context
 def command(ctx: click.Context, resume: Path | None, **given: Any) -> None:
     """Measure workloads under every strategy and write a report.
@@ -72,7 +83,9 @@ def command(ctx: click.Context, resume: Path | None, **given: Any) -> None:
 def _only_resume(ctx: click.Context) -> None:
     said = [name for name in ctx.params if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
     if said != ["resume"]:
-        raise UserError("--resume goes on with a run as it was asked for; give no workloads and no other option with it")
+        raise UserError(
+            "--resume goes on with a run as it was asked for; give no workloads and no other option with it"
+        )
 
 
 def _arguments_of(folder: Path) -> list[str]:
@@ -89,7 +102,8 @@ def _run(
     batch_sizes: tuple[list[int], ...],
     decisions: tuple[list[str], ...],
     device: str,
-    precision: float,
+    precision: float | None,
+    time_limit_s: float | None,
     out: Path | None,
     dry_run: bool,
     **others: Any,
@@ -98,12 +112,13 @@ def _run(
     from dynbench.cli.progress import Terminal
     from dynbench.experiment import DEFAULT_SUITE, Options, run_experiment
 
+    limits = {"time_limit_s": time_limit_s, "precision": None if precision is None else precision / 100}
     options = Options(
         device=devices.device(device).name,
         strategies=flat(strategies),
         batch_sizes=flat(batch_sizes),
         decisions=flat(decisions),
-        precision=precision / 100,
+        **{k: v for k, v in limits.items() if v is not None},
         **others,
     )
     out = out or RUNS / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{options.device.replace(':', '')}"
@@ -127,17 +142,21 @@ def _print_plan(plan: Plan) -> None:
     rows = []
     for g in plan.groups:
         measured = [c.name for c in g.cells if c.status != "refused"]
-        rows.append({
-            "workload": g.workload,
-            "decisions": g.label,
-            "batch": g.batch_size,
-            "measured": ", ".join(measured),
-            "at most s": round(g.estimate_s),
-        })
+        rows.append(
+            {
+                "workload": g.workload,
+                "decisions": g.label,
+                "batch": g.batch_size,
+                "measured": "; ".join(measured),
+                "at most s": round(g.estimate_s),
+            }
+        )
     print_table(rows)
     refused = {(c.workload, c.name): c.reason for g in plan.groups for c in g.refused}
     for (workload, name), reason in refused.items():
         click.echo(f"n/a: {name} on {workload}: {reason}")
     for workload, reason in plan.failures.items():
         click.echo(f"left out: {workload}: {reason}")
-    click.echo(f"{len(plan.groups)} groups, at most {plan.estimate_s / 60:.1f} minutes of sampling; nothing was measured")
+    click.echo(
+        f"{len(plan.groups)} groups, at most {plan.estimate_s / 60:.1f} minutes of sampling; nothing was measured"
+    )

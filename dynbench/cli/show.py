@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,13 +19,15 @@ def workloads() -> list[dict[str, Any]]:
     rows = []
     for name in workload_files():
         spec = load_spec(name)
-        rows.append({
-            "name": name,
-            "title": spec.title,
-            "model": spec.model,
-            "inputs": spec.inputs.name,
-            "default": name in DEFAULT_SUITE,
-        })
+        rows.append(
+            {
+                "name": name,
+                "title": spec.title,
+                "model": spec.model,
+                "inputs": spec.inputs.name,
+                "default": name in DEFAULT_SUITE,
+            }
+        )
     return rows
 
 
@@ -34,8 +38,8 @@ def models() -> list[dict[str, Any]]:
 
     rows = []
     for name, reference in MODELS.items():
-        build = load_function(reference, _here())
-        rows.append({"name": name, "model": reference, "paper": getattr(_module(build), "PAPER", None)})
+        build = load_function(reference, Path.cwd())
+        rows.append({"name": name, "model": reference, "paper": getattr(sys.modules[build.__module__], "PAPER", None)})
     return rows
 
 
@@ -50,7 +54,7 @@ def devices() -> list[dict[str, Any]]:
     """What can be measured on here, and what cannot and why."""
     from dynbench.devices import known_devices
 
-    return [{"name": name, "available": why is None, "why not": why} for name, why in known_devices()]
+    return [{"name": name, "available": why is None, "why_not": why} for name, why in known_devices()]
 
 
 KINDS: dict[str, Callable[[], list[dict[str, Any]]]] = {
@@ -61,7 +65,7 @@ KINDS: dict[str, Callable[[], list[dict[str, Any]]]] = {
 }
 
 
-@click.command("list")
+@click.command("list", short_help="What there is to choose from.")
 @click.argument("kind", type=click.Choice(list(KINDS)), required=False)
 @json_option
 def command(kind: str | None, as_json: bool) -> None:

@@ -9,7 +9,7 @@ import click
 from dynbench.cli.common import data_option, device_option
 
 
-@click.command("train")
+@click.command("train", short_help="Make a workload's weights.")
 @click.argument("workload", metavar="WORKLOAD|FILE.toml")
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR",
@@ -19,9 +19,7 @@ from dynbench.cli.common import data_option, device_option
 @data_option
 @click.option("--resume", is_flag=True, help="Go on from the checkpoints in --out and keep what is finished.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def command(
-    workload: str, out: Path | None, device: str, data_dir: Path | None, resume: bool, quiet: bool
-) -> None:
+def command(workload: str, out: Path | None, device: str, data_dir: Path | None, resume: bool, quiet: bool) -> None:
     """Train the networks of WORKLOAD and its baselines, as its [train] table says: seeded and resumable."""
     from dynbench import devices
     from dynbench.cli.common import RUNS

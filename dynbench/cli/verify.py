@@ -9,10 +9,12 @@ import click
 from dynbench.cli.common import data_option, device_option
 
 
-@click.command("verify")
+@click.command("verify", short_help="Same answer under every strategy?")
 @click.argument("workloads", nargs=-1, metavar="[WORKLOAD|FILE.toml]...")
 @device_option
-@click.option("--dtype", default="float32", show_default=True, help="float32, float64, bfloat16 or float16.")
+@click.option(
+    "--dtype", default="float32", show_default=True, metavar="NAME", help="float32, float64, bfloat16 or float16."
+)
 @click.option("--seed", default=0, show_default=True, help="Of the stream and of random decisions.")
 @data_option
 @click.pass_context

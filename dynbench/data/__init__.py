@@ -86,11 +86,12 @@ def _own(
     if isinstance(made, Dataset):
         return made
     inputs, labels = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    inputs, labels = np.asarray(inputs)[:limit], None if labels is None else np.asarray(labels)[:limit]
+    inputs, labels = np.asarray(inputs), None if labels is None else np.asarray(labels)
     if inputs.dtype.kind not in "fiu" or inputs.ndim == 0:
         raise UserError(f"inputs {name} gave {type(made).__name__}; wanted: inputs, or (inputs, labels), as arrays")
-    if labels is not None and len(labels) != len(inputs):
-        raise UserError(f"inputs {name} gave {len(inputs)} inputs and {len(labels)} labels")
+    if labels is not None and labels.shape[:1] != inputs.shape[:1]:
+        raise UserError(f"inputs {name} gave {len(inputs)} inputs and {labels.size} labels")
+    inputs, labels = inputs[:limit], None if labels is None else labels[:limit]
     inputs = inputs.astype(np.float32 if inputs.dtype.kind == "f" else np.int64, copy=False)
     classes = 0
     if labels is not None:
@@ -100,7 +101,7 @@ def _own(
 
 
 def stream(dataset: Dataset, items: int, seed: int) -> Dataset:
-    """A fixed, seeded list of `items` items; where the data set has fewer, each comes as often as any other, or once more.
+    """A fixed, seeded list of items; where there are too few, each comes as often as any other, or once more.
 
     Raises:
         UserError: the data set is empty.

@@ -1,7 +1,7 @@
 """CIFAR-10: 60,000 colour images of 32 x 32 pixels in 10 classes (Krizhevsky 2009).
 
-Read from one of three forms: the official binary files `data_batch_*.bin` and `test_batch.bin`; a `cifar10.npz` with the
-images as JPEG bytes; or, where no folder is given, the official archive, downloaded once into the cache.
+Read from one of three forms: the official binary files `data_batch_*.bin` and `test_batch.bin`; a `cifar10.npz` with
+the images as JPEG bytes; or, where no folder is given, the official archive, downloaded once into the cache.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FOLDER = "cifar-10-batches-bin"
 TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 TEST_FILES = ("test_batch.bin",)
 RECORD = 1 + 3 * 32 * 32  # a label, then the planes red, green, blue
-VALIDATION = 5000  # the last so many training images
+PARTS = {"train": ("train", slice(-5000)), "validation": ("train", slice(-5000, None)), "test": ("test", slice(None))}
 MEAN = np.array([0.4914, 0.4822, 0.4465], np.float32)
 STD = np.array([0.2470, 0.2435, 0.2616], np.float32)
 
@@ -42,9 +42,8 @@ def load(split: str, *, data_dir: Path | None = None, limit: int | None = None) 
     Raises:
         UserError: the folder holds none of the forms, a file is damaged, or the download fails.
     """
-    part = slice(-VALIDATION, None) if split == "validation" else slice(-VALIDATION) if split == "train" else slice(None)
-    folder = download() if data_dir is None else data_dir
-    images, labels, form = _read(folder, "test" if split == "test" else "train", part, limit)
+    half, part = PARTS[split]
+    images, labels, form = _read(download() if data_dir is None else data_dir, half, part, limit)
     inputs = (images.astype(np.float32) / 255 - MEAN[:, None, None]) / STD[:, None, None]
     return Dataset(inputs, labels, f"CIFAR-10, {len(inputs)} images of the {split} part, {form}", 10)
 
@@ -81,7 +80,8 @@ def _read_npz(file: Path, half: str, part: slice, limit: int | None) -> tuple[np
         rows = np.arange(len(labels))[part][:limit]
         images = np.empty((len(rows), 32, 32, 3), np.uint8)
         for n, i in enumerate(rows):
-            images[n] = Image.open(io.BytesIO(data[offsets[i] : offsets[i + 1]].tobytes())).convert("RGB")
+            image = Image.open(io.BytesIO(data[offsets[i] : offsets[i + 1]].tobytes()))
+            images[n] = np.asarray(image.convert("RGB"))
     except (KeyError, ValueError, OSError, UnidentifiedImageError) as e:
         raise UserError(f"{file} cannot be read as CIFAR-10 in JPEG form: {e}") from e
     return images.transpose(0, 3, 1, 2), labels[rows].astype(np.int64)

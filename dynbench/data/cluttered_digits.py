@@ -87,7 +87,9 @@ def _scenes(
         present = d * clutter > piece + rng.uniform(0, 1, n)
         window = _windows(rng, digits[rng.integers(len(digits), size=n)])
         side = size * rng.uniform(0.5, 1.0, n).astype(np.float32)
-        paint = place(window, side, *_corner(rng, side, size), size) * present[:, None, None].astype(np.float32)
+        paint: np.ndarray = place(window, side, *_corner(rng, side, size), size) * present[:, None, None].astype(
+            np.float32
+        )
         _paint(scene, paint, _colour(rng, n, 0.3, 1.0))
     side = size * (LARGEST + (SMALLEST - LARGEST) * d)
     contrast = 1 - 0.4 * d[:, None, None]

@@ -5,6 +5,7 @@ A synthetic trace is *total*: a filled table over all coordinates, whatever woul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,6 +31,27 @@ def _normals(
     return mixed
 
 
+def _experts(
+    experts: int,
+    k: int,
+    rest: int,
+    taste: Tensor,
+    item_correlation: float,
+    layer_correlation: float,
+    skew: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """[items * rest, k] experts by Gumbel top-k, from noise that items share, that points share (`taste`), or own."""
+    items = taste.shape[0]
+    own = torch.rand(items, rest, experts, generator=generator)
+    by_layer = torch.rand(1, 1, experts, generator=generator)
+    source = torch.rand(items, rest, 1, generator=generator)
+    noise = torch.where(source < item_correlation + layer_correlation, taste[..., :experts], own)
+    noise = torch.where(source < item_correlation, by_layer, noise).double().clamp(1e-9, 1 - 1e-9)
+    weight = torch.arange(1, experts + 1, dtype=torch.float64) ** -skew
+    return (weight.log() - torch.log(-torch.log(noise))).topk(k, dim=-1).indices.flatten(0, 1)
+
+
 def synthetic(
     like: Trace,
     model: nn.Module,
@@ -47,8 +69,9 @@ def synthetic(
         model: whose decision points the tables belong to.
         keep_rate: probability that a Skip runs its body and that an item stays in a Loop after a step; one for all, or
             one per Skip and Loop in module order.
-        item_correlation: share of the variance that all items have in common at a point, 0 to 1.
-        layer_correlation: share of the variance that all points have in common for an item, 0 to 1.
+        item_correlation: share of the variance that all items have in common at a point, 0 to 1; of a Route: the
+            probability that an item follows what is common there.
+        layer_correlation: the same for what all points have in common for an item.
         expert_skew: Zipf exponent s of a Route: expert e is drawn with probability proportional to 1 / (e + 1)^s.
         seed: of the generator.
 
@@ -67,28 +90,27 @@ def synthetic(
         raise ValueError(f"keep_rate has {len(rates)} values; the model has {len(rated)} Skip and Loop points")
     if any(not 0 <= r <= 1 for r in rates):
         raise ValueError(f"keep_rate {keep_rate} lies outside 0 to 1")
-    if min(item_correlation, layer_correlation) < 0 or item_correlation + layer_correlation > 1:
+    if not (item_correlation >= 0 and layer_correlation >= 0 and item_correlation + layer_correlation <= 1):
         raise ValueError(
             f"item_correlation {item_correlation} and layer_correlation {layer_correlation} must be at least 0 and "
             "add up to at most 1"
         )
-    if expert_skew < 0:
-        raise ValueError(f"expert_skew {expert_skew} is negative; it is a Zipf exponent, at least 0")
+    if not 0 <= expert_skew < math.inf:
+        raise ValueError(f"expert_skew {expert_skew} is no Zipf exponent, which is at least 0")
     rate_of = dict(zip(rated, rates, strict=True))
     generator = torch.Generator().manual_seed(seed)
     entries = {}
     by_item = torch.randn(like.items, 1, generator=generator)
+    most = max((len(p.experts) for p in named.values() if isinstance(p, Route)), default=0)
+    taste = torch.rand(like.items, 1, most, generator=generator)
     for (name, sizes), (value, reached) in sorted(like.entries.items()):
         point = named.get(name)
         rest = reached.numel() // max(like.items, 1)
         new: Tensor
         if isinstance(point, Route):
-            weight = 1.0 / torch.arange(1, len(point.experts) + 1, dtype=torch.float64) ** expert_skew
-            shared = torch.rand(1, 1, len(weight), generator=generator)
-            own = torch.rand(like.items, rest, len(weight), generator=generator)
-            use_shared = torch.rand(like.items, rest, 1, generator=generator) < item_correlation
-            gumbel = -torch.log(-torch.log(torch.where(use_shared, shared, own).clamp(1e-9, 1 - 1e-9)))
-            new = (weight.log() + gumbel).topk(point.k, dim=-1).indices.flatten(0, 1)
+            new = _experts(
+                len(point.experts), point.k, rest, taste, item_correlation, layer_correlation, expert_skew, generator
+            )
         elif isinstance(point, (Skip, Loop)):
             by_layer = torch.randn(1, rest, generator=generator)
             z = _normals(like.items, rest, by_layer, by_item, item_correlation, layer_correlation, generator)

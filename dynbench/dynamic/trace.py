@@ -101,7 +101,7 @@ class Trace:
         if not isinstance(other, Trace):
             return NotImplemented
         a, b = self.reached_only(), other.reached_only()
-        return a.keys() == b.keys() and all(torch.equal(a[k][0], b[k][0]) and torch.equal(a[k][1], b[k][1]) for k in a)
+        return a.keys() == b.keys() and all(_same(u, v) for k in a for u, v in zip(a[k], b[k], strict=True))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -109,8 +109,8 @@ class Trace:
         """Content hash (hex, 16 digits) of the reached entries."""
         h = hashlib.sha256()
         for key, (value, reached) in sorted(self.reached_only().items()):
-            h.update(repr((key, tuple(value.shape[1:]))).encode())
-            h.update(value.to(torch.int64).numpy().tobytes())
+            h.update(repr((key, tuple(value.shape[1:]), value.dtype)).encode())
+            h.update(value.view(torch.uint8).numpy().tobytes())
             h.update(reached.numpy().tobytes())
         return h.hexdigest()[:16]
 
@@ -145,9 +145,9 @@ class Trace:
         """
         try:
             about: dict[str, Any] = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
-            tables = load_file(f"{path}.safetensors")
             if about["schema"] > SCHEMA_VERSION:
                 raise TraceError(f"{path}.json has schema {about['schema']}; known are schemas up to {SCHEMA_VERSION}")
+            tables = load_file(f"{path}.safetensors")
             entries = {
                 (name, tuple(sizes)): Entry(tables[f"{i}.value"], tables[f"{i}.reached"])
                 for i, (name, sizes) in enumerate(about["points"])
@@ -158,8 +158,14 @@ class Trace:
             )
             if not whole or trace.hash() != about["hash"]:
                 raise TraceError(f"{path}.safetensors does not hold what {path}.json says: the trace is corrupt")
-        except (OSError, json.JSONDecodeError, SafetensorError, KeyError, TypeError, UnicodeDecodeError) as e:
+        except TraceError:
+            raise
+        except (OSError, SafetensorError, ValueError, TypeError, LookupError) as e:
             raise TraceError(f"{path} is not a readable trace: {type(e).__name__}: {e}") from e
         if stream_hash is not None and trace.stream_hash != stream_hash:
             raise TraceError(f"{path} was recorded on stream {trace.stream_hash or '(none)'}, not on {stream_hash}")
         return trace
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)

@@ -19,7 +19,7 @@ from dynbench import devices
 from dynbench.data import Dataset, load_inputs, stream
 from dynbench.dynamic import Execution, Trace, TraceError, points, widest_scope
 from dynbench.dynamic.sources import keep_rate, synthetic
-from dynbench.engines import apply_form
+from dynbench.engines import ENGINES, Engine, apply_form
 from dynbench.errors import UserError
 from dynbench.experiment.spec import Baseline, ModelRef, Options, Workload
 from dynbench.meters.energy import idle_power_w
@@ -250,6 +250,9 @@ def prepare(spec: Workload, options: Options) -> Prepared:
     model.to(device, dtype)
     inputs = to_tensor(chosen.inputs, device, dtype)
     baselines = {b.name: build_baseline(b, spec, model, inputs[:1]) for b in spec.baselines or [spec.primary]}
+    engine = _engine(options)
+    for net in (model, *baselines.values()):
+        engine.prepare(net)
     count = spec.run.accuracy_items
     return Prepared(
         spec, options, model, baselines, device, dtype, inputs,
@@ -258,6 +261,13 @@ def prepare(spec: Workload, options: Options) -> Prepared:
         sources_of(spec, options), batch_sizes, list(options.strategies or spec.run.strategies),
         idle_power_w(devices.device(options.device)),
     )  # fmt: skip
+
+
+def _engine(options: Options) -> Engine:
+    engine = ENGINES[options.engine]
+    if why := engine.refuses(options.device):
+        raise UserError(f"engine {options.engine!r} cannot be used: {why}")
+    return engine
 
 
 def _inputs_name(spec: Workload) -> str:

@@ -175,7 +175,7 @@ def _accounted(p: Prepared, trace: Trace) -> tuple[Quantity, str | None]:
     rule = getattr(module_of(p.model), "accounted_macs", None)
     if rule is None:
         return Unavailable(unavailable="the model file does not say what its paper counts"), None
-    macs, words = rule(p.model, trace)
+    macs, words = rule(p.model, trace, tuple(p.inputs.shape[1:]))
     return 2.0 * macs, words
 
 

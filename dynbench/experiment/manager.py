@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 from dynbench.errors import DynbenchError, UserError
 from dynbench.experiment.environment import worker_environment
 
+GRACE_S = 2.0
 HANG_S = 300.0  # no arm of one round takes longer, or its batch should be smaller
 
 
@@ -112,9 +114,11 @@ class Worker:
         process, self._process = self._process, None
         if process is None:
             return 0
-        if process.poll() is None:
-            try:
-                process.wait(timeout=0.2)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()  # an idle one ends by itself, and tidies up
+        try:
+            return process.wait(timeout=GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
         return process.wait()

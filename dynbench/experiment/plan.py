@@ -13,7 +13,6 @@ from dynbench.store.run import trace_path
 from dynbench.store.schema import Cell, WorkloadInfo
 from dynbench.strategies import STRATEGIES
 
-SWEEP_WITHOUT = ("per_sample",)  # its time does not depend on the batch: one group tells it
 SWEEP_TIME_SHARE = 0.4  # a sweep group gets this share of a group's time limit
 
 
@@ -28,6 +27,14 @@ def refusal(p: Prepared, strategy: str) -> str | None:
     return STRATEGIES[strategy]().refuses(p.model)
 
 
+def _repeats(p: Prepared, strategy: str, batch_size: int) -> str | None:
+    """Why measuring a strategy at this batch size would tell nothing new."""
+    smallest = min(p.batch_sizes)
+    if strategy != "per_sample" or p.batch_scope or batch_size == smallest:
+        return None
+    return f"item by item the batch makes no difference to its time per item; measured at batch {smallest}"
+
+
 def planned_cells(p: Prepared, source: Source, batch_size: int) -> list[Cell]:
     """A group's cells before anything is measured."""
     gid = group_id(p, source.decisions.label, batch_size)
@@ -38,9 +45,7 @@ def planned_cells(p: Prepared, source: Source, batch_size: int) -> list[Cell]:
     }  # fmt: skip
     cells = []
     for name in p.strategies:
-        if source.sweep and name in SWEEP_WITHOUT:
-            continue
-        why = refusal(p, name)
+        why = refusal(p, name) or _repeats(p, name, batch_size)
         cells.append(
             Cell(
                 cell_id=f"{gid}/{name}",

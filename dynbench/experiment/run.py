@@ -276,7 +276,8 @@ def _measure(
     for _ in range(2):
         request = {
             "do": "measure", "workload": group.workload, "file": group.file, "label": group.label,
-            "batch_size": group.batch_size, "process": max(worker.number, 0), "without": sorted(failed), **_request(options),
+            "batch_size": group.batch_size, "process": max(worker.number, 0), "without": sorted(failed),
+            **_request(options),
         }  # fmt: skip
         try:
             answer = worker.ask(request, "measured", lambda e: observer.event(group, e))

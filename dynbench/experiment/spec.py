@@ -16,6 +16,7 @@ from dynbench.store.schema import Claim
 
 StrategyName = Literal["dense", "masking", "compaction", "cascading", "per_sample"]
 STRATEGY_NAMES = get_args(StrategyName)
+ENGINE_NAMES = ("eager", "compile")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 DEFAULT_SUITE = ("skipnet38_digits", "idk_digits", "moe_text")
 Rate = float | list[float]
@@ -229,7 +230,7 @@ class Options(_Table):
     decisions: list[str] | None = None
     dtype: str = "float32"
     threads: PositiveInt = 1
-    time_limit_s: float = Field(15.0, gt=0)
+    time_limit_s: float = Field(10.0, gt=0)
     precision: float = Field(0.02, gt=0, lt=1)
     seed: int = 0
     data_dir: Path | None = None
@@ -240,13 +241,15 @@ def check_options(options: Options) -> None:
     """Checks names that pydantic cannot.
 
     Raises:
-        UserError: an unknown strategy, dtype or decision source, with the nearest names.
+        UserError: an unknown strategy, dtype, engine or decision source, with the nearest names.
     """
     for s in options.strategies or []:
         if s not in STRATEGY_NAMES:
             raise UserError(_unknown("strategy", s, STRATEGY_NAMES))
     if options.dtype not in DTYPES:
         raise UserError(_unknown("dtype", options.dtype, DTYPES))
+    if options.engine not in ENGINE_NAMES:
+        raise UserError(_unknown("engine", options.engine, ENGINE_NAMES))
     for d in options.decisions or []:
         if d not in ("learned", "synthetic", "published") and not d.startswith("replay:"):
             raise UserError(_unknown("decision source", d, ("learned", "synthetic", "published", "replay:PATH")))

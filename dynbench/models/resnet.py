@@ -134,12 +134,22 @@ def resnet(depth: int = 38, num_classes: int = 10, dataset: str = "cifar") -> Re
     Raises:
         ValueError: a depth or data set there is no such network for.
     """
+    block, layers = architecture(depth, dataset)
+    return ResNet(block, layers, num_classes, dataset)
+
+
+def architecture(depth: int, dataset: str) -> tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]:
+    """The kind of block, and how many of them in each group.
+
+    Raises:
+        ValueError: a depth or data set there is no such network for.
+    """
     if dataset == "cifar":
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth={depth}: a CIFAR ResNet has 6n+2 layers (8, 14, 20, 26, 32, 38, ...)")
-        return ResNet(BasicBlock, ((depth - 2) // 6,) * 3, num_classes, dataset)
+        return BasicBlock, ((depth - 2) // 6,) * 3
     if dataset == "imagenet":
         if depth not in IMAGENET_LAYERS:
             raise ValueError(f"depth={depth}: an ImageNet ResNet has {', '.join(map(str, IMAGENET_LAYERS))} layers")
-        return ResNet(Bottleneck if depth in BOTTLENECKS else BasicBlock, IMAGENET_LAYERS[depth], num_classes, dataset)
+        return Bottleneck if depth in BOTTLENECKS else BasicBlock, IMAGENET_LAYERS[depth]
     raise ValueError(f"dataset={dataset!r}: a ResNet is built for 'cifar' or 'imagenet'")

@@ -12,13 +12,12 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Skip, Trace, points
 from dynbench.models.macs import static_macs
-from dynbench.models.resnet import BasicBlock, Bottleneck, ResNet, conv3x3, resnet
+from dynbench.models.resnet import BasicBlock, Bottleneck, ResNet, architecture, conv3x3
 from dynbench.models.sharing import shared_once
 
 PAPER = "Wang et al., SkipNet: Learning Dynamic Routing in Convolutional Networks, ECCV 2018"
@@ -193,10 +192,8 @@ def skipnet(depth: int = 38, gate: GateKind = "rnn", num_classes: int = 10, data
         raise ValueError(f"gate={gate!r}: a SkipNet has gates 'rnn' (RNNGate), 'ff1' (FFGate-I) or 'ff2' (FFGate-II)")
     if dataset == "imagenet" and gate != "rnn":
         raise ValueError(f"gate={gate!r}: on ImageNet a SkipNet has recurrent gates ('rnn') only")
-    with torch.device("meta"):
-        plain = resnet(depth, num_classes, dataset)                               # which blocks, how many
-    block = Bottleneck if isinstance(plain.get_submodule("group1_layer0"), Bottleneck) else BasicBlock
-    return SkipNet(block, plain.layers, gate, num_classes, dataset)
+    block, layers = architecture(depth, dataset)
+    return SkipNet(block, layers, gate, num_classes, dataset)
 
 
 def from_author_checkpoint(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -192,7 +192,7 @@ def trace_path(run: Path, workload: str, label: str) -> Path:
 
 def file_name(name: str) -> str:
     """A name that any file system takes: readable, bounded, and different for different names."""
-    readable = re.sub(r"[^A-Za-z0-9_.=-]+", "_", name.replace("/", "__"))[:100]
+    readable = re.sub(r"[^A-Za-z0-9_.=-]+", "_", name.replace("/", "__")).lstrip(".")[:100]
     return f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 

@@ -39,7 +39,7 @@ def train_workload(
 
     recipe = workload.get("train", {}).get("recipe")
     if recipe is None:
-        raise UserError(f"workload {workload.get('name')!r} has no [train] table with a recipe, so it cannot be trained")
+        raise UserError(f"workload {workload.get('name')!r} cannot be trained: it has no [train] table with a recipe")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device {device!r}: torch finds no CUDA device here; accepted: cpu")
     try:

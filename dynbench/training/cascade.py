@@ -1,7 +1,7 @@
 """IDK cascade: its classifiers one by one, then the rule on held-out data.
 
-Wang et al., UAI 2018. The classifiers are trained as they would be alone; rule and thresholds are chosen on the validation
-part, which no classifier was trained on.
+Wang et al., UAI 2018. The classifiers are trained as they would be alone; rule and thresholds are chosen on the
+validation part, which no classifier was trained on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RuleSettings(Settings):
         cost_weight: lambda of the cost-aware objective, cost in units of the last classifier's (learned rules only).
     """
 
-    epsilon: float = 0.005
+    epsilon: float = 0.0
     cost_weight: float = 0.05
 
 
@@ -59,7 +59,7 @@ def train(session: Session) -> None:
     choice = choose_thresholds(said, y, macs, cascade.policy, settings.epsilon)
     cascade.policy.thresholds.copy_(torch.tensor(choice.thresholds))
     facts = evaluate(session, cascade, macs)
-    session.say(f"{name}: test accuracy {facts['accuracy']:.4f}, {facts['computation']:.3f} of the last classifier's MACs")
+    session.say(f"{name}: test accuracy {facts['accuracy']:.4f} with {facts['computation']:.3f} of the last one's MACs")
     facts["rule"] = {
         "kind": cascade.policy.rule,
         **asdict(choice),
@@ -72,7 +72,9 @@ def train(session: Session) -> None:
     )
 
 
-def learn_rule(policy: Policy, said: Sequence[Tensor], y: Tensor, costs: Sequence[float], settings: RuleSettings) -> None:
+def learn_rule(
+    policy: Policy, said: Sequence[Tensor], y: Tensor, costs: Sequence[float], settings: RuleSettings
+) -> None:
     """Trains the IDK classifiers by the relaxed cost-aware objective, on all of the held-out data at once.
 
     Args:
@@ -108,6 +110,7 @@ def evaluate(session: Session, cascade: IDKCascade, macs: Sequence[int]) -> dict
         "computation_rule": f"{rule}; relative to the last classifier alone",
         "reach_rates": [round(rate, 4) for rate in there.double().mean(0).tolist()],
         "classifiers": [
-            {"accuracy": accuracy(logits(net, x), y), "macs": m} for net, m in zip(cascade.classifiers, macs, strict=True)
+            {"accuracy": accuracy(logits(net, x), y), "macs": count}
+            for net, count in zip(cascade.classifiers, macs, strict=True)
         ],
     }

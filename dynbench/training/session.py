@@ -161,8 +161,7 @@ class Session:
     def fit(self, name: str, model: nn.Module, loss: Loss, settings: Settings) -> dict[str, Any]:
         """Trains a model on the workload's training part; a checkpoint is kept after every epoch.
 
-        Everything random is a function of the seed and the epoch, so that training which was interrupted goes on exactly
-        as it would have.
+        Everything random is a function of seed and epoch: interrupted training goes on exactly as it would have.
 
         Args:
             name: of the checkpoint.
@@ -175,8 +174,9 @@ class Session:
         """
         s, fresh = settings, self.workload["inputs"]["name"] in FRESH
         model.to(self.device)
-        if any(p.dim() == 4 for p in model.parameters()):
-            model.to(memory_format=torch.channels_last)
+        for p in model.parameters():
+            if p.dim() == 4:  # twice as fast on a CPU
+                p.data = p.data.contiguous(memory_format=torch.channels_last)
         data = self.inputs("train", seed=1000 * s.seed, limit=s.items)
         x, y = self.tensors(data)
         steps = max(len(x) // s.batch_size, 1)
@@ -184,13 +184,13 @@ class Session:
             raise UserError("training: crop and flip are for images")
         optimizer = _optimizer(model, s)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(one_cycle, s.epochs * steps, s.warm_up))
+        parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
         done, seconds = 0, 0.0
         checkpoint = self._checkpoint(name)
         if self.resume and checkpoint.is_file():
             state = torch.load(checkpoint, map_location=self.device, weights_only=True)
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            schedule.load_state_dict(state["schedule"])
+            for part, thing in parts.items():
+                thing.load_state_dict(state[part])
             done, seconds = state["epochs"], state["seconds"]
         for epoch in range(done, s.epochs):
             began = time.monotonic()
@@ -212,7 +212,7 @@ class Session:
                     total += value.item()
                     advance(value.item())
             seconds += time.monotonic() - began
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+            state = {part: thing.state_dict() for part, thing in parts.items()}
             buffer = io.BytesIO()
             torch.save({**state, "epochs": epoch + 1, "seconds": seconds}, buffer)
             _write(checkpoint, buffer.getvalue())
@@ -249,8 +249,8 @@ class Session:
         cautions = []
         if "JPEG" in test.description:
             cautions.append(
-                "The images had been re-encoded lossily as JPEG by their source, so accuracies may differ from those on "
-                "the original by some tenths of a percent."
+                "The images had been re-encoded lossily as JPEG by their source, so accuracies may differ from those "
+                "on the original by some tenths of a percent."
             )
         return {
             "model": model,
@@ -268,14 +268,14 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def augment(x: Tensor, crop: int, flip: bool) -> Tensor:
-    """Images [n, C, H, W], each shifted by up to `crop` pixels, black beyond the edge, and mirrored every other time."""
+    """Images [n, C, H, W], each shifted by up to `crop` pixels, zero beyond the edge, mirrored every other time."""
     if x.dim() != 4:
         return x
     n, _, height, width = x.shape
     if crop:
-        padded = F.pad(x, (crop,) * 4).permute(0, 2, 3, 1)                        # [n, H + 2 crop, W + 2 crop, C]
+        padded = F.pad(x, (crop,) * 4).permute(0, 2, 3, 1)  # [n, H + 2 crop, W + 2 crop, C]
         top, left = torch.randint(0, 2 * crop + 1, (2, n, 1)).to(x.device)
-        rows = top + torch.arange(height, device=x.device)                        # [n, H]
+        rows = top + torch.arange(height, device=x.device)  # [n, H]
         columns = left + torch.arange(width, device=x.device)
         everyone = torch.arange(n, device=x.device)[:, None, None]
         x = padded[everyone, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -9,6 +9,7 @@ import torch
 from dynbench.models.resnet import ResNet, resnet
 from dynbench.training.session import Session, Settings, accuracy, cross_entropy, logits
 
+
 def train_resnet(session: Session, depth: int) -> ResNet:
     """A ResNet of this depth, `resnet{depth}_{suffix}`; taken as it is when it is finished already.
 

@@ -1,0 +1,275 @@
+"""What a reader needs to judge the results: doubts, gaps, the machine, where models come from, how to do it again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from dynbench.report.columns import COLUMNS, Column
+from dynbench.report.selection import is_sweep
+from dynbench.report.tables import Block, Row, Section, Table, make_table
+from dynbench.report.values import bytes_, significant, words
+from dynbench.store.jsonable import to_table
+from dynbench.store.run import Run
+from dynbench.store.schema import Cell, Manifest, Quantity, Unavailable, Warning_, WorkloadInfo
+
+MOST_WARNINGS = 8  # rows shown at once; more are folded away behind one row per kind
+MOST_REASONS = 3
+NOT_CHECKED = re.compile(r"recall|reconstruct|second-hand|from memory", re.IGNORECASE)
+QUANTITIES: dict[str, Callable[[Cell], Quantity | None]] = {
+    "energy": lambda c: None if c.energy is None else c.energy.item_j,
+    "idle share of energy": lambda c: None if c.energy is None else c.energy.idle_share,
+    "peak memory": lambda c: None if c.memory is None else c.memory.peak_bytes,
+    "host waits": lambda c: c.host_syncs,
+    "kernel launches": lambda c: c.kernel_launches,
+    "operator calls": lambda c: c.operator_calls,
+    "bytes touched": lambda c: c.bytes_touched,
+    "device time": lambda c: None if c.latency is None else c.latency.device_stream_ms,
+    "p90 latency": lambda c: None if c.latency is None else c.latency.batch_p90_ms,
+    "p99 latency": lambda c: None if c.latency is None else c.latency.batch_p99_ms,
+    "dense FLOPs": lambda c: None if c.flops is None else c.flops.dense,
+    "required FLOPs": lambda c: None if c.flops is None else c.flops.required_region,
+    "executed FLOPs": lambda c: None if c.flops is None else c.flops.executed,
+    "accounted FLOPs": lambda c: None if c.flops is None else c.flops.accounted,
+}
+ALWAYS = [
+    ("other days, machines and processes",
+     "All rounds come from one run: its intervals do not cover what differs from one run to the next."),
+    ("queueing",
+     "Load is a closed loop: the next batch is issued when the last is done. Under arrivals at a rate of their own, "
+     "waiting times would be added."),
+]  # fmt: skip
+
+
+def background_sections(run: Run, absent: Sequence[tuple[str, str]]) -> list[Section]:
+    """Warnings, what was not measured, environment, provenance, reproduction.
+
+    Args:
+        run: what was measured.
+        absent: figures that are not there: (what, why).
+    """
+    manifest = run.manifest
+    return [
+        Section("warnings", "Warnings", "Doubts about results, and what would remove them.", _warnings(run)),
+        Section("not-measured", "Not measured", "What a reader may miss, and why it is not there.",
+                [Block(table=_pairs("not-measured", "Not measured", "what", "why", _not_measured(run, absent)))]),
+        Section("environment", "Environment", "", _environment(manifest)),
+        Section("provenance", "Models and inputs",
+                "Where each model, its weights, its inputs and the published figures come from.",
+                [b for i in manifest.workloads.values() for b in _provenance(i, run.cells)]
+                or [Block(text=["No workload could be prepared."])]),
+        Section("reproduce", "How to reproduce this run", "", _reproduce(manifest)),
+    ]  # fmt: skip
+
+
+def legend(tables: Iterable[Table]) -> Section:
+    """Explains every column that the tables speak of."""
+    spoken = {c.header: c for t in tables for c in t.spoken if c.definition}
+    head = [
+        Column("header", "column", kind="name"), Column("unit", "unit", kind="text"),
+        Column("definition", "what it is", kind="prose"), Column("is_not", "what it is not", kind="prose"),
+    ]  # fmt: skip
+    rows: list[Row] = [
+        {
+            "header": words(c.header), "unit": words(c.unit), "definition": words(c.definition),
+            "is_not": words(c.is_not),
+        }
+        for c in spoken.values()
+    ]  # fmt: skip
+    text = [
+        "n/a: it could not be measured; the footnote says why. A dash: it does not apply. Columns that are the same in "
+        "every row are named once above their table.",
+        "Nothing here is an estimate, except 'utilisation and rest' and break-even keep-rates, which are worked out from "
+        "measurements as their rows say.",
+    ]
+    blocks = [Block(text=text)]
+    if rows:
+        blocks.append(Block(table=make_table("legend", "Columns", head, rows)))
+    return Section("legend", "How to read this report", "", blocks)
+
+
+def _pairs(key: str, title: str, first: str, second: str, pairs: Sequence[tuple[str, str]]) -> Table:
+    rows: list[Row] = [{first: words(a), second: words(b)} for a, b in pairs]
+    return make_table(key, title, [COLUMNS[first], COLUMNS[second]], rows)
+
+
+def _warnings(run: Run) -> list[Block]:
+    found = [("the whole run", w) for w in (*run.warnings, *run.manifest.warnings)]
+    titles = {i.name: i.title for i in run.manifest.workloads.values()}
+    found += [(_place(c, titles), w) for c in run.cells for w in c.warnings]
+    if not found:
+        return [Block(text=["There are none."])]
+    rows = [_warning(w, _joined(places, MOST_REASONS)) for w, places in _merged(found).items()]
+    keys = [COLUMNS[k] for k in ("id", "concerns", "warning", "remedy")]
+    if len(rows) <= MOST_WARNINGS:
+        return [Block(table=make_table("warnings", "Warnings", keys, rows))]
+    kinds: dict[tuple[str, str], list[tuple[str, Warning_]]] = {}
+    for place, w in found:
+        kinds.setdefault((w.id, w.remedy), []).append((place, w))
+    short = [
+        _warning(some[0][1], f"{len({p for p, _ in some})} results, such as {some[0][0]}")
+        if len(some) > 1
+        else _warning(some[0][1], some[0][0])
+        for some in kinds.values()
+    ]
+    return [
+        Block(table=make_table("warnings", "Warnings", keys, short)),
+        Block("Every warning", table=make_table("warnings each", "Every warning", keys, rows), folded=True),
+    ]
+
+
+def _merged(found: Sequence[tuple[str, Warning_]]) -> dict[Warning_, list[str]]:
+    merged: dict[Warning_, list[str]] = {}
+    for place, w in found:
+        merged.setdefault(w, []).append(place)
+    return merged
+
+
+def _warning(w: Warning_, concerns: str) -> Row:
+    return {"id": words(w.id), "concerns": words(concerns), "warning": words(w.text), "remedy": words(w.remedy)}
+
+
+def _place(cell: Cell, titles: Mapping[str, str]) -> str:
+    return f"{titles.get(cell.workload, cell.workload)}, {cell.decisions.label}, batch {cell.batch_size}, {cell.name}"
+
+
+def _joined(parts: Sequence[str], most: int) -> str:
+    different = list(dict.fromkeys(parts))
+    more = f"; and {len(different) - most} more" if len(different) > most else ""
+    return "; ".join(different[:most]) + more
+
+
+def _not_measured(run: Run, absent: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    manifest = run.manifest
+    found = [(n.what, n.why) for n in manifest.not_measured]
+    found += _unreached(run)
+    done = [c for c in run.cells if c.status == "ok"]
+    for what, read in QUANTITIES.items():
+        values = [read(c) for c in done]
+        reasons = [v.unavailable for v in values if isinstance(v, Unavailable)]
+        if reasons:
+            where = "" if len(reasons) == len(done) else f" ({len(reasons)} of {len(done)} cells)"
+            found.append((f"{what}{where}", _joined(reasons, MOST_REASONS)))
+    for info in manifest.workloads.values():
+        if not info.accuracies:
+            why = "weights are untrained" if info.weights is None else "the run ended before it, or it failed"
+            found.append((f"accuracy of {info.title}", why))
+        for name, accuracy in info.accuracies.items():
+            if isinstance(accuracy.value, Unavailable):
+                found.append((f"accuracy of {info.title}: {name}", accuracy.value.unavailable))
+    return [*found, *absent, *ALWAYS]
+
+
+def _unreached(run: Run) -> list[tuple[str, str]]:
+    """Workloads, and batch sizes they ask for, without a single cell."""
+    why = {
+        "interrupted": "the run was interrupted before",
+        "running": "the run has not come that far, or was cut off",
+        "complete": "no cell was stored",
+    }[run.manifest.status]
+    found = []
+    for info in run.manifest.workloads.values():
+        there = {c.batch_size for c in run.cells if c.workload == info.name and not is_sweep(c)}
+        if not any(c.workload == info.name for c in run.cells):
+            found.append((f"all of {info.title}", why))
+        elif lacking := [b for b in _asked_sizes(run.manifest, info.name) if b not in there]:
+            found.append((f"{info.title} at batch {', '.join(map(str, lacking))}", why))
+    return found
+
+
+def _asked_sizes(manifest: Manifest, workload: str) -> list[int]:
+    asked = _inside(manifest.spec, "options", "batch_sizes")
+    asked = asked or _inside(manifest.spec, "workloads", workload, "run", "batch_sizes")
+    return [b for b in asked if isinstance(b, int)] if isinstance(asked, list) else []
+
+
+def _inside(table: object, *keys: str) -> object:
+    for key in keys:
+        table = table.get(key) if isinstance(table, Mapping) else None
+    return table
+
+
+def _environment(manifest: Manifest) -> list[Block]:
+    parts = {
+        "Hardware": manifest.hardware, "Software": manifest.software, "Process": manifest.environment,
+        "Repository": manifest.git,
+    }  # fmt: skip
+    return [
+        Block(table=_pairs(f"environment {name}", name, "fact", "value", list(facts(part))))
+        for name, part in parts.items()
+        if part
+    ] or [Block(text=["Nothing is known about the machine."])]
+
+
+def facts(table: Mapping[str, object], above: str = "") -> Iterator[tuple[str, str]]:
+    """A nested table as (name, value) pairs, units made readable."""
+    for key, value in table.items():
+        name = f"{above}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from facts(value, f"{above}{key}: ") if value else ((name, "none"),)
+        else:
+            yield name, _fact(f"{above}{key}", value)
+
+
+def _fact(name: str, value: object) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float) and "bytes" in name and "per_s" not in name:
+        return bytes_(value)
+    if isinstance(value, float):
+        return significant(value, 4)
+    if isinstance(value, list):
+        return ", ".join(_fact(name, v) for v in value) or "none"
+    return str(value) or "–"
+
+
+def _provenance(info: WorkloadInfo, cells: Sequence[Cell]) -> Iterator[Block]:
+    arguments = ", ".join(f"{k}={v}" for k, v in info.model_args.items())
+    points = ", ".join(f"{n} {kind}" for kind, n in info.points.items())
+    rows = [
+        ("paper", info.paper or "none named"),
+        ("model", f"{info.model}({arguments})"),
+        ("made after", f"[not checked against the original] {info.provenance}"
+         if NOT_CHECKED.search(info.provenance) else info.provenance),
+        ("decision points", points or "none"),
+        ("inputs", info.inputs),
+        ("stream", f"{info.stream_items} items, hash {info.stream_hash}"),
+        ("weights", info.weights or "none: untrained"),
+        ("weights sha256", info.weights_sha256 or "–"),
+        *((f"trace hash: {label}", value) for label, value in info.trace_hashes.items()),
+    ]  # fmt: skip
+    published = {c.decisions.label: c.decisions.provenance for c in cells if c.workload == info.name}
+    rows += [(f"rates: {label}", text) for label, text in published.items() if text]
+    rows += [(f"{c.status} claim", f"{c.metric}: {c.value:g} {c.unit}") for c in info.claims if c.status != "verified"]
+    yield Block(info.title, table=_pairs(f"provenance {info.name}", "Model and inputs", "fact", "value", rows))
+    if info.card:
+        card = list(facts(info.card))
+        yield Block("Model card", table=_pairs(f"card {info.name}", "Model card", "fact", "value", card), folded=True)
+
+
+def _reproduce(manifest: Manifest) -> list[Block]:
+    versions = {k: str(v) for k, v in manifest.software.items()}
+    packages = [f"{k}=={v}" for k, v in versions.items() if k not in ("python", "system") and v != "not installed"]
+    lines = []
+    commit = manifest.git.get("commit")
+    if isinstance(commit, str):
+        lines.append(f"git checkout {shlex.quote(commit)}")
+    if packages:
+        lines.append("python -m pip install " + shlex.join(packages))
+    lines.append(shlex.join(manifest.command) or "dynbench run")
+    text = [f"dynbench {manifest.dynbench_version}, Python {versions.get('python', 'unknown')}, seed {manifest.seed}."]
+    if manifest.git.get("dirty"):
+        text.append("The working tree had changes that were not committed: this commit alone is not what ran.")
+    text.append(
+        "Inputs, weights and decisions must come out with the hashes under Models and inputs; times will differ as much "
+        "as the machine does. Files named in the command are meant from the folder it was given in."
+    )
+    spec = json.dumps(to_table(manifest)["spec"], indent=1, ensure_ascii=False)
+    return [
+        Block(text=text, code="\n".join(lines)),
+        Block("All options and workloads, as they were read", code=spec, folded=True),
+    ]

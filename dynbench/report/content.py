@@ -1,0 +1,286 @@
+"""The whole report as data: built once from a run, rendered twice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from dynbench.analysis.verdict import verdict
+from dynbench.report.background import background_sections, legend
+from dynbench.report.drawings import (
+    Absent,
+    Paths,
+    Speedups,
+    Work,
+    by_batch_size,
+    by_keep_rate,
+    latency_by_path,
+    work,
+)
+from dynbench.report.palette import tones_of
+from dynbench.report.results import result_sections, slug, title_of
+from dynbench.report.selection import call, device_phrase, headline, sweeps, views
+from dynbench.report.tables import Section
+from dynbench.report.values import bytes_, digits_of, interval, percent, seconds, significant, times
+from dynbench.store.run import Run
+from dynbench.store.schema import Cell, Manifest, WorkloadInfo
+
+CALLS = {1: "faster", 0: "not told apart from it", -1: "slower"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found for one workload.
+
+    Attributes:
+        sentence: from `analysis.verdict`.
+        figure: the speed-up it is judged by, '1.83x'; None where nothing was timed.
+        detail: of which strategy at which batch size, and its interval.
+        call: 'faster', 'slower' or 'not told apart from it'.
+        tone: the strategy's, for its colour.
+        inputs: one sentence.
+        caution: what keeps the verdict from being about the paper's network.
+    """
+
+    title: str
+    sentence: str
+    figure: str | None
+    detail: str
+    call: str | None
+    tone: str | None
+    inputs: str
+    caution: str | None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure, or why it is not there.
+
+    Attributes:
+        key: unique, fit for a file name.
+        caption: beneath it.
+        alt: its content in words.
+    """
+
+    key: str
+    title: str
+    caption: str
+    alt: str
+    drawing: Speedups | Work | Paths | Absent
+
+    @property
+    def absent(self) -> str | None:
+        """Why it is not there."""
+        return self.drawing.reason if isinstance(self.drawing, Absent) else None
+
+
+@dataclass(frozen=True)
+class FigureGroup:
+    """One kind of figure, for every workload."""
+
+    key: str
+    title: str
+    text: str
+    panels: list[Panel]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a report says."""
+
+    title: str
+    run_id: str
+    status: str | None
+    facts: list[tuple[str, str]]
+    verdicts: list[Verdict]
+    figures: list[FigureGroup]
+    sections: list[Section]
+    tones: dict[str, str] = field(default_factory=dict)
+
+
+def build(run: Run) -> Report:
+    """Reads a run into a report.
+
+    Args:
+        run: complete or not; what is missing is said with its reason.
+    """
+    manifest, cells = run.manifest, run.cells
+    infos = list(manifest.workloads.values())
+    tones = tones_of(c.name for c in cells if c.arm == "strategy")
+    figures = _figures(run, infos, tones)
+    absent = [(f"figure: {g.title}: {p.title}", p.absent) for g in figures for p in g.panels if p.absent is not None]
+    sections = [*result_sections(infos, cells), *background_sections(run, absent)]
+    tables = [b.table for s in sections for b in s.blocks if b.table is not None]
+    where = device_phrase(manifest, cells)
+    machine = manifest.hardware.get("name") or "an unnamed machine"
+    return Report(
+        title=f"{len(infos)} workload{'' if len(infos) == 1 else 's'} on {machine}",
+        run_id=manifest.run_id,
+        status=_status(manifest, cells),
+        facts=_facts(manifest, cells),
+        verdicts=[_verdict(i, cells, where) for i in infos],
+        figures=figures,
+        sections=[*sections, legend(tables)],
+        tones=tones,
+    )
+
+
+def _status(manifest: Manifest, cells: Sequence[Cell]) -> str | None:
+    said = {
+        "complete": None,
+        "interrupted": "This run was interrupted. What was finished by then is here; the rest is under Not measured.",
+        "running": "This run had not ended when the report was written: it is still running, or it was cut off.",
+    }[manifest.status]
+    failed = sum(c.status == "failed" for c in cells)
+    more = f"{failed} of {len(cells)} cells failed; see Refused and failed." if failed else None
+    return " ".join(s for s in (said, more) if s) or None
+
+
+def _facts(manifest: Manifest, cells: Sequence[Cell]) -> list[tuple[str, str]]:
+    hardware = manifest.hardware
+    parts = [str(hardware.get("name") or "unknown")]
+    if (cores := hardware.get("cores_usable") or hardware.get("cores_logical")) is not None:
+        parts.append(f"{cores} cores")
+    if isinstance(memory := hardware.get("memory_bytes"), int | float):
+        parts.append(f"{bytes_(memory)} memory")
+    found = [("machine", ", ".join(parts))]
+    if cells:
+        settings = dict.fromkeys(
+            f"{c.device}, {c.threads} thread{'' if c.threads == 1 else 's'}, {c.dtype}, {c.engine}" for c in cells
+        )
+        sizes = ", ".join(map(str, sorted({c.batch_size for c in cells})))
+        found += [("measured on", "; ".join(settings)), ("batch sizes", sizes)]
+    software = [f"dynbench {manifest.dynbench_version}"]
+    software += [f"{k} {manifest.software[k]}" for k in ("torch", "python") if k in manifest.software]
+    found += [("software", ", ".join(software)), ("begun", manifest.started)]
+    if manifest.command_s is not None:
+        timed = "" if manifest.timed_s is None else f", of which {seconds(manifest.timed_s)} inside timed samples"
+        found.append(("took", seconds(manifest.command_s) + timed))
+    return found
+
+
+def _verdict(info: WorkloadInfo, cells: Sequence[Cell], where: str) -> Verdict:
+    best = headline(info, cells)
+    caution = None
+    if info.weights is None:
+        caution = "Untrained weights: decisions, and the computation they save, are those of no trained network."
+    if best is not None and best[0].decisions.source in ("synthetic", "published"):
+        caution = "Decisions were made up: this is about execution at a given keep-rate, not about a trained network."
+    figure, detail, said, tone = None, "nothing was timed", None, None
+    if best is not None:
+        cell, found = best
+        figure, said, tone = times(found.value, digits_of(found)), CALLS[call(found)], cell.name
+        detail = f"{cell.name}, batch {cell.batch_size}, {percent(found.confidence)} CI {interval(found)}"
+    sentence = verdict(info, list(cells), where)
+    return Verdict(info.title, sentence, figure, detail, said, tone, info.inputs, caution)
+
+
+def _figures(run: Run, infos: Sequence[WorkloadInfo], tones: dict[str, str]) -> list[FigureGroup]:
+    cells, keys = run.cells, _Keys()
+    by_size, by_rate, flops, paths = [], [], [], []
+    for info in infos:
+        seen = views(info, cells)
+        for view in seen:
+            title, name = title_of(view), slug(view)
+            by_size.append(_panel(keys(f"speedup {name}"), title, by_batch_size(view, tones)))
+            flops.append(_panel(keys(f"flops {name}"), title, work(view, tones)))
+            paths.append(_panel(keys(f"paths {name}"), title, latency_by_path(view, run, tones)))
+        if not seen:
+            why = Absent("no cell outside the keep-rate sweep is in this run")
+            for panels, kind in ((by_size, "speedup"), (flops, "flops"), (paths, "paths")):
+                panels.append(_panel(keys(f"{kind} {info.name}"), info.title, why))
+        rates = [c.decisions.keep_rate for v in seen for c in v.cells if c.decisions.source == "learned"]
+        learned = next((r for r in rates if r is not None), None)
+        swept = sweeps(info, cells)
+        for view in swept:
+            title, name = title_of(view), slug(view)
+            by_rate.append(_panel(keys(f"keep-rate {name}"), title, by_keep_rate(view, tones, learned)))
+        if not swept:
+            why = Absent("the workload asks for no keep-rate sweep, or the run ended before it")
+            by_rate.append(_panel(keys(f"keep-rate {info.name}"), info.title, why))
+    return [
+        FigureGroup(
+            "speedup-by-batch", "Speed-up against batch size",
+            "Above the line at 1x an arm is faster than the primary baseline. Dashed: the ideal, if time followed "
+            "computation. Bands: 95 % confidence intervals over rounds. Dotted: static networks. Both axes are "
+            "logarithmic.", by_size,
+        ),
+        FigureGroup(
+            "speedup-by-keep-rate", "Speed-up against keep-rate",
+            "Decisions are made up at a rate, to see from which saving on a strategy pays. A ring marks its break-even; "
+            "the dotted line is the keep-rate the trained gates really have.", by_rate,
+        ),
+        FigureGroup(
+            "flops", "Computation: dense, required, executed, accounted",
+            "Dense is the primary baseline, required what the decisions ask for, executed what each strategy ran, "
+            "accounted what the paper counts. Filled: it ran; hollow: it was asked for, or is claimed.", flops,
+        ),
+        FigureGroup(
+            "latency-by-path", "Latency by path",
+            "How long an input takes at batch 1 by how deep it went. Marker: median; thick line: middle half; thin line: "
+            "5 to 95 % of all times. Dotted, with its middle half: the primary baseline, which knows no paths.", paths,
+        ),
+    ]  # fmt: skip
+
+
+class _Keys:
+    """Makes names unique and fit for files and ids."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+
+    def __call__(self, name: str) -> str:
+        plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:80]
+        key, n = plain, 2
+        while key in self._given:
+            key, n = f"{plain}-{n}", n + 1
+        self._given.add(key)
+        return key
+
+
+def _panel(key: str, title: str, drawing: Speedups | Work | Paths | Absent) -> Panel:
+    caption, alt = "", ""
+    if isinstance(drawing, Speedups):
+        caption, alt = _speedups_in_words(drawing)
+    elif isinstance(drawing, Work):
+        caption, alt = _work_in_words(drawing)
+    elif isinstance(drawing, Paths):
+        caption, alt = _paths_in_words(drawing)
+    return Panel(key, title, caption, f"{title}. {alt}" if alt else "", drawing)
+
+
+def _speedups_in_words(d: Speedups) -> tuple[str, str]:
+    show: Callable[[float], str] = percent if d.over == "keep-rate" else lambda x: f"{x:g}"
+    lines = [
+        f"{line.name}: " + ", ".join(f"{times(y)} at {show(x)}" for x, y in zip(line.x, line.y, strict=True))
+        for line in d.lines
+    ]
+    if d.ideal:
+        lines.append("ideal: " + ", ".join(f"{times(y)} at {show(x)}" for x, y in d.ideal))
+    crossings = [f"{name} {percent(rate)}" for name, rate in d.break_even.items()]
+    caption = f"1x is {d.baseline}."
+    if crossings:
+        caption += f" Break-even keep-rate: {', '.join(crossings)}."
+    elif d.over == "keep-rate":
+        caption += " No strategy crosses 1x between the rates measured."
+    return caption, f"Speed-up against {d.baseline} by {d.over}. {'; '.join(lines)}."
+
+
+def _work_in_words(d: Work) -> tuple[str, str]:
+    bars = ", ".join(f"{b.label} {significant(b.flops / 1e6)}" for b in d.bars)
+    rule = f" The paper counts: {d.accounted_rule}." if d.accounted_rule else ""
+    lacking = f" {'; '.join(d.missing)}." if d.missing else ""
+    return f"At batch {d.batch_size}.{rule}{lacking}", f"MFLOP per item at batch {d.batch_size}: {bars}."
+
+
+def _paths_in_words(d: Paths) -> tuple[str, str]:
+    medians = [
+        f"{arm.name}: "
+        + ", ".join(f"{significant(q[2])} ms at {p}" for p, q in zip(d.paths, arm.quantiles, strict=True))
+        for arm in d.arms
+    ]
+    if d.baseline is not None:
+        medians.append(f"{d.baseline[0]}: {significant(d.baseline[1][2])} ms")
+    caption = f"{sum(d.items)} inputs, each timed {d.rounds} times or more."
+    return caption, f"Median milliseconds per input by path ({d.counted_in}). {'; '.join(medians)}."

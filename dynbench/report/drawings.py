@@ -1,0 +1,262 @@
+"""What the figures show, as numbers; or why there is nothing to show. `figures.py` draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynbench.analysis.gap import break_even_keep_rate, ideal_speedup, primary_speedup
+from dynbench.errors import UserError
+from dynbench.report.palette import INK, MUTED
+from dynbench.report.selection import View, display_name, primary_baseline
+from dynbench.store.run import Run
+from dynbench.store.schema import Cell, Quantity, Unavailable
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+MOST_PATHS = 10  # distinct depths shown one by one; more are put into bins
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A figure that is not there, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A measured line with its confidence band, sorted by x; `tone` names its colour."""
+
+    name: str
+    tone: str
+    x: list[float]
+    y: list[float]
+    low: list[float]
+    high: list[float]
+    static: bool = False
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """Speed-up against batch size or against keep-rate.
+
+    Attributes:
+        over: what x is.
+        baseline: what 1 stands for.
+        ideal: points (x, ideal speed-up).
+        break_even: where each line falls to 1, by its name (keep-rate only).
+        learned: keep-rate of the learned decisions, to be marked.
+    """
+
+    over: str
+    baseline: str
+    lines: list[Line]
+    ideal: list[tuple[float, float]]
+    break_even: dict[str, float]
+    learned: float | None = None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An amount of work in FLOPs per item; `executed`: it really ran."""
+
+    label: str
+    flops: float
+    tone: str
+    executed: bool
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs per item; `missing` says which bars there are none of, and why."""
+
+    batch_size: int
+    bars: list[Bar]
+    missing: list[str]
+    accounted_rule: str | None
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Times of one strategy in ms: for each path, the QUANTILES."""
+
+    name: str
+    tone: str
+    quantiles: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Latency by path.
+
+    Attributes:
+        counted_in: 'bodies run of 17'.
+        paths: labels of the paths, by depth.
+        items: how many inputs of the stream went each.
+        rounds: how often each was timed, at least.
+        arms: strategies.
+        baseline: name of the primary baseline and the quantiles of its times over all inputs.
+    """
+
+    counted_in: str
+    paths: list[str]
+    items: list[int]
+    rounds: int
+    arms: list[Distribution]
+    baseline: tuple[str, list[float]] | None
+
+
+def by_batch_size(view: View, tones: dict[str, str]) -> Speedups | Absent:
+    """Speed-up against batch size, a line per strategy and per baseline that is not the primary one."""
+    timed = _timed(view.cells)
+    if isinstance(timed, Absent):
+        return timed
+    sizes = sorted({c.batch_size for c in timed})
+    if len(sizes) == 1:
+        return Absent(f"only batch size {sizes[0]} was timed: the table has its speed-ups")
+    lines = _lines(timed, lambda c: float(c.batch_size), tones)
+    ideal: dict[float, float] = {}
+    for c in timed:
+        if c.arm == "strategy" and c.flops is not None and (found := ideal_speedup(c.flops)) is not None:
+            ideal.setdefault(float(c.batch_size), found)
+    return Speedups("batch size", _baseline(timed), lines, sorted(ideal.items()), {})
+
+
+def by_keep_rate(sweep: View, tones: dict[str, str], learned: float | None) -> Speedups | Absent:
+    """Speed-up against the keep-rate of made-up decisions, with the break-even of each strategy."""
+    timed = _timed(sweep.cells)
+    if isinstance(timed, Absent):
+        return timed
+    timed = [c for c in timed if c.arm == "strategy" and c.decisions.keep_rate is not None]
+    rates = sorted({_rate(c) for c in timed})
+    if len(rates) < 2:
+        return Absent("fewer than two keep-rates were timed")
+    lines = _lines(timed, _rate, tones)
+    ideal: dict[float, float] = {}
+    for c in timed:
+        if c.flops is not None and (found := ideal_speedup(c.flops)) is not None:
+            ideal.setdefault(_rate(c), found)
+    crossings = {line.name: break_even_keep_rate(line.x, line.y) for line in lines if line.name != "dense"}
+    known = {name: rate for name, rate in crossings.items() if rate is not None}
+    return Speedups("keep-rate", _baseline(timed), lines, sorted(ideal.items()), known, learned)
+
+
+def work(view: View, tones: dict[str, str]) -> Work | Absent:
+    """Dense, required, executed and accounted FLOPs at the largest batch size that was counted."""
+    counted = [c for c in view.cells if c.status == "ok" and c.arm == "strategy" and c.flops is not None]
+    if not counted:
+        return Absent(f"no FLOPs were counted{_why(view.cells)}")
+    largest = max(c.batch_size for c in counted)
+    counted = [c for c in counted if c.batch_size == largest]
+    primary = primary_baseline(view.at(largest))
+    one = next((c for c in counted if c.name != "dense"), counted[0]).flops
+    assert one is not None
+    amounts: list[tuple[str, Quantity, str, bool]] = [
+        (f"dense: {primary.name}" if primary else "dense", one.dense, INK, True),
+        ("required: bodies", one.required_region, INK, False),
+        ("required: with gates", one.required_total, INK, False),
+        *((f"executed: {c.name}", c.flops.executed, tones[c.name], True) for c in counted if c.flops is not None),
+        ("accounted in the paper", one.accounted, MUTED, False),
+    ]
+    bars = [Bar(label, a, tone, ran) for label, a, tone, ran in amounts if not isinstance(a, Unavailable)]
+    lacking = [f"{label}: n/a ({a.unavailable})" for label, a, _, _ in amounts if isinstance(a, Unavailable)]
+    if not bars:
+        return Absent("; ".join(lacking))
+    return Work(largest, bars, lacking, one.accounted_rule)
+
+
+def latency_by_path(view: View, run: Run, tones: dict[str, str]) -> Paths | Absent:
+    """Times at batch 1 by how deep each input went."""
+    if 1 not in view.batch_sizes:
+        return Absent("batch 1 was not measured, and a larger batch mixes the paths of its items")
+    arms = [c for c in view.at(1) if c.arm == "strategy" and c.batch_paths and c.path_label]
+    if not arms:
+        return Absent("the paths of the inputs were not recorded")
+    try:
+        samples = run.samples(arms[0].group_id)
+    except UserError as e:
+        return Absent(str(e))
+    depths = np.array(arms[0].batch_paths)
+    if samples.empty:
+        return Absent("no single times are stored for batch 1")
+    if samples["batch_id"].max() >= len(depths):
+        return Absent(f"paths are stored for {len(depths)} inputs, times for {samples['batch_id'].max() + 1}")
+    if len(np.unique(depths)) == 1:
+        return Absent(f"every input took a path of the same length ({depths[0]:g} {arms[0].path_label})")
+    path_of, labels = _bins(depths)
+    milliseconds = samples.assign(ms=samples["duration_ns"] / 1e6, path=path_of[samples["batch_id"]])
+    found = []
+    for cell in arms:
+        times = milliseconds[milliseconds["arm"] == cell.name]
+        by_path = [times.loc[times["path"] == p, "ms"].to_numpy() for p in range(len(labels))]
+        if all(len(t) for t in by_path):
+            found.append(Distribution(cell.name, tones[cell.name], [_quantiles(t) for t in by_path]))
+    if not found:
+        return Absent("no strategy was timed on every path")
+    primary = primary_baseline(view.at(1))
+    static = None
+    if primary is not None:
+        times = milliseconds.loc[milliseconds["arm"] == f"baseline:{primary.name}", "ms"].to_numpy()
+        static = (primary.name, _quantiles(times)) if len(times) else None
+    counts = np.bincount(path_of, minlength=len(labels))
+    assert arms[0].path_label is not None
+    rounds = min(c.rounds for c in arms)
+    return Paths(arms[0].path_label, labels, [int(n) for n in counts], rounds, found, static)
+
+
+def _timed(cells: Sequence[Cell]) -> list[Cell] | Absent:
+    """Strategies and secondary baselines with a speed-up against the primary one."""
+    found = [c for c in cells if c.status == "ok" and c.arm != "control" and primary_speedup(c) is not None]
+    if any(c.arm == "strategy" for c in found):
+        return found
+    return Absent(f"no speed-up was measured{_why(cells)}")
+
+
+def _why(cells: Sequence[Cell]) -> str:
+    reasons = list(dict.fromkeys(f"{c.name} {c.status}: {c.reason}" for c in cells if c.status != "ok" and c.reason))
+    if not reasons:
+        return "" if cells else ": no cell of it is in this run"
+    more = f", and {len(reasons) - 2} more" if len(reasons) > 2 else ""
+    return f" ({'; '.join(reasons[:2])}{more})"
+
+
+def _baseline(timed: Sequence[Cell]) -> str:
+    return next(s.baseline for c in timed if (s := primary_speedup(c)) is not None)
+
+
+def _rate(cell: Cell) -> float:
+    assert cell.decisions.keep_rate is not None
+    return cell.decisions.keep_rate
+
+
+def _lines(timed: Sequence[Cell], x: Callable[[Cell], float], tones: dict[str, str]) -> list[Line]:
+    lines = []
+    for name in dict.fromkeys(display_name(c) for c in timed):
+        mine = sorted((c for c in timed if display_name(c) == name), key=x)
+        static = mine[0].arm == "baseline"
+        tone = MUTED if static else tones[mine[0].name]
+        found = [s for c in mine if (s := primary_speedup(c)) is not None]
+        lines.append(
+            Line(
+                name, tone, [x(c) for c in mine], [s.value for s in found], [s.low for s in found],
+                [s.high for s in found], static,
+            )  # fmt: skip
+        )
+    return lines
+
+
+def _bins(depths: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The number of each input's path, and the labels of the paths, shortest first."""
+    distinct = np.unique(depths)
+    if len(distinct) <= MOST_PATHS:
+        return np.searchsorted(distinct, depths), [f"{d:g}" for d in distinct]
+    inner = np.unique(np.quantile(depths, np.linspace(0, 1, MOST_PATHS + 1)[1:-1], method="inverted_cdf"))
+    path_of = np.unique(np.searchsorted(inner, depths, side="left"), return_inverse=True)[1]
+    ends = [(depths[path_of == p].min(), depths[path_of == p].max()) for p in range(path_of.max() + 1)]
+    return path_of, [f"{a:g}" if a == b else f"{a:g}–{b:g}" for a, b in ends]
+
+
+def _quantiles(times: np.ndarray) -> list[float]:
+    return [float(q) for q in np.quantile(times, QUANTILES, method="inverted_cdf")]

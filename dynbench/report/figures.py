@@ -1,0 +1,240 @@
+"""Draws what `drawings.py` holds. One small panel per workload, so that its text is still readable on a phone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import matplotlib
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from dynbench.report.drawings import Line, Paths, Speedups, Work
+from dynbench.report.palette import INK, MUTED, PAPER, RULE, TONES
+from dynbench.report.values import percent, significant, times
+
+Drawing = Speedups | Work | Paths
+SIZE_IN = (5.2, 3.5)
+FONT_PT = 10
+RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.33, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50)
+LINE_HEIGHT = 0.072  # of the axes: how far labels at the end of lines keep apart
+PNG_DPI = 160
+
+
+def _colour(name: str) -> str:
+    return TONES[name].light
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    settings = {
+        "svg.fonttype": "none", "svg.hashsalt": "dynbench", "text.parse_math": False,
+        "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": FONT_PT,
+        "axes.labelsize": FONT_PT, "xtick.labelsize": FONT_PT, "ytick.labelsize": FONT_PT,
+        "text.color": _colour(INK), "axes.labelcolor": _colour(MUTED), "axes.edgecolor": _colour(MUTED),
+        "xtick.color": _colour(MUTED), "ytick.color": _colour(MUTED), "grid.color": _colour(RULE),
+        "axes.facecolor": "none", "figure.facecolor": "none", "axes.linewidth": 0.8,
+    }  # fmt: skip
+    with matplotlib.rc_context():
+        sns.set_theme(style="ticks", rc=settings)
+        yield
+
+
+def draw(drawing: Drawing) -> tuple[str, bytes]:
+    """A figure as SVG, with the colours of `palette` on light paper, and as PNG.
+
+    The same drawing always gives the same bytes with the same matplotlib.
+    """
+    with _style():
+        figure = Figure(figsize=SIZE_IN, layout="constrained")
+        axes = figure.add_subplot()
+        if isinstance(drawing, Speedups):
+            _speedups(axes, drawing)
+        elif isinstance(drawing, Work):
+            _work(figure, axes, drawing)
+        else:
+            _paths(axes, drawing)
+        svg, png = io.StringIO(), io.BytesIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(svg, format="svg", metadata=nothing)
+        figure.savefig(png, format="png", dpi=PNG_DPI, facecolor=_colour(PAPER), metadata={"Software": None})
+    return svg.getvalue(), png.getvalue()
+
+
+def _speedups(axes: Axes, d: Speedups) -> None:
+    log_x = d.over == "batch size"
+    values = [v for line in d.lines for v in (*line.low, *line.high) if v > 0] + [y for _, y in d.ideal] + [1.0]
+    axes.set_yscale("log")
+    axes.set_ylim(min(values) / 1.08, max(values) * 1.08)
+    _ratio_ticks(axes)
+    xs = sorted({x for line in d.lines for x in line.x})
+    if log_x:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(xs))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        margin = 2 ** (0.05 * max(np.log2(xs[-1] / xs[0]), 1))
+        axes.set_xlim(xs[0] / margin, xs[-1] * margin)
+        axes.set_xlabel("batch size (items)")
+    else:
+        axes.set_xlim(min(0.2, xs[0] - 0.03), max(xs[-1], 1.0) + 0.02)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: percent(x)))
+        axes.set_xlabel("keep-rate of made-up decisions")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylabel(f"speed-up against {_short(d.baseline)}")
+    axes.grid(axis="y", linewidth=0.7)
+    axes.axhline(1, color=_colour(INK), linewidth=1)
+    labels: list[tuple[float, str, str]] = []
+    if d.ideal:
+        x, y = zip(*d.ideal, strict=True)
+        axes.plot(x, y, color=_colour(INK), linewidth=1.4, dashes=(4, 2.5))
+        labels.append((y[-1], f"ideal {times(y[-1])}" if log_x else "ideal", INK))
+    for line in d.lines:
+        _line(axes, line)
+        if line.x[-1] == xs[-1]:
+            labels.append((line.y[-1], _short(line.name) + (f" {times(line.y[-1])}" if log_x else ""), line.tone))
+        else:
+            axes.annotate(
+                _short(line.name), (line.x[-1], line.y[-1]), xytext=(7, 0), textcoords="offset points",
+                color=_colour(line.tone), va="center",
+            )  # fmt: skip
+    for name, rate in d.break_even.items():
+        tone = next(line.tone for line in d.lines if line.name == name)
+        axes.plot(rate, 1, marker="o", markersize=9, markerfacecolor=_colour(PAPER), markeredgewidth=1.6,
+                  color=_colour(tone), zorder=5)  # fmt: skip
+    if d.learned is not None:
+        axes.axvline(d.learned, color=_colour(MUTED), linewidth=1, dashes=(1, 2))
+        axes.annotate(
+            "learned", (d.learned, 1), xycoords=("data", "axes fraction"), xytext=(4, -2), textcoords="offset points",
+            color=_colour(MUTED), va="top", fontsize=FONT_PT - 1,
+        )  # fmt: skip
+    _end_labels(axes, labels)
+    sns.despine(ax=axes)
+
+
+def _line(axes: Axes, line: Line) -> None:
+    colour = _colour(line.tone)
+    axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
+    axes.vlines(line.x, line.low, line.high, color=colour, linewidth=1)
+    marker = "" if line.static else TONES[line.tone].marker
+    dashes = (1, 1.6) if line.static else ()
+    axes.plot(line.x, line.y, color=colour, linewidth=1.8, marker=marker, markersize=5.5, dashes=dashes,
+              markeredgewidth=0)  # fmt: skip
+
+
+def _end_labels(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
+    """Names the lines where they end, beside the axes, moved apart so that they can be read."""
+    low, high = np.log(axes.get_ylim())
+    ordered = sorted(labels, key=lambda label: label[0])
+    wanted = np.array([(np.log(y) - low) / (high - low) for y, _, _ in ordered])
+    for (_, text, tone), at, end in zip(ordered, spread(wanted, LINE_HEIGHT), wanted, strict=True):
+        axes.annotate(
+            text, (1.0, end), xycoords="axes fraction", xytext=(1.05, at), textcoords="axes fraction",
+            color=_colour(tone), va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": _colour(tone), "linewidth": 0.7, "shrinkA": 1, "shrinkB": 1},
+        )  # fmt: skip
+
+
+def spread(wanted: np.ndarray, apart: float) -> np.ndarray:
+    """Positions nearest to the wanted ones (least squares, same order) that keep a distance.
+
+    Args:
+        wanted: [n], ascending.
+        apart: the distance.
+    """
+    blocks: list[list[float]] = []  # [sum of offsets, how many]: each block moves as one (pool adjacent violators)
+    for i, y in enumerate(wanted):
+        blocks.append([y - i * apart, 1])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
+            last = blocks.pop()
+            blocks[-1] = [blocks[-1][0] + last[0], blocks[-1][1] + last[1]]
+    offsets = [total / n for total, n in blocks for _ in range(int(n))]
+    return np.array(offsets) + apart * np.arange(len(offsets))
+
+
+def _ratio_ticks(axes: Axes) -> None:
+    low, high = axes.get_ylim()
+    inside = [r for r in RATIOS if low <= r <= high]
+    kept: list[float] = []
+    for r in sorted(inside, key=lambda r: (r != 1, RATIOS.index(r))):  # 1 always stays
+        if all(abs(np.log(r / k)) > 0.09 * np.log(high / low) for k in kept):
+            kept.append(r)
+    axes.yaxis.set_major_locator(FixedLocator(sorted(kept)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}x"))
+
+
+def _work(figure: Figure, axes: Axes, d: Work) -> None:
+    figure.set_size_inches(SIZE_IN[0], max(2.0, 0.34 * len(d.bars) + 0.9))
+    amounts = [b.flops / 1e6 for b in d.bars]
+    colours = {b.label: _colour(b.tone) for b in d.bars}
+    names = [b.label for b in d.bars]
+    sns.barplot(x=amounts, y=names, hue=names, palette=colours, legend=False, ax=axes, width=0.62, saturation=1,
+                edgecolor="none")  # fmt: skip
+    for patch, bar in zip(axes.patches, d.bars, strict=True):  # filled: what ran; hollow: what was asked for or claimed
+        if not bar.executed:
+            patch.set(facecolor="none", edgecolor=_colour(bar.tone), linewidth=1.2)
+            patch.set_linestyle("--" if bar.tone == MUTED else "-")
+    for i, amount in enumerate(amounts):
+        axes.annotate(significant(amount), (amount, i), xytext=(5, 0), textcoords="offset points", va="center")
+    dense = next((a for a, b in zip(amounts, d.bars, strict=True) if b.label.startswith("dense")), None)
+    if dense is not None:
+        axes.axvline(dense, color=_colour(INK), linewidth=0.8, dashes=(4, 2.5))
+    axes.set_yticks(range(len(names)), [_short(n, 30) for n in names])
+    axes.set_xlim(0, max(amounts) * 1.16)
+    axes.set_xlabel("MFLOP per item")
+    axes.set_ylabel("")
+    axes.tick_params(axis="y", length=0, labelcolor=_colour(INK))
+    sns.despine(ax=axes, left=True)
+
+
+def _paths(axes: Axes, d: Paths) -> None:
+    places = np.arange(len(d.paths))
+    step = min(0.18, 0.7 / len(d.arms))
+    labels = []
+    if d.baseline is not None:
+        name, q = d.baseline
+        axes.axhspan(q[1], q[3], color=_colour(MUTED), alpha=0.18, linewidth=0)
+        axes.axhline(q[2], color=_colour(MUTED), linewidth=1.2, dashes=(1, 1.6))
+        labels.append((q[2], _short(name), MUTED))
+    for i, arm in enumerate(d.arms):
+        x = places + (i - (len(d.arms) - 1) / 2) * step
+        q = np.array(arm.quantiles).T  # [quantiles, paths]
+        colour, marker = _colour(arm.tone), TONES[arm.tone].marker
+        axes.vlines(x, q[0], q[4], color=colour, linewidth=1)
+        axes.vlines(x, q[1], q[3], color=colour, linewidth=2.8)
+        axes.plot(x, q[2], color=colour, linewidth=1, alpha=0.55)
+        axes.plot(x, q[2], color=colour, linestyle="", marker=marker, markersize=6.5,
+                  markeredgecolor=_colour(PAPER), markeredgewidth=0.7)  # fmt: skip
+        labels.append((q[2, -1], arm.name, arm.tone))
+    drawn = [v for arm in d.arms for q in arm.quantiles for v in q] + ([] if d.baseline is None else d.baseline[1])
+    axes.set_yscale("log")
+    axes.set_ylim(min(drawn) / 1.08, max(drawn) * 1.08)
+    _time_ticks(axes)
+    axes.set_xticks(places, [f"{path}\nn={n}" for path, n in zip(d.paths, d.items, strict=True)])
+    axes.set_xlim(-0.6, len(places) - 0.4)
+    axes.set_xlabel(f"{d.counted_in} (n: inputs that went this way)")
+    axes.set_ylabel("ms per input, batch 1")
+    axes.grid(axis="y", linewidth=0.7)
+    _end_labels(axes, labels)
+    sns.despine(ax=axes)
+
+
+def _time_ticks(axes: Axes) -> None:
+    low, high = axes.get_ylim()
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)):
+        ticks = [s * 10.0**e for e in decades for s in steps if low <= s * 10.0**e <= high]
+        if len(ticks) >= 4:
+            break
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+
+
+def _short(name: str, most: int = 22) -> str:
+    """A name that still fits beside a figure; the tables have it whole."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"

@@ -1,0 +1,41 @@
+"""Colours: one per strategy wherever it appears. From Okabe and Ito's set for colour-blind readers, darkened or lightened
+until lines and text stand out from a light and from a dark page (3:1 or more); markers differ too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tone:
+    """A colour on a light and on a dark page, and the marker that goes with it."""
+
+    light: str
+    dark: str
+    marker: str = "o"
+
+
+INK, MUTED, RULE, PAPER = "ink", "muted", "rule", "paper"
+STRATEGIES = ("dense", "masking", "compaction", "cascading", "per_sample")
+SPARE = ("other1", "other2", "other3")  # strategies this file does not know
+TONES = {
+    INK: Tone("#1c2128", "#e8eaed"),
+    MUTED: Tone("#5a6471", "#a3adb8"),
+    RULE: Tone("#dfe3e8", "#343b44"),
+    PAPER: Tone("#fdfdfc", "#15191e"),
+    "dense": Tone("#6e7681", "#9aa4af", "s"),
+    "masking": Tone("#b86e00", "#f0a840", "^"),
+    "compaction": Tone("#0068a8", "#5cb6f0", "o"),
+    "cascading": Tone("#00795a", "#35c79c", "D"),
+    "per_sample": Tone("#a8488a", "#e08fc4", "v"),
+    "other1": Tone("#b23a00", "#ff8a5c", "P"),
+    "other2": Tone("#4f46b0", "#a39bff", "X"),
+    "other3": Tone("#7a6a00", "#d9c84a", "h"),
+}
+
+
+def tones_of(strategies: Iterable[str]) -> dict[str, str]:
+    """Name of the colour of each strategy; those unknown here share the spare ones in alphabetical order."""
+    unknown = sorted(set(strategies) - set(STRATEGIES))
+    return {s: s for s in STRATEGIES} | {s: SPARE[i % len(SPARE)] for i, s in enumerate(unknown)}

@@ -1,0 +1,400 @@
+"""The tables of what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from dynbench.analysis.gap import Gap, break_even_keep_rate, gap, ideal_speedup, primary_speedup
+from dynbench.report.columns import COLUMNS, Column, against
+from dynbench.report.selection import (
+    View,
+    display_name,
+    headline,
+    is_sweep,
+    role,
+    sweeps,
+    views,
+)
+from dynbench.report.tables import Block, Row, Section, make_table
+from dynbench.report.values import (
+    NOTHING,
+    Value,
+    count,
+    missing,
+    number,
+    percent,
+    quantity,
+    ratio,
+    significant,
+    with_interval,
+    words,
+)
+from dynbench.store.schema import Accuracy, Cell, Claim, Flops, Quantity, Unavailable, WorkloadInfo
+
+EQUAL_FLOPS = 0.2  # a static network within 20 % of the required FLOPs is one of equal mean FLOPs
+SAME = 0.02  # differences below 2 % need no explanation
+TIME = ["name", "role", "batch", "keep_rate", "speedup", "ideal", "efficiency"]
+LATENCY = ["item_ms", "p50_ms", "p90_ms", "p99_ms", "device_ms", "rounds", "stopped_by", "warnings"]
+WORK = [
+    "name", "role", "batch", "executed", "bytes", "operator_calls", "host_syncs", "launches", "peak_mb", "energy_mj",
+    "idle_share", "params", "error", "tolerance",
+]  # fmt: skip
+LOSSES = ["surplus", "decisions", "movement", "waiting", "utilisation"]
+SHARES = {
+    "body": ["body"], "gates": ["decide", "head"], "moves": ["gather", "scatter"], "waits": ["sync"], "other": ["other"],
+}  # fmt: skip
+FLOPS = [
+    ("dense", "dense"), ("required: bodies", "required_region"), ("required: with gates", "required_total"),
+    ("accounted in the paper", "accounted"),
+]  # fmt: skip
+
+
+def result_sections(infos: Sequence[WorkloadInfo], cells: Sequence[Cell]) -> list[Section]:
+    """Speed and work of every cell, where the time went, the sweep, what was refused, accuracy, claims."""
+    return [
+        Section("results", "Speed", "Every arm of a batch size was timed in the same rounds, in random order.",
+                [b for i in infos for v in views(i, cells) for b in _speed(v)] or _none("No cell was measured.")),
+        Section("work", "Work, memory and energy", "From untimed passes over the same stream.",
+                [b for i in infos for v in views(i, cells) for b in _work(v)] or _none("No cell was measured.")),
+        Section("gap", "Where the saving went", "ideal = speed-up x the losses. Losses are factors: 1.20x means that "
+                "the arm would be 1.2 times as fast without this one.",
+                [b for i in infos for v in views(i, cells) for b in _gap(v)] or _none("No speed-up was measured.")),
+        Section("sweep", "Keep-rate sweep", "Decisions made up at a given rate: how execution behaves, whatever the "
+                "accuracy.", [b for i in infos for v in sweeps(i, cells) for b in _sweep(v)]
+                or _none("No workload of this run asks for a sweep (run.keep_rates).")),
+        Section("refused", "Refused and failed", "What there is no result of, and why. Nothing was put in its place.",
+                _refused(infos, cells)),
+        Section("accuracy", "Accuracy", "The dynamic network decides for itself here. Speed-ups are against the primary "
+                "baseline.", [b for i in infos for b in _accuracy(i, cells)]),
+        Section("claims", "What the papers say", "Beside it: the same quantity as the paper counts it, as the decisions "
+                "require it, as it was executed, and what became of it in time.",
+                [b for i in infos for b in _claims(i, cells)]),
+    ]  # fmt: skip
+
+
+def _none(sentence: str) -> list[Block]:
+    return [Block(text=[sentence])]
+
+
+def title_of(view: View) -> str:
+    """What a view's tables and figures are headed with."""
+    return f"{view.info.title} ({view.name})" if view.name else view.info.title
+
+
+def slug(view: View) -> str:
+    """What a view's keys begin with."""
+    return f"{view.info.name} {view.name}".strip()
+
+
+def _columns(keys: Sequence[str]) -> list[Column]:
+    return [COLUMNS[k] for k in keys]
+
+
+def _identity(cell: Cell) -> Row:
+    name = display_name(cell)
+    return {
+        "name": Value(name, name, mark=cell.name if cell.arm == "strategy" else None),
+        "role": words(role(cell)),
+        "decisions": words(cell.decisions.label),
+        "batch": count(cell.batch_size),
+        "keep_rate": number(cell.decisions.keep_rate),
+    }
+
+
+def _speed(view: View) -> list[Block]:
+    cells = [c for c in view.cells if c.status == "ok"]
+    if not cells:
+        return [Block(title_of(view), ["Nothing was measured; see Refused and failed."])]
+    others = dict.fromkeys(s.baseline for c in cells for s in c.speedups if not s.primary)
+    columns = [*_columns(TIME), *(against(b) for b in others), *_columns(LATENCY)]
+    rows = [_speed_row(c, list(others)) for c in view.cells]
+    return [Block(title_of(view), table=make_table(f"speed {slug(view)}", "Speed", columns, rows, block="batch"))]
+
+
+def _speed_row(cell: Cell, others: Sequence[str]) -> Row:
+    row = _identity(cell)
+    if cell.status != "ok":
+        return row | {"speedup": missing(f"{cell.name} {cell.status}: {cell.reason or 'no reason was stored'}")}
+    known = {s.baseline: s for s in cell.speedups}
+    first = primary_speedup(cell)
+    if first is not None:
+        row["speedup"] = with_interval(first)
+    elif cell.arm == "baseline" and cell.primary:
+        row["speedup"] = Value("1 (reference)", 1.0)
+    else:
+        row["speedup"] = missing("the primary baseline was not measured")
+    for name in others:
+        row[f"against:{name}"] = with_interval(known[name]) if name in known else Value(NOTHING)
+    if cell.arm != "baseline":
+        row |= {"ideal": _ideal(cell), "efficiency": number(cell.efficiency, 2)}
+    if (found := cell.latency) is not None:
+        row |= {
+            "item_ms": number(found.item_ms), "p50_ms": number(found.batch_p50_ms),
+            "p90_ms": quantity(found.batch_p90_ms), "p99_ms": quantity(found.batch_p99_ms),
+            "device_ms": quantity(found.device_stream_ms),
+        }  # fmt: skip
+    row |= {"rounds": count(cell.rounds), "stopped_by": words(cell.stopped_by)}
+    return row | {"warnings": words(", ".join(dict.fromkeys(w.id for w in cell.warnings)))}
+
+
+def _ideal(cell: Cell) -> Value:
+    for found in () if cell.flops is None else (cell.flops.dense, cell.flops.required_region):
+        if isinstance(found, Unavailable):
+            return missing(found.unavailable)
+    return ratio(cell.ideal if cell.flops is None else ideal_speedup(cell.flops))
+
+
+def _work(view: View) -> list[Block]:
+    cells = [c for c in view.cells if c.status == "ok"]
+    if not cells:
+        return []
+    table = make_table(f"work {slug(view)}", "Work", _columns(WORK), [_work_row(c) for c in cells], block="batch")
+    blocks = [Block(title_of(view), table=table)]
+    if flops := _flops(view):
+        columns = _columns(["kind_of_flops", "batch", "mflop", "of_dense"])
+        blocks.append(Block(table=make_table(f"flops {slug(view)}", "FLOPs", columns, flops)))
+    return blocks
+
+
+def _work_row(cell: Cell) -> Row:
+    row = _identity(cell)
+    memory, energy = cell.memory, cell.energy
+    row |= {
+        "executed": quantity(None if cell.flops is None else cell.flops.executed, 1e6),
+        "bytes": quantity(cell.bytes_touched, 1e6),
+        "operator_calls": count(cell.operator_calls),
+        "host_syncs": count(cell.host_syncs),
+        "launches": count(cell.kernel_launches),
+        "peak_mb": quantity(None if memory is None else memory.peak_bytes, 1e6),
+        "energy_mj": quantity(None if energy is None else energy.item_j, 1e-3),
+        "idle_share": quantity(None if energy is None else energy.idle_share, 0.01, 2),
+        "params": number(None if cell.params is None else cell.params / 1e6),
+        "error": number(cell.max_error, 2),
+        "tolerance": number(cell.tolerance, 2),
+    }
+    return row
+
+
+def _flops(view: View) -> list[Row]:
+    """The amounts of the figure, at the largest batch size that was counted."""
+    counted = [c for c in view.cells if c.status == "ok" and c.arm == "strategy" and c.flops is not None]
+    if not counted:
+        return []
+    largest = max(c.batch_size for c in counted)
+    counted = [c for c in counted if c.batch_size == largest]
+    one = next((c for c in counted if c.name != "dense"), counted[0]).flops
+    assert one is not None
+    amounts: list[tuple[str, Quantity]] = [(label, getattr(one, key)) for label, key in FLOPS]
+    amounts += [(f"executed: {c.name}", c.flops.executed) for c in counted if c.flops is not None]
+    rule = f"the paper counts: {one.accounted_rule}" if one.accounted_rule else None
+    return [
+        {
+            "kind_of_flops": words(label, rule if label.startswith("accounted") else None),
+            "batch": count(largest),
+            "mflop": quantity(amount, 1e6),
+            "of_dense": _of_dense(amount, one),
+        }
+        for label, amount in amounts
+    ]
+
+
+def _of_dense(amount: Quantity, flops: Flops) -> Value:
+    for found in (amount, flops.dense):
+        if isinstance(found, Unavailable):
+            return missing(found.unavailable)
+    assert not isinstance(amount, Unavailable) and not isinstance(flops.dense, Unavailable)
+    return number(100 * amount / flops.dense) if flops.dense else Value(NOTHING)
+
+
+def _gap(view: View) -> list[Block]:
+    timed = [c for c in view.cells if c.status == "ok" and c.arm == "strategy" and primary_speedup(c) is not None]
+    if not timed:
+        return []
+    keys = ["name", "batch", "speedup", "ideal", *(f"lost_{n}" for n in LOSSES), *SHARES, "causes"]
+    rows = [_gap_row(c, gap(c)) for c in timed]
+    return [Block(title_of(view), table=make_table(f"gap {slug(view)}", "Losses", _columns(keys), rows, block="batch"))]
+
+
+def _gap_row(cell: Cell, found: Gap) -> Row:
+    row = _identity(cell) | {"speedup": ratio(found.speedup), "ideal": ratio(found.ideal)}
+    row |= {f"lost_{name}": ratio(found.losses.get(name)) for name in LOSSES}
+    for key, phases in SHARES.items():
+        if found.shares:
+            row[key] = number(100 * sum(found.shares.get(p, 0.0) for p in phases), 2)
+    return row | {"causes": words("; ".join(found.causes))}
+
+
+def _sweep(view: View) -> list[Block]:
+    timed = [c for c in view.cells if c.status == "ok" and c.arm != "control"]
+    if not timed:
+        return [Block(title_of(view), ["Nothing was measured; see Refused and failed."])]
+    keys = ["name", "role", "batch", "keep_rate", "speedup", "ideal", "efficiency", "item_ms", "executed", "warnings"]
+    rows = [_speed_row(c, []) | {"executed": _work_row(c)["executed"]} for c in timed]
+    table = make_table(f"sweep {slug(view)}", "Keep-rate sweep", _columns(keys), rows, block="keep_rate")
+    return [Block(title_of(view), _break_evens(timed)), Block("Every rate", table=table, folded=True)]
+
+
+def _break_evens(timed: Sequence[Cell]) -> list[str]:
+    sentences = []
+    for name in dict.fromkeys(c.name for c in timed if c.arm == "strategy" and c.name != "dense"):
+        mine = [(c, s) for c in timed if c.name == name and (s := primary_speedup(c)) is not None]
+        points = [(c.decisions.keep_rate, s.value) for c, s in mine if c.decisions.keep_rate is not None]
+        if len(points) < 2:
+            continue
+        rates, speedups = [r for r, _ in points], [s for _, s in points]
+        rate, baseline = break_even_keep_rate(rates, speedups), mine[0][1].baseline
+        span = f"{percent(min(rates))} to {percent(max(rates))}"
+        if rate is not None:
+            sentences.append(f"{name} breaks even with {baseline} at a keep-rate of {percent(rate)}.")
+        elif min(speedups) > 1:
+            sentences.append(f"{name} is faster than {baseline} at every keep-rate measured ({span}).")
+        else:
+            sentences.append(f"{name} is slower than {baseline} already at the lowest keep-rate measured ({span}).")
+    return sentences
+
+
+def _refused(infos: Sequence[WorkloadInfo], cells: Sequence[Cell]) -> list[Block]:
+    titles = {i.name: i.title for i in infos}
+    merged: dict[tuple[str, str, str, str, str], list[int]] = {}
+    for c in cells:
+        if c.status != "ok":
+            label = "keep-rate sweep" if is_sweep(c) else c.decisions.label
+            reason = c.reason or "no reason was stored"
+            merged.setdefault((c.workload, c.name, label, c.status, reason), []).append(c.batch_size)
+    if not merged:
+        return _none("Nothing was refused, and nothing failed.")
+    rows: list[Row] = [
+        {
+            "name": words(name), "workload": words(titles.get(workload, workload)), "decisions": words(label),
+            "batches": words(", ".join(map(str, sorted(set(sizes))))), "outcome": words(status),
+            "reason": words(reason),
+        }
+        for (workload, name, label, status, reason), sizes in merged.items()
+    ]  # fmt: skip
+    keys = ["name", "workload", "decisions", "batches", "outcome", "reason"]
+    return [Block(table=make_table("refused", "Refused, failed and interrupted", _columns(keys), rows))]
+
+
+def _accuracy(info: WorkloadInfo, cells: Sequence[Cell]) -> list[Block]:
+    if not info.accuracies:
+        why = "the weights are untrained" if info.weights is None else "the run ended before it, or it failed"
+        return [Block(info.title, [f"Not measured: {why}."])]
+    best = headline(info, cells)
+    group = [] if best is None else [c for c in cells if c.group_id == best[0].group_id and c.status == "ok"]
+    group = group or [c for c in cells if c.workload == info.name and c.status == "ok"]
+    static = {c.name: c for c in group if c.arm == "baseline"}
+    required = next((c.flops.required_total for c in group if c.arm == "strategy" and c.flops is not None), None)
+    equal = _of_equal_flops(static, required)
+    rows = []
+    for name, found in sorted(info.accuracies.items(), key=lambda pair: pair[0] != "dynamic"):
+        row: Row = {
+            "network": words(name), "metric": words(found.metric), "accuracy": accuracy_value(found),
+            "labelled": count(found.items),
+        }  # fmt: skip
+        if name == "dynamic":
+            row |= {"network": words("dynamic network"), "place": words("dynamic"), "mflop": quantity(required, 1e6)}
+            if best is not None and best[0].decisions.source == "learned":
+                row["speedup"] = Value(
+                    with_interval(best[1]).text, best[1].value, f"{best[0].name} at batch {best[0].batch_size}"
+                )
+        elif (cell := static.get(name)) is not None:
+            place = "static network of equal mean FLOPs" if cell is equal else role(cell)
+            row |= {"place": words(place), "mflop": quantity(None if cell.flops is None else cell.flops.executed, 1e6)}
+            row["speedup"] = _speed_row(cell, [])["speedup"]
+        rows.append(row)
+    keys = ["network", "place", "metric", "accuracy", "labelled", "mflop", "speedup"]
+    text = []
+    if equal is None and required is not None:
+        text = [f"There is no static network within {percent(EQUAL_FLOPS)} of the required FLOPs in this run."]
+    if info.weights is None:
+        text.insert(0, "The weights are untrained: these figures say nothing about the paper's network.")
+    return [Block(info.title, text, make_table(f"accuracy {info.name}", "Accuracy", _columns(keys), rows))]
+
+
+def _of_equal_flops(static: dict[str, Cell], required: Quantity | None) -> Cell | None:
+    if required is None or isinstance(required, Unavailable) or required <= 0:
+        return None
+    known = [
+        (abs(math.log(c.flops.executed / required)), c)
+        for c in static.values()
+        if not c.primary and c.flops is not None and isinstance(c.flops.executed, float) and c.flops.executed > 0
+    ]
+    distance, nearest = min(known, key=lambda pair: pair[0], default=(math.inf, None))
+    return nearest if distance <= math.log(1 + EQUAL_FLOPS) else None
+
+
+def accuracy_value(found: Accuracy) -> Value:
+    """Shares in percent with the 95 % sampling error of their inputs, other metrics as they are."""
+    if isinstance(found.value, Unavailable):
+        return missing(found.value.unavailable)
+    if "accuracy" not in found.metric:
+        note = None if found.higher_is_better else f"{found.metric}: lower is better"
+        return Value(significant(found.value, 4), found.value, note)
+    error = 1.96 * math.sqrt(max(found.value * (1 - found.value), 0.0) / found.items) if found.items else None
+    return Value(percent(found.value, 1) + (f" ± {100 * error:.1f}" if error is not None else ""), found.value)
+
+
+def _claims(info: WorkloadInfo, cells: Sequence[Cell]) -> list[Block]:
+    if not info.claims:
+        return [Block(info.title, ["The workload names no published figure."])]
+    best = headline(info, cells)
+    cell = None if best is None else best[0]
+    if cell is None:  # what was counted stands, also where nothing was timed
+        counted = [c for v in views(info, cells) for c in v.cells if c.status == "ok" and c.flops is not None]
+        cell = next((c for c in counted if c.arm == "strategy" and c.name != "dense"), None)
+    measured = _measured(cell)
+    rows = [_claim(c) | measured for c in info.claims]
+    keys = ["claim", "how", "status", "where", "accounted_saved", "required_saved", "executed_saved", "measured"]
+    table = make_table(f"claims {info.name}", "Claims", _columns(keys), rows)
+    return [Block(info.title, [_difference(cell)], table)]
+
+
+def _claim(claim: Claim) -> Row:
+    setting = [f"batch {claim.batch_size}"] if claim.batch_size else []
+    setting += [claim.hardware] if claim.hardware else []
+    return {
+        "claim": words(f"{claim.metric}: {claim.value:g} {claim.unit}"),
+        "how": words(claim.how),
+        "status": words(claim.status),
+        "where": words(claim.where + (f" ({', '.join(setting)})" if setting else "")),
+    }
+
+
+def _measured(cell: Cell | None) -> Row:
+    if cell is None:
+        return {"measured": missing("no strategy of this workload was measured")}
+    found = primary_speedup(cell)
+    row = {"measured": missing("no speed-up was measured") if found is None else with_interval(found)}
+    if cell.flops is not None:
+        row |= {
+            "accounted_saved": _of_dense(cell.flops.accounted, cell.flops),
+            "required_saved": _of_dense(cell.flops.required_total, cell.flops),
+            "executed_saved": _of_dense(cell.flops.executed, cell.flops),
+        }
+    return row
+
+
+def _difference(cell: Cell | None) -> str:
+    """Why accounted, required, executed and time differ, for the strategy the workload is judged by."""
+    if cell is None:
+        return "No strategy of this workload was measured."
+    sentences = [f"Measured: {cell.name} at batch {cell.batch_size}, {cell.decisions.label} decisions."]
+    flops, explained = cell.flops, gap(cell)
+    if flops is not None and isinstance(flops.accounted, float) and isinstance(flops.required_total, float):
+        rule = f" ({flops.accounted_rule})" if flops.accounted_rule else ""
+        apart = flops.accounted / flops.required_total - 1 if flops.required_total else 0.0
+        if abs(apart) > SAME:
+            more = "more" if apart > 0 else "less"
+            sentences.append(
+                f"The paper's way of counting{rule} gives {percent(abs(apart))} {more} than bodies and gates require."
+            )
+        else:
+            sentences.append(f"The paper's way of counting{rule} agrees with what bodies and gates require.")
+    elif flops is not None and isinstance(flops.accounted, Unavailable):
+        sentences.append(f"Accounted FLOPs: n/a ({flops.accounted.unavailable}).")
+    if explained.causes:
+        sentences.append(f"Computation and time differ because {'; '.join(explained.causes)}.")
+    elif explained.efficiency is not None:
+        sentences.append("What computation saves, time saves.")
+    return " ".join(sentences)

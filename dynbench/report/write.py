@@ -1,0 +1,154 @@
+"""Writes a report: `report.html`, one file that needs nothing else, and `report.md` with `figures/` beside it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from tabulate import tabulate
+
+from dynbench.errors import UserError
+from dynbench.report import svg
+from dynbench.report.columns import Column
+from dynbench.report.content import Report, build
+from dynbench.report.drawings import Absent
+from dynbench.report.tables import Table
+from dynbench.store.files import make_folder, write_aside
+from dynbench.store.run import Run
+
+if TYPE_CHECKING:
+    from dynbench.report.content import Panel
+
+FORMATS = ("html", "md")
+
+
+class Plain(str):
+    """Text that is Markdown already."""
+
+
+def write_report(run_dir: Path, formats: Sequence[str] = FORMATS, out: Path | None = None) -> list[Path]:
+    """Writes the report of a run from what is stored.
+
+    Args:
+        run_dir: the run directory, complete or not.
+        formats: 'html' and 'md'.
+        out: folder to write into; default: the run directory.
+
+    Returns:
+        `report.html` and `report.md`; the latter's figures lie beside it in `figures/`, as SVG and PNG.
+
+    Raises:
+        UserError: an unknown format, no run or a corrupt one, or a folder that cannot be written.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            near = difflib.get_close_matches(name, FORMATS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"accepted: {', '.join(FORMATS)}"
+            raise UserError(f"unknown report format {name!r}; {hint}")
+    report = build(Run.open(run_dir))
+    folder = Path(out or run_dir)
+    make_folder(folder)
+    drawn = _draw(report)
+    written = []
+    if "html" in formats:
+        written.append(_write(folder / "report.html", to_html(report, drawn).encode()))
+    if "md" in formats:
+        if drawn:
+            make_folder(folder / "figures")
+        for panel in _panels(report):
+            if panel.key in drawn:
+                code, picture = drawn[panel.key]
+                _write(folder / "figures" / f"{panel.key}.svg", svg.standalone(code, panel.key, panel.alt).encode())
+                _write(folder / "figures" / f"{panel.key}.png", picture)
+        written.append(_write(folder / "report.md", to_markdown(report).encode()))
+    return written
+
+
+def to_html(report: Report, drawn: dict[str, tuple[str, bytes]]) -> str:
+    """The page; all text is escaped, all figures, style and script are inside."""
+    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    figures = {p.key: Markup(svg.inline(drawn[p.key][0], p.key, p.alt)) for p in _panels(report) if p.key in drawn}
+    return env.from_string(_template("report.html.j2")).render(
+        report=report,
+        figures=figures,
+        colours=Markup(svg.variables(":root")),
+        style=Markup(_template("style.css")),
+        script=Markup(_template("sort.js")),
+        anchor=anchor,
+    )
+
+
+def to_markdown(report: Report) -> str:
+    """The same as Markdown; what stands in `{{ }}` is escaped unless it is `Plain`."""
+    env = Environment(
+        finalize=escaped, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    text = env.from_string(_template("report.md.j2")).render(
+        report=report, table=_markdown_table, plain=Plain, code=_fenced
+    )
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def escaped(value: Any) -> str:
+    """Text in which no character means anything to Markdown or HTML, on one line."""
+    if isinstance(value, Plain):
+        return value
+    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*\[\]|$~])", r"\\\1", text)
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
+
+
+def anchor(text: str) -> str:
+    """Text as the name of a place in a page."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _draw(report: Report) -> dict[str, tuple[str, bytes]]:
+    from dynbench.report.figures import draw  # imported late: matplotlib takes seconds
+
+    return {p.key: draw(p.drawing) for p in _panels(report) if not isinstance(p.drawing, Absent)}
+
+
+def _panels(report: Report) -> list[Panel]:
+    return [p for group in report.figures for p in group.panels]
+
+
+def _markdown_table(table: Table) -> Plain:
+    rows = []
+    for row in table.rows:
+        cells = []
+        for value in row:
+            n = table.note_number(value)
+            cells.append(escaped(value.text) + ("" if n is None else f" ({n})"))
+        rows.append(cells)
+    align = ["right" if c.kind == "number" else "left" for c in table.columns]
+    head = [_header(c) for c in table.columns]
+    return Plain(tabulate(rows, headers=head, tablefmt="github", colalign=align, disable_numparse=True))
+
+
+def _header(column: Column) -> str:
+    return escaped(f"{column.header} ({column.unit})" if column.unit and "(" not in column.unit else
+                   f"{column.header}, {column.unit}" if column.unit else column.header)  # fmt: skip
+
+
+def _fenced(text: str) -> Plain:
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return Plain(f"{fence}\n{text}\n{fence}")
+
+
+def _template(name: str) -> str:
+    return (resources.files("dynbench.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _write(path: Path, content: bytes) -> Path:
+    def fill(aside: Path) -> None:
+        aside.write_bytes(content)
+
+    write_aside(path, fill)
+    return path

@@ -1,0 +1,20 @@
+"""What a doctor says of this machine."""
+
+from __future__ import annotations
+
+import json
+
+from tests.cli import call
+
+
+def test_every_finding_has_a_stable_id_and_a_sentence() -> None:
+    findings = json.loads(call("doctor", "--seconds", "0.2", "--json").stdout)
+    ids = {f["id"] for f in findings}
+    assert {"DB-DEVICE-01", "DB-THREADS-01", "DB-LOAD-01", "DB-NOISE-01"} <= ids
+    assert all(f["text"] and f["level"] in ("ok", "note", "warning") for f in findings)
+    assert all(f["remedy"] for f in findings if f["level"] == "warning")
+
+
+def test_findings_are_shown_with_what_to_do() -> None:
+    text = call("doctor", "--seconds", "0.2").stdout
+    assert "DB-NOISE-01" in text and "cannot be seen" in text
