@@ -8,8 +8,6 @@ import click
 
 from dynbench.cli.common import Names, flat, newest_run
 
-FORMATS = ["html", "md"]
-
 
 @click.command("report", short_help="Write a run's report again.")
 @click.argument("run", type=click.Path(path_type=Path), required=False)
@@ -26,11 +24,14 @@ def write(run: Path, formats: list[str] | None = None, out: Path | None = None) 
     """Writes a report, and says its verdicts and where it is."""
     from dynbench.analysis.verdict import verdict
     from dynbench.report import write_report
+    from dynbench.report.selection import device_phrase
+    from dynbench.report.write import FORMATS
     from dynbench.store.run import Run
 
     found = Run.open(run)
-    files = write_report(run, formats=tuple(formats or FORMATS), out=out)
+    files = write_report(run, formats or FORMATS, out=out)
+    where = device_phrase(found.manifest, found.cells)
     for info in found.manifest.workloads.values():
-        click.echo(verdict(info, found.cells, "this machine"))
+        click.echo(verdict(info, found.cells, where))
     for file in files:
         click.echo(f"report: {file}")

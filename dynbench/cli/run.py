@@ -76,7 +76,8 @@ def command(ctx: click.Context, resume: Path | None, **given: Any) -> None:
     if resume is not None:
         _only_resume(ctx)
         arguments = _arguments_of(resume)
-        given = {**ctx.command.make_context("run", list(arguments)).params, "out": resume}
+        asked = ctx.command.make_context("run", list(arguments)).params
+        given = {name: asked[name] for name in given} | {"out": resume}
     ctx.exit(_run(["dynbench", "run", *arguments], resume is not None, **given))
 
 

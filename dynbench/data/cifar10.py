@@ -12,6 +12,8 @@ import os
 import tarfile
 import tempfile
 import urllib.request
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,65 +28,74 @@ FOLDER = "cifar-10-batches-bin"
 TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 TEST_FILES = ("test_batch.bin",)
 RECORD = 1 + 3 * 32 * 32  # a label, then the planes red, green, blue
-PARTS = {"train": ("train", slice(-5000)), "validation": ("train", slice(-5000, None)), "test": ("test", slice(None))}
+VALIDATION = 5000  # so many of the official training images are held out
 MEAN = np.array([0.4914, 0.4822, 0.4465], np.float32)
 STD = np.array([0.2470, 0.2435, 0.2616], np.float32)
+Rows = Callable[[int], np.ndarray]  # of so many images, which
 
 
 def load(split: str, *, data_dir: Path | None = None, limit: int | None = None) -> Dataset:
-    """Images of a split: 45,000 to train, 5,000 for validation (the last of the official training set), 10,000 to test.
+    """Images of a split: 45,000 to train, 5,000 for validation (a fixed choice of the training set), 10,000 to test.
 
     Args:
         split: 'train', 'validation' or 'test'.
         data_dir: where the files are; None: the cache, downloaded when they are not there.
-        limit: only the first so many.
+        limit: only so many, a fixed choice.
 
     Raises:
         UserError: the folder holds none of the forms, a file is damaged, or the download fails.
     """
-    half, part = PARTS[split]
-    images, labels, form = _read(download() if data_dir is None else data_dir, half, part, limit)
+    folder, half = download() if data_dir is None else data_dir, "test" if split == "test" else "train"
+    images, labels, form = _read(folder, half, partial(_rows, split, limit))
     inputs = (images.astype(np.float32) / 255 - MEAN[:, None, None]) / STD[:, None, None]
     return Dataset(inputs, labels, f"CIFAR-10, {len(inputs)} images of the {split} part, {form}", 10)
 
 
-def _read(folder: Path, half: str, part: slice, limit: int | None) -> tuple[np.ndarray, np.ndarray, str]:
+def _rows(split: str, limit: int | None, count: int) -> np.ndarray:
+    """Which of the `count` images of a half belong to a split. Shuffled: some copies are sorted by class."""
+    shuffled = np.random.default_rng(0).permutation(count)
+    parts = {"train": shuffled[VALIDATION:], "validation": shuffled[:VALIDATION], "test": shuffled}
+    return parts[split][:limit]
+
+
+def _read(folder: Path, half: str, rows: Rows) -> tuple[np.ndarray, np.ndarray, str]:
     """Images [n, 3, 32, 32] uint8, labels [n] int64, and in which form they came."""
     for place in (folder, folder / FOLDER):
         files = [place / name for name in (TEST_FILES if half == "test" else TRAIN_FILES)]
         if all(f.is_file() for f in files):
-            return (*_read_binary(files, part, limit), "official binary files")
+            return (*_read_binary(files, rows), "official binary files")
     archive = folder / "cifar10.npz"
     if archive.is_file():
-        return (*_read_npz(archive, half, part, limit), "JPEG re-encoded, lossy")
+        return (*_read_npz(archive, half, rows), "JPEG re-encoded, lossy")
     raise UserError(f"{folder} holds no CIFAR-10: neither {TRAIN_FILES[0]} ..., {FOLDER}/ nor cifar10.npz")
 
 
-def _read_binary(files: list[Path], part: slice, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _read_binary(files: list[Path], rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     blocks = []
     for file in files:
         raw = np.fromfile(file, np.uint8)
         if not len(raw) or len(raw) % RECORD:
             raise UserError(f"{file} is damaged: {len(raw)} bytes are no whole number of {RECORD}-byte records")
         blocks.append(raw.reshape(-1, RECORD))
-    records = np.concatenate(blocks)[part][:limit]
+    records = np.concatenate(blocks)
+    records = records[rows(len(records))]
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)
 
 
-def _read_npz(file: Path, half: str, part: slice, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _read_npz(file: Path, half: str, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     from PIL import Image, UnidentifiedImageError
 
     try:
         with np.load(file, allow_pickle=False) as z:
             data, offsets, labels = (z[f"{half}_{what}"] for what in ("jpeg", "offsets", "labels"))
-        rows = np.arange(len(labels))[part][:limit]
-        images = np.empty((len(rows), 32, 32, 3), np.uint8)
-        for n, i in enumerate(rows):
+        chosen = rows(len(labels))
+        images = np.empty((len(chosen), 32, 32, 3), np.uint8)
+        for n, i in enumerate(chosen):
             image = Image.open(io.BytesIO(data[offsets[i] : offsets[i + 1]].tobytes()))
             images[n] = np.asarray(image.convert("RGB"))
     except (KeyError, ValueError, OSError, UnidentifiedImageError) as e:
         raise UserError(f"{file} cannot be read as CIFAR-10 in JPEG form: {e}") from e
-    return images.transpose(0, 3, 1, 2), labels[rows].astype(np.int64)
+    return images.transpose(0, 3, 1, 2), labels[chosen].astype(np.int64)
 
 
 def download() -> Path:

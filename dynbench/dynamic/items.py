@@ -91,9 +91,32 @@ def row(state: Any, i: int) -> Any:
     return map_items(lambda t: t[i : i + 1], state)
 
 
+_WORD = torch.complex128  # the widest element there is: 16 bytes
+_WORTH_IT = 16384  # bytes; below this finding out costs more than it saves
+
+
+def _words(t: Tensor) -> Tensor | None:
+    """The same memory [n, ...] as rows of 16-byte words [n, w]; None where that cannot be."""
+    if _is_channels_last(t):
+        t = t.permute(0, 2, 3, 1)
+    whole = t.dim() > 1 and t.stride(0) * t.element_size() % 16 == 0 and t.storage_offset() * t.element_size() % 16 == 0
+    return t.flatten(1).view(_WORD) if whole and t.is_contiguous() and not t.requires_grad else None
+
+
+def _put_(into: Tensor, rows: Tensor, part: Tensor) -> Tensor:
+    if part.device.type == "cpu" and part.nbytes >= _WORTH_IT and _is_channels_last(into) == _is_channels_last(part):
+        a, b = _words(into), _words(part)
+        if a is not None and b is not None:  # index_copy_ moves element by element there: a third of the time
+            a.index_copy_(0, rows, b)
+            return into
+    return into.index_copy_(0, rows, part)
+
+
 def put_(into: Any, rows: Tensor, state: Any) -> Any:
     """Writes the items of `state` [m] over the `rows` [m] of `into`, in place; returns `into`."""
-    return map_items(lambda a, b: a.index_copy_(0, rows, b), into, state)
+    if isinstance(into, Tensor):
+        return _put_(into, rows, state)
+    return map_items(lambda a, b: _put_(a, rows, b), into, state)
 
 
 def _blank(t: Tensor, n: int) -> Tensor:

@@ -128,7 +128,7 @@ class Prepared:
     strategies: list[str]
     idle_w: float | Unavailable
     right_answers: dict[tuple[str, int], tuple[list[Tensor], float]] = field(default_factory=dict)
-    counted: dict[tuple[str, str], tuple[list[Tensor], FlopCounter]] = field(default_factory=dict)
+    counted: dict[tuple[str, int, str], tuple[list[Tensor], FlopCounter]] = field(default_factory=dict)
     _traces: dict[tuple[str, int], Trace] = field(default_factory=dict)
 
     @property
@@ -253,11 +253,12 @@ def prepare(spec: Workload, options: Options) -> Prepared:
     engine = _engine(options)
     for net in (model, *baselines.values()):
         engine.prepare(net)
-    count = spec.run.accuracy_items
+    count = min(spec.run.accuracy_items, len(dataset))
+    evaluation = None if dataset.labels is None or count == 0 else stream(dataset, count, options.seed)
     return Prepared(
         spec, options, model, baselines, device, dtype, inputs,
         None if chosen.labels is None else torch.from_numpy(chosen.labels),
-        chosen, None if dataset.labels is None or count == 0 else dataset[:count], chosen.content_hash,
+        chosen, evaluation, chosen.content_hash,
         sources_of(spec, options), batch_sizes, list(options.strategies or spec.run.strategies),
         idle_power_w(devices.device(options.device)),
     )  # fmt: skip

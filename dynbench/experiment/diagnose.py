@@ -53,7 +53,7 @@ def output_error(got: list[Tensor], reference: list[Tensor]) -> float:
 class Facts:
     """What all strategies of a group share: the right answer, and the work that the decisions ask for, per item."""
 
-    answer: list[Tensor]  # per_sample in float64, same decisions
+    answer: list[Tensor] | None  # per_sample in float64, same decisions; None in the keep-rate sweep: not checked
     tolerance: float
     required_region: Quantity
     required_total: Quantity
@@ -66,10 +66,12 @@ class Facts:
     @torch.inference_mode()
     def of(cls, p: Prepared, source: Source, batch_size: int) -> Facts:
         """Works it out; what does not depend on the batch size only once."""
-        key = (source.decisions.label, batch_size if p.batch_scope else 0)
-        if key not in p.right_answers:
-            p.right_answers[key] = _right_answer(p, source, batch_size)
-        answer, tolerance = p.right_answers[key]
+        answer, tolerance = None, 0.0
+        if not source.sweep:
+            key = (source.decisions.label, batch_size if p.batch_scope else 0)
+            if key not in p.right_answers:
+                p.right_answers[key] = _right_answer(p, source, batch_size)
+            answer, tolerance = p.right_answers[key]
         trace = p.trace(source, batch_size)
         batches = p.batches(batch_size)
         costs = PartCosts(p.model, batches[0][1])
@@ -128,25 +130,26 @@ def diagnose(p: Prepared, source: Source, arm: Arm, batches: list[Batch], device
     columns["host_syncs"], columns["kernel_launches"] = count_syncs(lambda: _stream(arm, batches), device)
     if arm.execution is None:  # a static network requires, and accounts for, what it executes
         return Work(executed, executed, executed, executed, None, columns)
-    columns |= {
-        "path_label": facts.path_label,
-        "batch_paths": facts.batch_paths,
-        "phases": _phases(p, arm, batches, device),
-    }
-    if arm.cell.name != "dense":  # the static twin is another function of the input, by intention
+    columns |= {"path_label": facts.path_label, "batch_paths": facts.batch_paths}
+    if not source.sweep:
+        columns["phases"] = _phases(p, arm, batches, device)
+    if facts.answer is not None and arm.cell.name != "dense":  # the static twin is another function, by intention
         columns |= {"max_error": output_error(got, facts.answer), "tolerance": facts.tolerance}
     return Work(executed, facts.required_region, facts.required_total, facts.accounted, facts.accounted_rule, columns)
 
 
 def _count(p: Prepared, source: Source, arm: Arm, batches: list[Batch]) -> tuple[list[Tensor], FlopCounter]:
-    """The answer, and what was executed for it; item by item the batch size makes no difference."""
-    key = (source.decisions.label, arm.cell.name)
+    """The answer, and what was executed for it: counted once where neither decisions nor batch make a difference."""
+    batch_size = int(batches[0][1].shape[0])
+    static = arm.execution is None or arm.cell.name == "dense"
+    one_by_one = arm.cell.name == "per_sample" and not p.batch_scope
+    key = ("" if static else source.decisions.label, 0 if one_by_one else batch_size, arm.cell.cell_id.split("/")[-1])
     if key in p.counted:
         return p.counted[key]
     counter = FlopCounter()
     with counter:
         got = answers(arm.model, batches, _again(arm, counter), p.items)
-    if arm.cell.name == "per_sample" and not p.batch_scope:
+    if static or one_by_one:
         p.counted[key] = got, counter
     return got, counter
 

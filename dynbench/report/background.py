@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dynbench.report.columns import COLUMNS, Column
 from dynbench.report.selection import is_sweep
 from dynbench.report.tables import Block, Row, Section, Table, make_table
-from dynbench.report.values import bytes_, significant, words
+from dynbench.report.values import bytes_, words
 from dynbench.store.jsonable import to_table
 from dynbench.store.run import Run
 from dynbench.store.schema import Cell, Manifest, Quantity, Unavailable, Warning_, WorkloadInfo
 
 MOST_WARNINGS = 8  # rows shown at once; more are folded away behind one row per kind
 MOST_REASONS = 3
-NOT_CHECKED = re.compile(r"recall|reconstruct|second-hand|from memory", re.IGNORECASE)
+CAUTIONS = {"recall|from memory": "recalled, not checked", "second-hand": "second-hand", "reconstruct": "reconstructed"}
 QUANTITIES: dict[str, Callable[[Cell], Quantity | None]] = {
     "energy": lambda c: None if c.energy is None else c.energy.item_j,
     "idle share of energy": lambda c: None if c.energy is None else c.energy.idle_share,
@@ -66,7 +66,7 @@ def background_sections(run: Run, absent: Sequence[tuple[str, str]]) -> list[Sec
 
 def legend(tables: Iterable[Table]) -> Section:
     """Explains every column that the tables speak of."""
-    spoken = {c.header: c for t in tables for c in t.spoken if c.definition}
+    spoken = {c.key: c for t in tables for c in t.spoken if c.definition}
     head = [
         Column("header", "column", kind="name"), Column("unit", "unit", kind="text"),
         Column("definition", "what it is", kind="prose"), Column("is_not", "what it is not", kind="prose"),
@@ -81,8 +81,8 @@ def legend(tables: Iterable[Table]) -> Section:
     text = [
         "n/a: it could not be measured; the footnote says why. A dash: it does not apply. Columns that are the same in "
         "every row are named once above their table.",
-        "Nothing here is an estimate, except 'utilisation and rest' and break-even keep-rates, which are worked out from "
-        "measurements as their rows say.",
+        "Nothing here is an estimate, except 'loss: utilisation and rest' and break-even keep-rates, which are worked "
+        "out from measurements as they say.",
     ]
     blocks = [Block(text=text)]
     if rows:
@@ -197,7 +197,7 @@ def _environment(manifest: Manifest) -> list[Block]:
         "Repository": manifest.git,
     }  # fmt: skip
     return [
-        Block(table=_pairs(f"environment {name}", name, "fact", "value", list(facts(part))))
+        Block(name, table=_pairs(f"environment {name}", name, "fact", "value", list(facts(part))))
         for name, part in parts.items()
         if part
     ] or [Block(text=["Nothing is known about the machine."])]
@@ -210,7 +210,16 @@ def facts(table: Mapping[str, object], above: str = "") -> Iterator[tuple[str, s
         if isinstance(value, Mapping):
             yield from facts(value, f"{above}{key}: ") if value else ((name, "none"),)
         else:
-            yield name, _fact(f"{above}{key}", value)
+            yield _named(name, value), _fact(name, value)
+
+
+def _named(name: str, value: object) -> str:
+    return re.sub(r" ?\bbytes\b", "", name).strip() if _is_size(name, value) else name
+
+
+def _is_size(name: str, value: object) -> bool:
+    whole = isinstance(value, int | float) and not isinstance(value, bool)
+    return whole and "bytes" in name.split(":")[0].split() and "per s" not in name
 
 
 def _fact(name: str, value: object) -> str:
@@ -218,10 +227,10 @@ def _fact(name: str, value: object) -> str:
         return "unknown"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int | float) and "bytes" in name and "per_s" not in name:
+    if isinstance(value, int | float) and _is_size(name, value):
         return bytes_(value)
     if isinstance(value, float):
-        return significant(value, 4)
+        return f"{value:.6g}"
     if isinstance(value, list):
         return ", ".join(_fact(name, v) for v in value) or "none"
     return str(value) or "–"
@@ -233,8 +242,8 @@ def _provenance(info: WorkloadInfo, cells: Sequence[Cell]) -> Iterator[Block]:
     rows = [
         ("paper", info.paper or "none named"),
         ("model", f"{info.model}({arguments})"),
-        ("made after", f"[not checked against the original] {info.provenance}"
-         if NOT_CHECKED.search(info.provenance) else info.provenance),
+        ("made after", " ".join([*(f"[{label}]" for pattern, label in CAUTIONS.items()
+                                   if re.search(pattern, info.provenance, re.IGNORECASE)), info.provenance])),
         ("decision points", points or "none"),
         ("inputs", info.inputs),
         ("stream", f"{info.stream_items} items, hash {info.stream_hash}"),
@@ -265,8 +274,8 @@ def _reproduce(manifest: Manifest) -> list[Block]:
     if manifest.git.get("dirty"):
         text.append("The working tree had changes that were not committed: this commit alone is not what ran.")
     text.append(
-        "Inputs, weights and decisions must come out with the hashes under Models and inputs; times will differ as much "
-        "as the machine does. Files named in the command are meant from the folder it was given in."
+        "Inputs, weights and decisions must come out with the hashes under Models and inputs; times will differ as "
+        "much as the machine does. Files named in the command are meant from the folder it was given in."
     )
     spec = json.dumps(to_table(manifest)["spec"], indent=1, ensure_ascii=False)
     return [

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+STAY = ("speedup", "ideal", "efficiency", "warnings", "status", "measured", "accounted_saved", "required_saved",
+        "executed_saved")  # fmt: skip
 Kind = Literal["name", "number", "text", "prose"]
 
 
@@ -31,7 +33,7 @@ class Column:
     @property
     def stays(self) -> bool:
         """Whether it is shown also where it is the same in every row."""
-        return self.kind == "name" or self.key in ("speedup", "ideal", "efficiency")
+        return self.kind == "name" or self.key in STAY
 
 
 def _c(key: str, header: str, unit: str, definition: str, is_not: str = "", kind: Kind = "number") -> Column:
@@ -47,13 +49,13 @@ _ALL = [
        "A control that runs with live decisions makes its own decisions instead of replaying them, and should take as "
        "long as its strategy.", kind="text"),
     _c("decisions", "decisions", "",
-       "Who decides: 'learned' gates, a 'replay' of a recorded trace, 'synthetic' ones made up at a rate, or made up at "
-       "a 'published' rate. All arms of a group replay the same decisions.",
+       "Who decides: 'learned' gates, a 'replay' of a recorded trace, 'synthetic' ones made up at a rate, or made up "
+       "at a 'published' rate. All arms of a group replay the same decisions.",
        "Synthetic and published decisions say nothing about accuracy.", kind="text"),
     _c("batch", "batch", "items", "Items computed together in one call."),
     _c("keep_rate", "keep-rate", "",
-       "Share of the decisions asked that ran the body or stayed in the loop; for experts k / number of experts. Counted "
-       "in the trace.", "Not the share of computation kept: bodies differ in size, and fixed parts always run."),
+       "Share of the decisions asked that ran the body or stayed in the loop; for experts k / number of experts. "
+       "Counted in the trace.", "Not the share of computation kept: bodies differ in size, and fixed parts always run."),
     _c("speedup", "speed-up", "x (95 % CI)",
        "Time of the primary baseline / time of this arm, for the whole stream within one round; the median over rounds "
        "with its confidence interval (order statistics). Above 1 is faster.",
@@ -88,12 +90,12 @@ _ALL = [
     _c("error", "error", "relative", "Largest difference of the answer from per_sample in float64 with the same "
        "decisions, / the largest value of the answer.", "Not a difference in accuracy."),
     _c("tolerance", "tolerance", "relative", "The error up to which the answer counts as the same."),
-    _c("lost_surplus", "surplus work", "x", "Loss by FLOPs executed that no decision asked for."),
-    _c("lost_decisions", "decisions", "x", "Loss by gates and heads."),
-    _c("lost_movement", "movement", "x", "Loss by gather and scatter."),
-    _c("lost_waiting", "waiting", "x", "Loss by waiting for decisions on the host."),
-    _c("lost_utilisation", "utilisation and rest", "x", "What is left of ideal / speed-up: smaller calls run slower per "
-       "FLOP, launches, and the error of the profile. Below 1: the arm uses the hardware better than the baseline.",
+    _c("lost_surplus", "loss: surplus work", "x", "Loss by FLOPs executed that no decision asked for."),
+    _c("lost_decisions", "loss: decisions", "x", "Loss by gates and heads."),
+    _c("lost_movement", "loss: movement", "x", "Loss by gather and scatter."),
+    _c("lost_waiting", "loss: waiting", "x", "Loss by waiting for decisions on the host."),
+    _c("lost_utilisation", "loss: utilisation and rest", "x", "What is left of ideal / speed-up: smaller calls run slower "
+       "per FLOP, launches, and the error of the profile. Below 1: the arm uses the hardware better than the baseline.",
        "A remainder, not a measurement."),
     _c("causes", "in words", "", "The losses above 2 %, largest first.", kind="prose"),
     _c("body", "bodies", "% of time", "Share of one profiled pass inside bodies."),
@@ -102,13 +104,13 @@ _ALL = [
     _c("waits", "waits", "% of time", "Share of the profiled pass that waits for decisions."),
     _c("other", "other", "% of time", "The fixed parts of the model, and the host.",
        "Profiling itself adds time: shares are not of the times above."),
-    _c("break_even", "break-even", "keep-rate", "The keep-rate up to which the arm is at least as fast as the primary "
-       "baseline, interpolated between measured rates."),
-    _c("kind_of_flops", "FLOPs", "", "dense: of the primary baseline. required: reached, active bodies and fixed parts, "
-       "shared work once; with gates: the same plus gates, heads and policies. executed: what an arm ran. accounted: "
+    _c("kind_of_flops", "FLOPs", "", "dense: of the primary baseline. required: reached, active bodies and fixed "
+       "parts, shared work once; with gates: the same plus gates, heads and policies. executed: what an arm ran. accounted: "
        "what the paper counts.", kind="name"),
     _c("mflop", "amount", "MFLOP/item", "Mean over the stream, 1 MAC = 2 FLOPs."),
     _c("of_dense", "of dense", "%", "Divided by the dense FLOPs."),
+    _c("cost", "computation", "MFLOP/item", "Of the dynamic network what its decisions require, gates included; of a "
+       "static one what it executes."),
     _c("network", "network", "", "The dynamic network with its own learned decisions, or a baseline.", kind="name"),
     _c("place", "place in the comparison", "", "A static network is called of equal mean FLOPs when it is the nearest "
        "one and within 20 % of what the decisions require.", kind="text"),
@@ -125,7 +127,6 @@ _ALL = [
     _c("executed_saved", "executed", "% of dense", "FLOPs run by the fastest strategy / dense FLOPs."),
     _c("measured", "measured", "x (95 % CI)", "Speed-up of the fastest strategy at the largest batch size.",
        "Measured here, on these inputs; a claim may be about other data and hardware."),
-    _c("difference", "why they differ", "", "From the paper's counting rule and from the measured losses.", kind="prose"),
     _c("workload", "workload", "", "", kind="name"),
     _c("batches", "batch sizes", "items", "", kind="text"),
     _c("outcome", "outcome", "", "refused: it would mean nothing for this model, or tell nothing new. failed: it was "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -153,11 +154,18 @@ def _facts(manifest: Manifest, cells: Sequence[Cell]) -> list[tuple[str, str]]:
         found += [("measured on", "; ".join(settings)), ("batch sizes", sizes)]
     software = [f"dynbench {manifest.dynbench_version}"]
     software += [f"{k} {manifest.software[k]}" for k in ("torch", "python") if k in manifest.software]
-    found += [("software", ", ".join(software)), ("begun", manifest.started)]
+    found += [("software", ", ".join(software)), ("begun", _moment(manifest.started))]
     if manifest.command_s is not None:
         timed = "" if manifest.timed_s is None else f", of which {seconds(manifest.timed_s)} inside timed samples"
         found.append(("took", seconds(manifest.command_s) + timed))
     return found
+
+
+def _moment(iso: str) -> str:
+    try:
+        return f"{datetime.datetime.fromisoformat(iso).astimezone(datetime.UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return iso
 
 
 def _verdict(info: WorkloadInfo, cells: Sequence[Cell], where: str) -> Verdict:
@@ -208,8 +216,8 @@ def _figures(run: Run, infos: Sequence[WorkloadInfo], tones: dict[str, str]) -> 
         ),
         FigureGroup(
             "speedup-by-keep-rate", "Speed-up against keep-rate",
-            "Decisions are made up at a rate, to see from which saving on a strategy pays. A ring marks its break-even; "
-            "the dotted line is the keep-rate the trained gates really have.", by_rate,
+            "Decisions are made up at a rate, to see from which saving on a strategy pays. A ring marks its "
+            "break-even; the dotted line is the keep-rate the trained gates really have.", by_rate,
         ),
         FigureGroup(
             "flops", "Computation: dense, required, executed, accounted",
@@ -218,8 +226,9 @@ def _figures(run: Run, infos: Sequence[WorkloadInfo], tones: dict[str, str]) -> 
         ),
         FigureGroup(
             "latency-by-path", "Latency by path",
-            "How long an input takes at batch 1 by how deep it went. Marker: median; thick line: middle half; thin line: "
-            "5 to 95 % of all times. Dotted, with its middle half: the primary baseline, which knows no paths.", paths,
+            "How long an input takes at batch 1 by how deep it went. Marker: median; thick line: middle half; thin "
+            "line: 5 to 95 % of all times. Dotted, with its middle half as a band: the primary baseline, which knows no "
+            "paths. The axis of times is logarithmic.", paths,
         ),
     ]  # fmt: skip
 

@@ -198,8 +198,8 @@ def latency_by_path(view: View, run: Run, tones: dict[str, str]) -> Paths | Abse
     primary = primary_baseline(view.at(1))
     static = None
     if primary is not None:
-        times = milliseconds.loc[milliseconds["arm"] == f"baseline:{primary.name}", "ms"].to_numpy()
-        static = (primary.name, _quantiles(times)) if len(times) else None
+        of_baseline = milliseconds.loc[milliseconds["arm"] == f"baseline:{primary.name}", "ms"].to_numpy()
+        static = (primary.name, _quantiles(of_baseline)) if len(of_baseline) else None
     counts = np.bincount(path_of, minlength=len(labels))
     assert arms[0].path_label is not None
     rounds = min(c.rounds for c in arms)
@@ -240,9 +240,14 @@ def _lines(timed: Sequence[Cell], x: Callable[[Cell], float], tones: dict[str, s
         found = [s for c in mine if (s := primary_speedup(c)) is not None]
         lines.append(
             Line(
-                name, tone, [x(c) for c in mine], [s.value for s in found], [s.low for s in found],
-                [s.high for s in found], static,
-            )  # fmt: skip
+                name=name,
+                tone=tone,
+                x=[x(c) for c in mine],
+                y=[s.value for s in found],
+                low=[s.low for s in found],
+                high=[s.high for s in found],
+                static=static,
+            )
         )
     return lines
 

@@ -20,7 +20,7 @@ from dynbench.report.values import percent, significant, times
 Drawing = Speedups | Work | Paths
 SIZE_IN = (5.2, 3.5)
 FONT_PT = 10
-RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.33, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50)
+RATIOS = (*(0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.33, 0.5, 0.67, 0.8), 1, *(1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 20, 50))
 LINE_HEIGHT = 0.072  # of the axes: how far labels at the end of lines keep apart
 PNG_DPI = 160
 
@@ -80,7 +80,7 @@ def _speedups(axes: Axes, d: Speedups) -> None:
         axes.set_xlim(xs[0] / margin, xs[-1] * margin)
         axes.set_xlabel("batch size (items)")
     else:
-        axes.set_xlim(min(0.2, xs[0] - 0.03), max(xs[-1], 1.0) + 0.02)
+        axes.set_xlim(min(0.2, xs[0] - 0.03, (1.0 if d.learned is None else d.learned) - 0.03), max(xs[-1], 1.0) + 0.02)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: percent(x)))
         axes.set_xlabel("keep-rate of made-up decisions")
     axes.xaxis.set_minor_locator(NullLocator())
@@ -98,8 +98,8 @@ def _speedups(axes: Axes, d: Speedups) -> None:
             labels.append((line.y[-1], _short(line.name) + (f" {times(line.y[-1])}" if log_x else ""), line.tone))
         else:
             axes.annotate(
-                _short(line.name), (line.x[-1], line.y[-1]), xytext=(7, 0), textcoords="offset points",
-                color=_colour(line.tone), va="center",
+                _short(line.name), (line.x[-1], line.y[-1]), xytext=(5, 5), textcoords="offset points",
+                color=_colour(line.tone),
             )  # fmt: skip
     for name, rate in d.break_even.items():
         tone = next(line.tone for line in d.lines if line.name == name)
@@ -117,7 +117,8 @@ def _speedups(axes: Axes, d: Speedups) -> None:
 
 def _line(axes: Axes, line: Line) -> None:
     colour = _colour(line.tone)
-    axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
+    if not line.static:
+        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
     axes.vlines(line.x, line.low, line.high, color=colour, linewidth=1)
     marker = "" if line.static else TONES[line.tone].marker
     dashes = (1, 1.6) if line.static else ()
@@ -194,7 +195,7 @@ def _work(figure: Figure, axes: Axes, d: Work) -> None:
 def _paths(axes: Axes, d: Paths) -> None:
     places = np.arange(len(d.paths))
     step = min(0.18, 0.7 / len(d.arms))
-    labels = []
+    labels: list[tuple[float, str, str]] = []
     if d.baseline is not None:
         name, q = d.baseline
         axes.axhspan(q[1], q[3], color=_colour(MUTED), alpha=0.18, linewidth=0)
@@ -202,14 +203,14 @@ def _paths(axes: Axes, d: Paths) -> None:
         labels.append((q[2], _short(name), MUTED))
     for i, arm in enumerate(d.arms):
         x = places + (i - (len(d.arms) - 1) / 2) * step
-        q = np.array(arm.quantiles).T  # [quantiles, paths]
+        low, lower, middle, upper, high = np.array(arm.quantiles).T  # each [paths]
         colour, marker = _colour(arm.tone), TONES[arm.tone].marker
-        axes.vlines(x, q[0], q[4], color=colour, linewidth=1)
-        axes.vlines(x, q[1], q[3], color=colour, linewidth=2.8)
-        axes.plot(x, q[2], color=colour, linewidth=1, alpha=0.55)
-        axes.plot(x, q[2], color=colour, linestyle="", marker=marker, markersize=6.5,
+        axes.vlines(x, low, high, color=colour, linewidth=1)
+        axes.vlines(x, lower, upper, color=colour, linewidth=2.8)
+        axes.plot(x, middle, color=colour, linewidth=1, alpha=0.55)
+        axes.plot(x, middle, color=colour, linestyle="", marker=marker, markersize=6.5,
                   markeredgecolor=_colour(PAPER), markeredgewidth=0.7)  # fmt: skip
-        labels.append((q[2, -1], arm.name, arm.tone))
+        labels.append((float(middle[-1]), arm.name, arm.tone))
     drawn = [v for arm in d.arms for q in arm.quantiles for v in q] + ([] if d.baseline is None else d.baseline[1])
     axes.set_yscale("log")
     axes.set_ylim(min(drawn) / 1.08, max(drawn) * 1.08)

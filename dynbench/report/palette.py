@@ -1,5 +1,8 @@
-"""Colours: one per strategy wherever it appears. From Okabe and Ito's set for colour-blind readers, darkened or lightened
-until lines and text stand out from a light and from a dark page (3:1 or more); markers differ too."""
+"""Colours: one per strategy wherever it appears; markers differ too.
+
+From Okabe and Ito's set for colour-blind readers, darkened or lightened until lines and text stand out from a light and
+from a dark page.
+"""
 
 from __future__ import annotations
 

@@ -42,7 +42,8 @@ WORK = [
 ]  # fmt: skip
 LOSSES = ["surplus", "decisions", "movement", "waiting", "utilisation"]
 SHARES = {
-    "body": ["body"], "gates": ["decide", "head"], "moves": ["gather", "scatter"], "waits": ["sync"], "other": ["other"],
+    "body": ["body"], "gates": ["decide", "head"], "moves": ["gather", "scatter"], "waits": ["sync"],
+    "other": ["other"],
 }  # fmt: skip
 FLOPS = [
     ("dense", "dense"), ("required: bodies", "required_region"), ("required: with gates", "required_total"),
@@ -65,10 +66,10 @@ def result_sections(infos: Sequence[WorkloadInfo], cells: Sequence[Cell]) -> lis
                 or _none("No workload of this run asks for a sweep (run.keep_rates).")),
         Section("refused", "Refused and failed", "What there is no result of, and why. Nothing was put in its place.",
                 _refused(infos, cells)),
-        Section("accuracy", "Accuracy", "The dynamic network decides for itself here. Speed-ups are against the primary "
-                "baseline.", [b for i in infos for b in _accuracy(i, cells)]),
-        Section("claims", "What the papers say", "Beside it: the same quantity as the paper counts it, as the decisions "
-                "require it, as it was executed, and what became of it in time.",
+        Section("accuracy", "Accuracy", "The dynamic network decides for itself here. Speed-ups are against the "
+                "primary baseline.", [b for i in infos for b in _accuracy(i, cells)]),
+        Section("claims", "What the papers say", "Beside it: the same quantity as the paper counts it, as the "
+                "decisions require it, as it was executed, and what became of it in time.",
                 [b for i in infos for b in _claims(i, cells)]),
     ]  # fmt: skip
 
@@ -153,7 +154,8 @@ def _work(view: View) -> list[Block]:
     blocks = [Block(title_of(view), table=table)]
     if flops := _flops(view):
         columns = _columns(["kind_of_flops", "batch", "mflop", "of_dense"])
-        blocks.append(Block(table=make_table(f"flops {slug(view)}", "FLOPs", columns, flops)))
+        table = make_table(f"flops {slug(view)}", "FLOPs", columns, flops)
+        blocks.append(Block("FLOPs: dense, required, executed, accounted", table=table, folded=True))
     return blocks
 
 
@@ -217,7 +219,7 @@ def _gap(view: View) -> list[Block]:
 
 
 def _gap_row(cell: Cell, found: Gap) -> Row:
-    row = _identity(cell) | {"speedup": ratio(found.speedup), "ideal": ratio(found.ideal)}
+    row = _identity(cell) | {"speedup": _speed_row(cell, [])["speedup"], "ideal": ratio(found.ideal)}
     row |= {f"lost_{name}": ratio(found.losses.get(name)) for name in LOSSES}
     for key, phases in SHARES.items():
         if found.shares:
@@ -293,17 +295,17 @@ def _accuracy(info: WorkloadInfo, cells: Sequence[Cell]) -> list[Block]:
             "labelled": count(found.items),
         }  # fmt: skip
         if name == "dynamic":
-            row |= {"network": words("dynamic network"), "place": words("dynamic"), "mflop": quantity(required, 1e6)}
+            row |= {"network": words("dynamic network"), "place": words("dynamic"), "cost": quantity(required, 1e6)}
             if best is not None and best[0].decisions.source == "learned":
                 row["speedup"] = Value(
                     with_interval(best[1]).text, best[1].value, f"{best[0].name} at batch {best[0].batch_size}"
                 )
         elif (cell := static.get(name)) is not None:
             place = "static network of equal mean FLOPs" if cell is equal else role(cell)
-            row |= {"place": words(place), "mflop": quantity(None if cell.flops is None else cell.flops.executed, 1e6)}
+            row |= {"place": words(place), "cost": quantity(None if cell.flops is None else cell.flops.executed, 1e6)}
             row["speedup"] = _speed_row(cell, [])["speedup"]
         rows.append(row)
-    keys = ["network", "place", "metric", "accuracy", "labelled", "mflop", "speedup"]
+    keys = ["network", "place", "metric", "accuracy", "labelled", "cost", "speedup"]
     text = []
     if equal is None and required is not None:
         text = [f"There is no static network within {percent(EQUAL_FLOPS)} of the required FLOPs in this run."]

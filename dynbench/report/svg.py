@@ -1,4 +1,4 @@
-"""Makes matplotlib's SVG fit into a page: colours follow the reader's light or dark setting, names of parts are unique."""
+"""Makes matplotlib's SVG fit into a page: colours follow the reader's light or dark setting, ids are unique."""
 
 from __future__ import annotations
 

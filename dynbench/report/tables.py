@@ -10,6 +10,7 @@ from dynbench.report.values import NOTHING, Value
 
 Row = dict[str, Value]
 CONSTANT_FROM = 2  # rows: of a single row nothing is constant
+SELF_EVIDENT = ("", "x", "x (95 % CI)", "items", "relative")  # units that a value named in a sentence does not need
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def make_table(
             shown.append(column)
         else:
             why = f" ({first.note})" if first.note else ""
-            unit = f" {column.unit}" if column.unit and first.note is None else ""
+            unit = f" {column.unit}" if column.unit not in SELF_EVIDENT and first.note is None else ""
             same.setdefault((f"{first.text}{unit}", why), []).append(column.header)
     constants = [f"{', '.join(headers)}: {text}{why}" for (text, why), headers in same.items()]
     values = [[r.get(c.key, nothing) for c in shown] for r in rows]

@@ -72,7 +72,9 @@ def write_report(run_dir: Path, formats: Sequence[str] = FORMATS, out: Path | No
 
 def to_html(report: Report, drawn: dict[str, tuple[str, bytes]]) -> str:
     """The page; all text is escaped, all figures, style and script are inside."""
-    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env = Environment(
+        autoescape=True, finalize=_unbroken, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     figures = {p.key: Markup(svg.inline(drawn[p.key][0], p.key, p.alt)) for p in _panels(report) if p.key in drawn}
     return env.from_string(_template("report.html.j2")).render(
         report=report,
@@ -102,6 +104,11 @@ def escaped(value: Any) -> str:
     text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|$~])", r"\\\1", text)
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
+
+
+def _unbroken(value: Any) -> Any:
+    """Keeps a percent sign with its number."""
+    return re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", value) if type(value) is str else value
 
 
 def anchor(text: str) -> str:

@@ -82,7 +82,8 @@ class Compaction(Strategy):
             y = point.body(part)
         if point.otherwise is None:
             with ex.phase("scatter"):
-                return put_(x if point.consumes else map_items(torch.clone, x), rows, y)
+                ours = point.consumes and not torch.is_grad_enabled()  # a gradient may need x as it was
+                return put_(x if ours else map_items(torch.clone, x), rows, y)
         with ex.phase("sync"):
             rest = (~keep).nonzero().squeeze(1)
         with ex.phase("gather"):

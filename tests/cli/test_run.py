@@ -72,7 +72,7 @@ def test_a_dry_run_shows_the_plan_and_the_refusals_and_writes_nothing(
     assert result.exit_code == 0
     assert "synthetic keep=0.50" in result.stdout
     assert "n/a: per_sample on tiny: item by item" in result.stdout
-    assert "3 groups, at most 0.6 minutes of sampling; nothing was measured" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("3 groups, at most ")
     assert not list(tmp_path.iterdir())
 
 
@@ -104,8 +104,23 @@ def test_the_newest_run_is_reported_and_exported_by_default(
         assert len(list(csv.DictReader(f))) == len(document["cells"])
 
 
+WITHOUT_TORCH = """
+import sys
+
+
+class NoTorch:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "torch":
+            raise ImportError("there is no torch here")
+
+
+sys.meta_path.insert(0, NoTorch())
+from dynbench.cli import main
+main(sys.argv[1:])
+"""
+
+
 def test_a_report_is_made_where_there_is_no_torch(finished: Path, tmp_path: Path) -> None:
-    code = "import sys; sys.modules['torch'] = None; from dynbench.cli import main; main(sys.argv[1:])"
-    out = tmp_path / "elsewhere"
-    subprocess.run([sys.executable, "-c", code, "report", finished, "--out", out], check=True, capture_output=True)
-    assert (out / "report.html").read_text() == (finished / "report.html").read_text()
+    words = ("report", finished, "--out", tmp_path / "elsewhere")
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words], check=True, capture_output=True)
+    assert (tmp_path / "elsewhere" / "report.md").read_text() == (finished / "report.md").read_text()

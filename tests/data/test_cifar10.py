@@ -6,11 +6,12 @@ import hashlib
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from dynbench.data import cifar10, load_inputs
+from dynbench.data import Dataset, cifar10, load_inputs
 from dynbench.errors import UserError
 
 PER_FILE = 1002  # five files: 5010 images, of which 5000 are for validation
@@ -24,7 +25,8 @@ def pixels(inputs: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def records() -> np.ndarray:
     made = np.random.default_rng(0).integers(0, 256, (6 * PER_FILE, cifar10.RECORD), dtype=np.uint8)
-    made[:, 0] %= 10
+    made[: 5 * PER_FILE, 0] = np.arange(5 * PER_FILE) * 10 // (5 * PER_FILE)  # sorted by class, as some copies are
+    made[5 * PER_FILE :, 0] = np.arange(PER_FILE) * 10 // PER_FILE
     return made
 
 
@@ -43,9 +45,24 @@ def test_binary_files_are_read_as_they_are_and_split(folder: Path, records: np.n
             load_inputs("cifar10", split, data_dir=place) for split in ("train", "validation", "test")
         )
         assert (len(train), len(validation), len(test)) == (10, 5000, PER_FILE)
-        assert np.array_equal(train.labels, records[:10, 0])
-        assert np.array_equal(pixels(test.inputs), records[5 * PER_FILE :, 1:].reshape(-1, 3, 32, 32))
-        assert np.array_equal(pixels(validation.inputs[:1]), records[10:11, 1:].reshape(1, 3, 32, 32))
+        assert images_of(test) == sorted(r.tobytes() for r in records[5 * PER_FILE :])
+        assert sorted(images_of(train) + images_of(validation)) == sorted(r.tobytes() for r in records[: 5 * PER_FILE])
+
+
+def images_of(data: Dataset) -> list[bytes]:
+    """Each as a record: its label, then its planes; sorted."""
+    labels = data.labels[:, None].astype(np.uint8)
+    return sorted(r.tobytes() for r in np.concatenate([labels, pixels(data.inputs).reshape(len(data), -1)], axis=1))
+
+
+def test_every_class_is_held_out_evenly_though_files_are_sorted_by_class(folder: Path) -> None:
+    counts = np.bincount(load_inputs("cifar10", "validation", data_dir=folder).labels, minlength=10)
+    assert counts.min() > 490 and counts.max() <= PER_FILE / 2
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_limit_takes_all_classes_though_files_are_sorted_by_class(folder: Path, split: Any) -> None:
+    assert len(set(load_inputs("cifar10", split, data_dir=folder, limit=200).labels)) == 10
 
 
 def test_the_jpeg_form_is_decoded(tmp_path: Path) -> None:
@@ -61,9 +78,10 @@ def test_the_jpeg_form_is_decoded(tmp_path: Path) -> None:
     np.savez(
         tmp_path / "cifar10.npz", test_jpeg=np.concatenate(coded), test_offsets=offsets, test_labels=np.array([3, 1, 2])
     )
-    data = load_inputs("cifar10", "test", data_dir=tmp_path, limit=2)
-    assert data.labels.tolist() == [3, 1]
-    assert np.abs(pixels(data.inputs)[:, 0, 0, 0].astype(int) - grey[:2]).max() <= 2
+    data = load_inputs("cifar10", "test", data_dir=tmp_path)
+    assert sorted(data.labels) == [1, 2, 3] and len(load_inputs("cifar10", "test", data_dir=tmp_path, limit=2)) == 2
+    expected = np.array([dict(zip([3, 1, 2], grey, strict=True))[label] for label in data.labels])
+    assert np.abs(pixels(data.inputs)[:, 0, 0, 0].astype(int) - expected).max() <= 2
     assert "lossy" in data.description
 
 

@@ -75,6 +75,37 @@ def test_put_accepts_either_layout() -> None:
     assert x[1].abs().sum() == 0
 
 
+SHAPES = [(64, 64), (64, 63), (64,), (64, 8, 8, 8), (64, 5, 7, 3), (64, 4, 1, 1), (2, 3, 64, 64)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("layouts", [(0, 0), (0, 1), (1, 0), (1, 1)])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_large_items_are_put_bit_by_bit(
+    shape: tuple[int, ...], layouts: tuple[int, int], dtype: torch.dtype, offset: int
+) -> None:
+    """They go in words of 16 bytes where memory allows; what is put is the same."""
+    random = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**63), 2**63 - 1, (2, shape[0] + offset, *shape[1:]), generator=random)
+    into, part = (bits % 2 > 0) if dtype == torch.bool else bits.to(dtype)
+    if len(shape) == 4:
+        kinds = (torch.contiguous_format, torch.channels_last)
+        into, part = (t.contiguous(memory_format=kinds[k]) for t, k in zip((into, part), layouts, strict=True))
+    into, part = into[offset:], part[offset:]
+    rows = torch.randperm(shape[0], generator=random)[: (shape[0] + 1) // 2]
+    expected = into.clone()
+    expected[rows] = part[: len(rows)]
+    assert put_(into, rows, part[: len(rows)]) is into
+    assert torch.equal(into, expected)
+
+
+def test_large_items_are_put_with_their_gradient() -> None:
+    part = torch.randn(64, 64, requires_grad=True)
+    put_(torch.zeros(128, 64), torch.arange(0, 128, 2), part).sum().backward()
+    assert torch.equal(part.grad, torch.ones(64, 64))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
 def test_room_is_of_the_same_kind(dtype: torch.dtype) -> None:
     x = torch.ones(2, 3).to(dtype)

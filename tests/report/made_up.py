@@ -167,9 +167,7 @@ def refused(name: str, batch: int, reason: str, *, status: str = "refused", **ch
 
 def group(batch: int, *, workload: str = SKIPPED, primary: bool = True, **changes: Any) -> list[Cell]:
     """All cells of a batch size."""
-    found = [
-        cell(n, batch, s[batch], workload=workload, **changes) for n, s in SPEED.items() if batch in s
-    ]
+    found = [cell(n, batch, s[batch], workload=workload, **changes) for n, s in SPEED.items() if batch in s]
     if primary:
         found.append(cell("ResNet-38", batch, None, workload=workload, arm="baseline", primary=True, **changes))
     small = Flops(

@@ -19,7 +19,7 @@ from dynbench.strategies import Masking
 from dynbench.training import train_workload
 from dynbench.training.skipnet import Hybrid, Pressed, Reinforced, Supervised, open_gates, pressure, sharpen_gates
 
-IMAGES = {"name": "cluttered_digits", "options": {"size": 16}}
+IMAGES = {"name": "digits", "options": {"size": 16}}
 QUICK = {"epochs": 1, "items": 64, "batch_size": 32}
 
 
