@@ -91,9 +91,9 @@ def _scenes(
             np.float32
         )
         _paint(scene, paint, _colour(rng, n, 0.3, 1.0))
-    side = size * (LARGEST + (SMALLEST - LARGEST) * d)
+    edge = size * (LARGEST + (SMALLEST - LARGEST) * d)
     contrast = 1 - 0.4 * d[:, None, None]
-    paint = place(digits[chosen], side, *_corner(rng, side, size), size) * contrast
+    paint = place(digits[chosen], edge, *_corner(rng, edge, size), size) * contrast
     _paint(scene, paint, _colour(rng, n, 0.6, 1.0))
     scene += rng.standard_normal(scene.shape, dtype=np.float32) * (noise * d)[:, None, None, None]
     return (scene - MEAN) / STD

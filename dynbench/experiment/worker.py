@@ -30,6 +30,7 @@ class Stop:
         self.asked = True
 
     def __call__(self) -> bool:
+        """Whether it was asked for."""
         return self.asked
 
 

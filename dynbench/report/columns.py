@@ -55,7 +55,8 @@ _ALL = [
     _c("batch", "batch", "items", "Items computed together in one call."),
     _c("keep_rate", "keep-rate", "",
        "Share of the decisions asked that ran the body or stayed in the loop; for experts k / number of experts. "
-       "Counted in the trace.", "Not the share of computation kept: bodies differ in size, and fixed parts always run."),
+       "Counted in the trace.",
+       "Not the share of computation kept: bodies differ in size, and fixed parts always run."),
     _c("speedup", "speed-up", "x (95 % CI)",
        "Time of the primary baseline / time of this arm, for the whole stream within one round; the median over rounds "
        "with its confidence interval (order statistics). Above 1 is faster.",
@@ -94,9 +95,9 @@ _ALL = [
     _c("lost_decisions", "loss: decisions", "x", "Loss by gates and heads."),
     _c("lost_movement", "loss: movement", "x", "Loss by gather and scatter."),
     _c("lost_waiting", "loss: waiting", "x", "Loss by waiting for decisions on the host."),
-    _c("lost_utilisation", "loss: utilisation and rest", "x", "What is left of ideal / speed-up: smaller calls run slower "
-       "per FLOP, launches, and the error of the profile. Below 1: the arm uses the hardware better than the baseline.",
-       "A remainder, not a measurement."),
+    _c("lost_utilisation", "loss: utilisation and rest", "x", "What is left of ideal / speed-up: smaller calls run "
+       "slower per FLOP, launches, and the error of the profile. Below 1: the arm uses the hardware better than the "
+       "baseline.", "A remainder, not a measurement."),
     _c("causes", "in words", "", "The losses above 2 %, largest first.", kind="prose"),
     _c("body", "bodies", "% of time", "Share of one profiled pass inside bodies."),
     _c("gates", "gates, heads", "% of time", "Share of the profiled pass that decides and answers."),
@@ -105,8 +106,8 @@ _ALL = [
     _c("other", "other", "% of time", "The fixed parts of the model, and the host.",
        "Profiling itself adds time: shares are not of the times above."),
     _c("kind_of_flops", "FLOPs", "", "dense: of the primary baseline. required: reached, active bodies and fixed "
-       "parts, shared work once; with gates: the same plus gates, heads and policies. executed: what an arm ran. accounted: "
-       "what the paper counts.", kind="name"),
+       "parts, shared work once; with gates: the same plus gates, heads and policies. executed: what an arm ran. "
+       "accounted: what the paper counts.", kind="name"),
     _c("mflop", "amount", "MFLOP/item", "Mean over the stream, 1 MAC = 2 FLOPs."),
     _c("of_dense", "of dense", "%", "Divided by the dense FLOPs."),
     _c("cost", "computation", "MFLOP/item", "Of the dynamic network what its decisions require, gates included; of a "

@@ -227,8 +227,8 @@ def _figures(run: Run, infos: Sequence[WorkloadInfo], tones: dict[str, str]) -> 
         FigureGroup(
             "latency-by-path", "Latency by path",
             "How long an input takes at batch 1 by how deep it went. Marker: median; thick line: middle half; thin "
-            "line: 5 to 95 % of all times. Dotted, with its middle half as a band: the primary baseline, which knows no "
-            "paths. The axis of times is logarithmic.", paths,
+            "line: 5 to 95 % of all times. Dotted, with its middle half as a band: the primary baseline, which knows "
+            "no paths. The axis of times is logarithmic.", paths,
         ),
     ]  # fmt: skip
 

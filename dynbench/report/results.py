@@ -67,10 +67,10 @@ def result_sections(infos: Sequence[WorkloadInfo], cells: Sequence[Cell]) -> lis
         Section("refused", "Refused and failed", "What there is no result of, and why. Nothing was put in its place.",
                 _refused(infos, cells)),
         Section("accuracy", "Accuracy", "The dynamic network decides for itself here. Speed-ups are against the "
-                "primary baseline.", [b for i in infos for b in _accuracy(i, cells)]),
+                "primary baseline.", [b for i in infos for b in _accuracy(i, cells)] or _none("No workload could be prepared.")),
         Section("claims", "What the papers say", "Beside it: the same quantity as the paper counts it, as the "
                 "decisions require it, as it was executed, and what became of it in time.",
-                [b for i in infos for b in _claims(i, cells)]),
+                [b for i in infos for b in _claims(i, cells)] or _none("No workload could be prepared.")),
     ]  # fmt: skip
 
 
