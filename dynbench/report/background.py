@@ -81,7 +81,7 @@ def legend(tables: Iterable[Table]) -> Section:
     text = [
         "n/a: it could not be measured; the footnote says why. A dash: it does not apply. Columns that are the same in "
         "every row are named once above their table.",
-        "Nothing here is an estimate, except 'loss: utilisation and rest' and break-even keep-rates, which are worked "
+        "Nothing here is an estimate, except the 'rest' of the losses and break-even keep-rates, which are worked "
         "out from measurements as they say.",
     ]
     blocks = [Block(text=text)]
@@ -206,7 +206,7 @@ def _environment(manifest: Manifest) -> list[Block]:
 def facts(table: Mapping[str, object], above: str = "") -> Iterator[tuple[str, str]]:
     """A nested table as (name, value) pairs, units made readable."""
     for key, value in table.items():
-        name = f"{above}{key}".replace("_", " ")
+        name = above + (key if key.isupper() else key.replace("_", " "))  # environment variables keep their names
         if isinstance(value, Mapping):
             yield from facts(value, f"{above}{key}: ") if value else ((name, "none"),)
         else:

@@ -33,7 +33,7 @@ class Column:
     @property
     def stays(self) -> bool:
         """Whether it is shown also where it is the same in every row."""
-        return self.kind == "name" or self.key in STAY
+        return self.kind == "name" or self.key in STAY or self.key.startswith("lost_")
 
 
 def _c(key: str, header: str, unit: str, definition: str, is_not: str = "", kind: Kind = "number") -> Column:
@@ -91,11 +91,11 @@ _ALL = [
     _c("error", "error", "relative", "Largest difference of the answer from per_sample in float64 with the same "
        "decisions, / the largest value of the answer.", "Not a difference in accuracy."),
     _c("tolerance", "tolerance", "relative", "The error up to which the answer counts as the same."),
-    _c("lost_surplus", "loss: surplus work", "x", "Loss by FLOPs executed that no decision asked for."),
-    _c("lost_decisions", "loss: decisions", "x", "Loss by gates and heads."),
-    _c("lost_movement", "loss: movement", "x", "Loss by gather and scatter."),
-    _c("lost_waiting", "loss: waiting", "x", "Loss by waiting for decisions on the host."),
-    _c("lost_utilisation", "loss: utilisation and rest", "x", "What is left of ideal / speed-up: smaller calls run "
+    _c("lost_surplus", "surplus", "x lost", "Loss by FLOPs executed that no decision asked for."),
+    _c("lost_decisions", "decisions", "x lost", "Loss by gates and heads."),
+    _c("lost_movement", "movement", "x lost", "Loss by gather and scatter."),
+    _c("lost_waiting", "waiting", "x lost", "Loss by waiting for decisions on the host."),
+    _c("lost_utilisation", "rest", "x lost", "What is left of ideal / speed-up: smaller calls run "
        "slower per FLOP, launches, and the error of the profile. Below 1: the arm uses the hardware better than the "
        "baseline.", "A remainder, not a measurement."),
     _c("causes", "in words", "", "The losses above 2 %, largest first.", kind="prose"),

@@ -44,11 +44,8 @@ def _style() -> Iterator[None]:
         yield
 
 
-def draw(drawing: Drawing) -> tuple[str, bytes]:
-    """A figure as SVG, with the colours of `palette` on light paper, and as PNG.
-
-    The same drawing always gives the same bytes with the same matplotlib.
-    """
+def draw(drawing: Drawing) -> Figure:
+    """A figure in the light colours of `palette`, without paper."""
     with _style():
         figure = Figure(figsize=SIZE_IN, layout="constrained")
         axes = figure.add_subplot()
@@ -58,11 +55,25 @@ def draw(drawing: Drawing) -> tuple[str, bytes]:
             _work(figure, axes, drawing)
         else:
             _paths(axes, drawing)
-        svg, png = io.StringIO(), io.BytesIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(svg, format="svg", metadata=nothing)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once: every format shows the same
+    return figure
+
+
+def as_svg(figure: Figure) -> str:
+    """SVG with its text as text; the same drawing gives the same bytes with the same matplotlib."""
+    svg = io.StringIO()
+    with _style():
+        figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return svg.getvalue()
+
+
+def as_png(figure: Figure) -> bytes:
+    """PNG on light paper."""
+    png = io.BytesIO()
+    with _style():
         figure.savefig(png, format="png", dpi=PNG_DPI, facecolor=_colour(PAPER), metadata={"Software": None})
-    return svg.getvalue(), png.getvalue()
+    return png.getvalue()
 
 
 def _speedups(axes: Axes, d: Speedups) -> None:
@@ -174,7 +185,7 @@ def _work(figure: Figure, axes: Axes, d: Work) -> None:
     colours = {b.label: _colour(b.tone) for b in d.bars}
     names = [b.label for b in d.bars]
     sns.barplot(x=amounts, y=names, hue=names, palette=colours, legend=False, ax=axes, width=0.62, saturation=1,
-                edgecolor="none")  # fmt: skip
+                errorbar=None, edgecolor="none")  # fmt: skip
     for patch, bar in zip(axes.patches, d.bars, strict=True):  # filled: what ran; hollow: what was asked for or claimed
         if not bar.executed:
             patch.set(facecolor="none", edgecolor=_colour(bar.tone), linewidth=1.2)

@@ -67,10 +67,12 @@ def result_sections(infos: Sequence[WorkloadInfo], cells: Sequence[Cell]) -> lis
         Section("refused", "Refused and failed", "What there is no result of, and why. Nothing was put in its place.",
                 _refused(infos, cells)),
         Section("accuracy", "Accuracy", "The dynamic network decides for itself here. Speed-ups are against the "
-                "primary baseline.", [b for i in infos for b in _accuracy(i, cells)] or _none("No workload could be prepared.")),
+                "primary baseline.", [b for i in infos for b in _accuracy(i, cells)]
+                or _none("No workload could be prepared.")),
         Section("claims", "What the papers say", "Beside it: the same quantity as the paper counts it, as the "
                 "decisions require it, as it was executed, and what became of it in time.",
-                [b for i in infos for b in _claims(i, cells)] or _none("No workload could be prepared.")),
+                [b for i in infos for b in _claims(i, cells)]
+                or _none("No workload could be prepared.")),
     ]  # fmt: skip
 
 
@@ -213,9 +215,15 @@ def _gap(view: View) -> list[Block]:
     timed = [c for c in view.cells if c.status == "ok" and c.arm == "strategy" and primary_speedup(c) is not None]
     if not timed:
         return []
-    keys = ["name", "batch", "speedup", "ideal", *(f"lost_{n}" for n in LOSSES), *SHARES, "causes"]
     rows = [_gap_row(c, gap(c)) for c in timed]
-    return [Block(title_of(view), table=make_table(f"gap {slug(view)}", "Losses", _columns(keys), rows, block="batch"))]
+    losses = _columns(["name", "batch", "speedup", "ideal", *(f"lost_{n}" for n in LOSSES), "causes"])
+    blocks = [Block(title_of(view), table=make_table(f"gap {slug(view)}", "Losses", losses, rows, block="batch"))]
+    if any(c.phases is not None for c in timed):
+        table = make_table(
+            f"profile {slug(view)}", "Profile", _columns(["name", "batch", *SHARES]), rows, block="batch"
+        )
+        blocks.append(Block("Profile of one pass", table=table, folded=True))
+    return blocks
 
 
 def _gap_row(cell: Cell, found: Gap) -> Row:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynbench.analysis.gap import primary_speedup
+from dynbench.report.palette import STRATEGIES
 from dynbench.store.schema import Cell, Manifest, Speedup, WorkloadInfo
 
 SOURCES = ("learned", "replay", "published", "synthetic")  # the first that is there is what a workload is judged by
@@ -17,7 +18,7 @@ class View:
 
     Attributes:
         name: what tells it from the workload's other views: 'synthetic', 'learned, bfloat16'.
-        cells: by batch size, strategies first.
+        cells: by batch size, strategies first, in the order of the palette.
     """
 
     info: WorkloadInfo
@@ -61,9 +62,11 @@ def _setting(cell: Cell) -> tuple[str, ...]:
     return cell.device, cell.dtype, f"{cell.threads} threads", cell.engine
 
 
-def _order(cell: Cell) -> tuple[int, str, int, int]:
-    arms = ("strategy", "baseline", "control")
-    return SOURCES.index(cell.decisions.source), cell.decisions.label, cell.batch_size, arms.index(cell.arm)
+def _order(cell: Cell) -> tuple[object, ...]:
+    arms = ("strategy", "control", "baseline")
+    known = STRATEGIES.index(cell.name) if cell.name in STRATEGIES else len(STRATEGIES)
+    source = SOURCES.index(cell.decisions.source), cell.decisions.label
+    return *source, cell.batch_size, arms.index(cell.arm), known, not cell.primary
 
 
 def _name(key: tuple[str, ...], keys: list[tuple[str, ...]]) -> str:

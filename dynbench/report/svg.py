@@ -26,6 +26,7 @@ def inline(svg: str, key: str, alt: str) -> str:
     body = re.sub(r' id="([\w.-]+)"', lambda m: f' id="{key}-{m[1]}"' if m[1] in used else "", body)
     body = re.sub(r'(url\(|href=")#([\w.-]+)', rf"\1#{key}-\2", body)
     body = re.sub(r"(font: (?:[\w.]+ )*?[\d.]+px )[^;\"]*", lambda m: m[1] + _FONT, body)
+    body = re.sub(r"font-family: [^;\"]*", f"font-family: {_FONT}", body)
     by_light = {tone.light: name for name, tone in TONES.items()}
     body = re.sub(
         r"#[0-9a-f]{6}\b", lambda m: f"var(--{by_light[m[0]]}, {m[0]})" if m[0] in by_light else m[0], body

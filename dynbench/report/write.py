@@ -18,11 +18,14 @@ from dynbench.report import svg
 from dynbench.report.columns import Column
 from dynbench.report.content import Report, build
 from dynbench.report.drawings import Absent
+from dynbench.report.figures import as_png, as_svg, draw
 from dynbench.report.tables import Table
 from dynbench.store.files import make_folder, write_aside
 from dynbench.store.run import Run
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from dynbench.report.content import Panel
 
 FORMATS = ("html", "md")
@@ -54,28 +57,33 @@ def write_report(run_dir: Path, formats: Sequence[str] = FORMATS, out: Path | No
     report = build(Run.open(run_dir))
     folder = Path(out or run_dir)
     make_folder(folder)
-    drawn = _draw(report)
+    figures = _draw(report)
+    codes = {key: as_svg(figure) for key, figure in figures.items()}
     written = []
     if "html" in formats:
-        written.append(_write(folder / "report.html", to_html(report, drawn).encode()))
+        written.append(_write(folder / "report.html", to_html(report, codes).encode()))
     if "md" in formats:
-        if drawn:
+        if figures:
             make_folder(folder / "figures")
-        for panel in _panels(report):
-            if panel.key in drawn:
-                code, picture = drawn[panel.key]
-                _write(folder / "figures" / f"{panel.key}.svg", svg.standalone(code, panel.key, panel.alt).encode())
-                _write(folder / "figures" / f"{panel.key}.png", picture)
+        for panel in (p for p in _panels(report) if p.key in figures):
+            code = svg.standalone(codes[panel.key], panel.key, panel.alt)
+            _write(folder / "figures" / f"{panel.key}.svg", code.encode())
+            _write(folder / "figures" / f"{panel.key}.png", as_png(figures[panel.key]))
         written.append(_write(folder / "report.md", to_markdown(report).encode()))
     return written
 
 
-def to_html(report: Report, drawn: dict[str, tuple[str, bytes]]) -> str:
-    """The page; all text is escaped, all figures, style and script are inside."""
+def to_html(report: Report, codes: dict[str, str]) -> str:
+    """The page; all text is escaped, all figures, style and script are inside.
+
+    Args:
+        report: what it says.
+        codes: matplotlib's SVG of each figure, by its key.
+    """
     env = Environment(
         autoescape=True, finalize=_unbroken, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    figures = {p.key: Markup(svg.inline(drawn[p.key][0], p.key, p.alt)) for p in _panels(report) if p.key in drawn}
+    figures = {p.key: Markup(svg.inline(codes[p.key], p.key, p.alt)) for p in _panels(report) if p.key in codes}
     return env.from_string(_template("report.html.j2")).render(
         report=report,
         figures=figures,
@@ -116,9 +124,7 @@ def anchor(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _draw(report: Report) -> dict[str, tuple[str, bytes]]:
-    from dynbench.report.figures import draw  # imported late: matplotlib takes seconds
-
+def _draw(report: Report) -> dict[str, Figure]:
     return {p.key: draw(p.drawing) for p in _panels(report) if not isinstance(p.drawing, Absent)}
 
 
