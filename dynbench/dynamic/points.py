@@ -36,6 +36,15 @@ class DecisionPoint(nn.Module):
             raise ValueError(f"decision point {name!r}: scope {scope!r} is none of {', '.join(_SCOPES)}")
         self.name, self.scope = name, scope
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`forward`, and hooks where there are some.
+
+        A point is passed at every block: the rest of what `nn.Module` does on a call would cost as much as deciding.
+        """
+        if self._forward_hooks or self._forward_pre_hooks:
+            return super().__call__(*args, **kwargs)
+        return self.forward(*args, **kwargs)
+
     def parts(self) -> Iterator[nn.Module]:
         """The modules between this point and those below it: gate, bodies, stages, heads, experts."""
         raise NotImplementedError

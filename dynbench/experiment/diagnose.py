@@ -14,6 +14,7 @@ from dynbench.dynamic import Execution, Trace
 from dynbench.dynamic.items import tensors
 from dynbench.experiment.build import Prepared, Source, module_of
 from dynbench.experiment.memory import cell_peak_bytes
+from dynbench.experiment.plan import control_strategy
 from dynbench.meters.energy import measure_energy
 from dynbench.meters.flops import FlopCounter
 from dynbench.meters.params import count_params
@@ -131,25 +132,26 @@ def diagnose(p: Prepared, source: Source, arm: Arm, batches: list[Batch], device
     if arm.execution is None:  # a static network requires, and accounts for, what it executes
         return Work(executed, executed, executed, executed, None, columns)
     columns |= {"path_label": facts.path_label, "batch_paths": facts.batch_paths}
-    if not source.sweep:
+    if arm.cell.arm == "strategy" and facts.answer is not None:
         columns["phases"] = _phases(p, arm, batches, device)
-    if facts.answer is not None and arm.cell.name != "dense":  # the static twin is another function, by intention
-        columns |= {"max_error": output_error(got, facts.answer), "tolerance": facts.tolerance}
+        if arm.cell.name != "dense":  # the static twin is another function of the input, by intention
+            columns |= {"max_error": output_error(got, facts.answer), "tolerance": facts.tolerance}
     return Work(executed, facts.required_region, facts.required_total, facts.accounted, facts.accounted_rule, columns)
 
 
 def _count(p: Prepared, source: Source, arm: Arm, batches: list[Batch]) -> tuple[list[Tensor], FlopCounter]:
     """The answer, and what was executed for it: counted once where neither decisions nor batch make a difference."""
     batch_size = int(batches[0][1].shape[0])
-    static = arm.execution is None or arm.cell.name == "dense"
-    one_by_one = arm.cell.name == "per_sample" and not p.batch_scope
-    key = ("" if static else source.decisions.label, 0 if one_by_one else batch_size, arm.cell.cell_id.split("/")[-1])
+    name = arm.cell.name.split(",")[0]  # a control does the work of the strategy it repeats
+    static = arm.execution is None or name == "dense" or (name == "masking" and source.sweep)
+    one_by_one = name == "per_sample" and not p.batch_scope
+    key = ("" if static else source.decisions.label, 0 if one_by_one else batch_size, f"{arm.execution is None} {name}")
     if key in p.counted:
         return p.counted[key]
     counter = FlopCounter()
     with counter:
         got = answers(arm.model, batches, _again(arm, counter), p.items)
-    if static or one_by_one:
+    if static or one_by_one or name in (control_strategy(p), "masking"):
         p.counted[key] = got, counter
     return got, counter
 

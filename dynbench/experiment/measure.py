@@ -103,12 +103,13 @@ def _guarded(arm: Arm, work: Callable[[], Any]) -> Any:
     return None
 
 
-def _warm_up(arm: Arm, batches: list[Batch], device: Device) -> None:
+def _warm_up(arm: Arm, batches: list[Batch], device: Device, warm: bool) -> None:
+    """Until steady; one pass where another group has done so with the same shapes (`warm`)."""
     before, begin = 0, time.monotonic()
     for n in range(WARM_UP_MAX):
         now = sum(t.duration_ns for t in time_batches(arm.call, batches[:WARM_UP_BATCHES], device))
         steady = n + 1 >= WARM_UP_MIN and abs(now - before) < WARM_UP_STEADY * before
-        if steady or time.monotonic() - begin > WARM_UP_S:
+        if steady or warm or time.monotonic() - begin > WARM_UP_S:
             return
         before = now
 
@@ -145,7 +146,7 @@ def measure_group(
     arms = [a for a in arms if a.cell.name not in without]
     for arm in arms:
         tell("arm", name=arm.cell.name)
-        _guarded(arm, partial(_warm_up, arm, batches, device))
+        _guarded(arm, partial(_warm_up, arm, batches, device, source.sweep))
     timed_s, stopped_by, samples = _rounds(p, source, arms, batches, device, process, tell, stop)
     work: dict[str, Work] = {}
     if not stop():

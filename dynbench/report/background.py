@@ -208,7 +208,7 @@ def facts(table: Mapping[str, object], above: str = "") -> Iterator[tuple[str, s
     for key, value in table.items():
         name = above + (key if key.isupper() else key.replace("_", " "))  # environment variables keep their names
         if isinstance(value, Mapping):
-            yield from facts(value, f"{above}{key}: ") if value else ((name, "none"),)
+            yield from facts(value, f"{name}: ") if value else ((name, "none"),)
         else:
             yield _named(name, value), _fact(name, value)
 

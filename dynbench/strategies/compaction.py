@@ -61,21 +61,17 @@ class Compaction(Strategy):
 
     def skip(self, ex: Execution, point: Skip, x: Any, keep: Tensor, soft: Tensor | None) -> Any:
         """The body for those who keep it, put back over the rest."""
-        n = keep.shape[0]
+        n = keep.numel()
         with ex.phase("sync"):
             if n == 1:
                 active = int(keep.item())
             else:
                 rows = keep.nonzero().squeeze(1)
-                active = rows.shape[0]
-        if active == n:
-            with ex.phase("body", point.name, 1):
-                return point.body(x)
-        if active == 0:
-            if point.otherwise is None:
-                return x
-            with ex.phase("body", point.name, 0):
-                return point.otherwise(x)
+                active = rows.numel()
+        if active in (0, n):  # all alike: nothing moves
+            part = point.body if active else point.otherwise
+            with ex.phase("body", point.name, int(active > 0)):
+                return x if part is None else part(x)
         with ex.phase("gather"):
             part = take(x, rows)
         with ex.narrow(rows), ex.phase("body", point.name, 1):
