@@ -145,9 +145,13 @@ class Skip(DecisionPoint):
         ex = current()
         if ex is None:
             return self.body(x), carry
-        with ex.phase("decide", self.name):
-            scores, carry = self.gate(x, carry)
-            keep = ex.decide(self, scores, _positive)
+        profile = ex.profile  # asked here: at a block, `with ex.phase` would take as long as deciding
+        if profile is not None:
+            profile.enter("decide", self.name, None)
+        scores, carry = self.gate(x, carry)
+        keep = ex.decide(self, scores, _positive)
+        if profile is not None:
+            profile.exit()
         soft = straight_through(keep, scores) if scores.requires_grad else None
         return ex.strategy.skip(ex, self, x, keep, soft), carry
 

@@ -61,17 +61,24 @@ class Compaction(Strategy):
 
     def skip(self, ex: Execution, point: Skip, x: Any, keep: Tensor, soft: Tensor | None) -> Any:
         """The body for those who keep it, put back over the rest."""
-        n = keep.numel()
-        with ex.phase("sync"):
-            if n == 1:
-                active = int(keep.item())
-            else:
-                rows = keep.nonzero().squeeze(1)
-                active = rows.numel()
+        n, profile = keep.numel(), ex.profile  # asked here as in `Skip.forward`
+        if profile is not None:
+            profile.enter("sync", None, None)
+        if n == 1:
+            active = int(keep.item())
+        else:
+            rows = keep.nonzero().squeeze(1)
+            active = rows.numel()
+        if profile is not None:
+            profile.exit()
         if active in (0, n):  # all alike: nothing moves
             part = point.body if active else point.otherwise
+            if part is None:
+                return x
+            if profile is None:
+                return part(x)
             with ex.phase("body", point.name, int(active > 0)):
-                return x if part is None else part(x)
+                return part(x)
         with ex.phase("gather"):
             part = take(x, rows)
         with ex.narrow(rows), ex.phase("body", point.name, 1):
