@@ -222,7 +222,7 @@ def choose_thresholds(
     """
     if len(costs) != len(logits):
         raise ValueError(f"{len(costs)} costs for {len(logits)} classifiers")
-    right = torch.stack([(z.argmax(-1) == labels).double() for z in logits])      # [levels, n]
+    right = torch.stack([(z.argmax(-1) == labels).double() for z in logits])  # [levels, n]
     doubts = [policy.doubt(z, k).double().detach() for k, z in enumerate(logits[:-1])]
     candidates = [_candidates(d, grid) for d in doubts]
     last_accuracy = float(right[-1].mean())
@@ -231,10 +231,10 @@ def choose_thresholds(
     for limits in itertools.product(*candidates):
         there, correct, cost, rates = torch.ones_like(right[0]), right[-1], float(costs[0]), []
         for k, limit in enumerate(limits):
-            there = there * (doubts[k] > limit)                                   # [n]: met every rule so far with IDK
+            there = there * (doubts[k] > limit)  # [n]: met every rule so far with IDK
             rates.append(float(there.mean()))
             cost += rates[-1] * costs[k + 1]
-        for k in reversed(range(len(limits))):                                    # who knows earlier answers
+        for k in reversed(range(len(limits))):  # who knows earlier answers
             correct = torch.where(doubts[k] > limits[k], correct, right[k])
         choice = Choice(
             tuple(sign * float(t) for t in limits), float(correct.mean()), last_accuracy, cost, tuple(rates)
@@ -249,7 +249,7 @@ def choose_thresholds(
 def _candidates(doubt: Tensor, grid: int) -> Tensor:
     """Limits between the values that occur, as a float32 threshold keeps them: nobody knows, ..., everybody."""
     values = doubt.sort().values
-    at = torch.linspace(0, len(values), grid).long()                              # how many know
+    at = torch.linspace(0, len(values), grid).long()  # how many know
     below, above = values[(at - 1).clamp(min=0)], values[at.clamp(max=len(values) - 1)]
     limits = (below + above) / 2
     limits[0], limits[-1] = values[0] - 1, values[-1] + 1
@@ -278,7 +278,7 @@ def expected_objective(
     reach, total = torch.ones_like(idk[0]), torch.zeros_like(idk[0])
     for k, z in enumerate(logits):
         h = idk[k] if k < len(idk) else torch.zeros_like(reach)
-        wrong = F.cross_entropy(z, labels, reduction="none")                      # [n]
+        wrong = F.cross_entropy(z, labels, reduction="none")  # [n]
         total = total + reach * ((1 - h) * wrong + weight * costs[k])
         reach = reach * h
     return total.mean()

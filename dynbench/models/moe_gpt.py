@@ -58,7 +58,7 @@ class Router(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x [n, d] -> scores [n, E], at least float32."""
         precise = torch.promote_types(x.dtype, torch.float32)
-        mixed = torch.is_autocast_enabled(x.device.type)                          # would halve the precision again
+        mixed = torch.is_autocast_enabled(x.device.type)  # would halve the precision again
         with torch.autocast(x.device.type, enabled=False) if mixed else nullcontext():
             return F.linear(x.to(precise), self.weight.to(precise))
 
@@ -114,7 +114,7 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens [n, T] long, T at most the context -> logits [n, T, vocab]."""
-        x: Tensor = self.token(tokens) + self.position.weight[: tokens.shape[1]]          # [n, T, d]
+        x: Tensor = self.token(tokens) + self.position.weight[: tokens.shape[1]]  # [n, T, d]
         for block in self.blocks:
             x = block(x)
         logits: Tensor = self.head(self.norm(x))
@@ -191,10 +191,10 @@ def load_balancing_loss(scores: Tensor, k: int, alpha: float = 1e-2) -> Tensor:
         A scalar. f_i, the share of choices that fall on expert i before any is dropped, has no gradient.
     """
     n, experts = scores.shape
-    chosen = scores.topk(k, dim=-1).indices                                       # [n, k]
-    f = chosen.flatten().bincount(minlength=experts).to(scores.dtype) / (n * k)   # eq. 5
-    p = scores.softmax(-1).mean(0)                                                # eq. 6
-    return alpha * experts * (f * p).sum()                                        # eq. 4
+    chosen = scores.topk(k, dim=-1).indices  # [n, k]
+    f = chosen.flatten().bincount(minlength=experts).to(scores.dtype) / (n * k)  # eq. 5
+    p = scores.softmax(-1).mean(0)  # eq. 6
+    return alpha * experts * (f * p).sum()  # eq. 4
 
 
 class Balance:
@@ -234,8 +234,8 @@ def accounted_macs(model: GPT, trace: Trace, shape: tuple[int, ...] | None = Non
     active = float(sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)))
     for name, point in points(model).items():
         if isinstance(point, Route):
-            value, reached = trace.entries[name, (tokens,)]                       # [items * tokens, k]
-            used = float((value[reached] >= 0).double().sum(1).mean())            # experts per token
+            value, reached = trace.entries[name, (tokens,)]  # [items * tokens, k]
+            used = float((value[reached] >= 0).double().sum(1).mean())  # experts per token
             sizes = [sum(p.numel() for p in expert.parameters()) for expert in point.experts if expert is not None]
             active -= sum(sizes) * (1 - used / len(sizes))
     return tokens * active, "active parameters times tokens, attention between positions not counted"

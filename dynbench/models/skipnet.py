@@ -57,7 +57,7 @@ class RNNGate(nn.Module):
 
     def forward(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """x [n, C, H, W], the previous block's output -> (logit of p [n], state)."""
-        e = self.embed(x.mean((2, 3)))                                            # [n, 10]
+        e = self.embed(x.mean((2, 3)))  # [n, 10]
         logit, carry = self.control(e, carry)
         return logit, carry
 
@@ -73,9 +73,9 @@ class FFGateI(nn.Module):
 
     def forward(self, x: Tensor, carry: None) -> tuple[Tensor, None]:
         """x [n, C, H, W], the previous block's output -> (logit of p [n], None)."""
-        y = F.max_pool2d(x, 2)                                                    # [n, C, H/2, W/2]
+        y = F.max_pool2d(x, 2)  # [n, C, H/2, W/2]
         y = F.relu(self.bn1(self.conv1(y)))
-        y = F.relu(self.bn2(self.conv2(y)))                                       # [n, C, H/4, W/4]
+        y = F.relu(self.bn2(self.conv2(y)))  # [n, C, H/4, W/4]
         return _of_two(self.linear_layer(y.mean((2, 3), keepdim=True))), None
 
 
@@ -89,7 +89,7 @@ class FFGateII(nn.Module):
 
     def forward(self, x: Tensor, carry: None) -> tuple[Tensor, None]:
         """x [n, C, H, W], the previous block's output -> (logit of p [n], None)."""
-        y = F.relu(self.bn1(self.conv1(x)))                                       # [n, C, H/2, W/2]
+        y = F.relu(self.bn1(self.conv1(x)))  # [n, C, H/2, W/2]
         return _of_two(self.linear_layer(y.mean((2, 3), keepdim=True))), None
 
 
@@ -127,7 +127,7 @@ class SkipNet(ResNet):
         for g, count in enumerate(layers, start=1):
             channels = self.conv1.out_channels * 2 ** (g - 1) * block.expansion
             for i in range(count):
-                if (g, i) != (len(layers), count - 1):                            # nothing to decide after the last
+                if (g, i) != (len(layers), count - 1):  # nothing to decide after the last
                     gates.append(self._add_gate(f"group{g}_gate{i}", gate, channels))
         init_as_authors(self)
         self.skips = nn.ModuleList()
@@ -156,7 +156,7 @@ class SkipNet(ResNet):
         carry = None
         if self.control is not None:
             zero = x.new_zeros(x.shape[0], HIDDEN)
-            carry = (zero, zero)                                                  # every forward begins anew
+            carry = (zero, zero)  # every forward begins anew
         x = self.get_submodule("group1_layer0")(x)
         for skip in self.skips:
             x, carry = skip(x, carry)
@@ -169,7 +169,7 @@ def init_as_authors(net: nn.Module) -> None:
     for name, m in net.named_modules():
         if isinstance(m, nn.Conv2d):
             nn.init.normal_(m.weight, 0, math.sqrt(2 / (m.kernel_size[0] * m.kernel_size[1] * m.out_channels)))
-        elif isinstance(m, nn.Linear):                                            # a recurrent gate's was a convolution
+        elif isinstance(m, nn.Linear):  # a recurrent gate's was a convolution
             n = m.out_features if "_gate" in name else m.weight.numel()
             nn.init.normal_(m.weight, 0, math.sqrt(2 / n))
 
@@ -215,7 +215,7 @@ def from_author_checkpoint(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if re.match(r"group\d+_ds\d+\.", name) or name.startswith(last_gate):
             continue
         if re.match(r"group\d+_gate\d+\.1\.weight", name) or name == "control.proj.weight":
-            value = value.flatten(1)                                              # [10, C, 1, 1] -> [10, C]
+            value = value.flatten(1)  # [10, C, 1, 1] -> [10, C]
         name = re.sub(r"(group\d+_gate\d+)\.1\.", r"\1.", name)
         mapped[re.sub(r"(control\.rnn\.\w+)_l0$", r"\1", name)] = value
     return mapped

@@ -5,7 +5,6 @@ Same gates, same decisions (replayed, on the device, waited for), same gather an
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

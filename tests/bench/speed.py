@@ -1,4 +1,4 @@
-"""What of the saved computation becomes time: compaction and cascading against static networks, plain and at their best."""
+"""SkipNet-110 under compaction and the cascade under cascading, against plain networks and the fastest static form."""
 
 from __future__ import annotations
 

@@ -132,9 +132,7 @@ def test_thresholds_chosen_on_a_known_case(rule: Any) -> None:
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
-@given(
-    rule=st.sampled_from(["probability", "entropy", "learned"]), seed=st.integers(0, 99), epsilon=st.floats(0, 0.3)
-)
+@given(rule=st.sampled_from(["probability", "entropy", "learned"]), seed=st.integers(0, 99), epsilon=st.floats(0, 0.3))
 def test_chosen_thresholds_do_in_the_cascade_what_was_promised(rule: Any, seed: int, epsilon: float) -> None:
     torch.manual_seed(seed)
     labels, costs = torch.randint(0, 4, (60,)), [1.0, 3.0, 9.0]
