@@ -79,7 +79,12 @@ def test_speedups_name_their_baseline_and_ratios_follow_from_the_samples(run: Ru
 
 def test_answers_were_checked_and_accuracy_is_given_for_both_sides(run: Run) -> None:
     for cell in run.cells:
-        if cell.arm == "strategy" and cell.name != "dense":
+        if (
+            cell.arm == "strategy"
+            and cell.name != "dense"
+            and cell.status == "ok"
+            and cell.decisions.source == "learned"
+        ):
             assert cell.max_error is not None and cell.tolerance is not None and cell.max_error <= cell.tolerance
     found = run.manifest.workloads["tiny"].accuracies
     assert set(found) == {"dynamic", "plain"} and all(a.items == 40 for a in found.values())
