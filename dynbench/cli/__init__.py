@@ -8,12 +8,21 @@ import click
 
 from dynbench import __version__
 from dynbench.cli import cost, doctor, export, report, run, show, train, verify
-from dynbench.errors import UserError
+from dynbench.errors import DynbenchError, UserError
 
 __all__ = ["main"]
 
 
-class _Refusal(click.ClickException):
+class _Failure(click.ClickException):
+    """Ends the command with one sentence."""
+
+    def __init__(self, error: DynbenchError) -> None:
+        super().__init__(" ".join(str(error).split()))
+
+
+class _Refusal(_Failure):
+    """The same, of something that the user can put right."""
+
     exit_code = 2
 
 
@@ -27,7 +36,9 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as e:
-            raise _Refusal(" ".join(str(e).split())) from e
+            raise _Refusal(e) from e
+        except DynbenchError as e:
+            raise _Failure(e) from e
         except click.UsageError as e:
             e.ctx = None
             raise

@@ -254,7 +254,8 @@ def _plan(worker: Worker, specs: list[Workload], options: Options, out: Path | N
             answer = worker.ask(request, "prepared", observer_none)
         except (UserError, WorkerDied) as e:
             plan.failures[spec.name] = str(e)
-            observer.say(f"{spec.name}: {e}")
+            if len(specs) > 1:  # the only one's reason is what the run ends with
+                observer.say(f"{spec.name}: {e}")
             continue
         plan.infos[spec.name] = WorkloadInfo.model_validate(answer["info"])
         for g in answer["groups"]:

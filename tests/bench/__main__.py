@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 CHILD = "DYNBENCH_BENCH_CHILD"  # set in the process that measures
 PARTS = ("layer", "compaction", "cascading", "command")
+LEGEND = """SkipNet-110 runs under compaction with replayed decisions (keep-rate 0.5, synthetic), the cascade under cascading
+(half leave at each level, ResNet-38 is the static net). Efficiency is speed-up over ideal, the ideal dense FLOPs over
+required region FLOPs. Ratios are medians over rounds in which all arms take turns, batch by batch."""
 HEADERS = ["", "measured (95 % interval)", "target", "", "how"]
 
 
@@ -47,7 +50,7 @@ def measure(options: argparse.Namespace) -> int:
             found.append(row.cells())
     load = ", ".join(f"{v:.1f}" for v in os.getloadavg())
     about = f"torch {torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, load {load}"
-    print(tabulate(found, HEADERS), f"\n{about}")
+    print(tabulate(found, HEADERS), LEGEND, about, sep="\n\n")
     if options.out:
         table = [dict(zip(("name", "measured", "target", "verdict", "how"), cells, strict=True)) for cells in found]
         options.out.write_text(json.dumps({"about": about, "rows": table}, indent=1) + "\n", encoding="utf-8")

@@ -28,14 +28,14 @@ def against_by_hand(seconds: float) -> Iterator[Row]:
     skip, cascade = skipnet(110).eval(), idk_cascade((8, 20, 38)).eval()
     coins, halves = decisions.coins(skip, ITEMS, 0.5), decisions.halving(cascade, ITEMS)
     yield from _rows(
-        "SkipNet-110, compaction",
+        "SkipNet-110",
         layer("compaction", skip, coins),
         by_hand.skipnet_compacted(skip, coins),
         by_hand.skipnet_with_if(skip, coins),
         seconds,
     )
     yield from _rows(
-        "ResNet-8/20/38 cascade, cascading",
+        "ResNet-8/20/38 cascade",
         layer("cascading", cascade, halves),
         by_hand.cascade_cascaded(cascade, halves),
         by_hand.cascade_with_if(cascade, halves),
@@ -52,6 +52,8 @@ def _rows(
         same_answer(arms, stream, batch)
         ns = rounds(arms, stream, batch, seconds)
         note = f"{len(ns['hand'])} rounds"
-        yield Row(f"{what}, batch {batch}: layer / by hand", ratio(ns["layer"], ns["hand"]), "<=", MOST, note)
+        yield Row(
+            f"{what}, batch {batch}: strategy layer / loop by hand", ratio(ns["layer"], ns["hand"]), "<=", MOST, note
+        )
         if "if" in ns:
-            yield Row(f"{what}, batch {batch}: layer / plain if", ratio(ns["layer"], ns["if"]), note=note)
+            yield Row(f"{what}, batch {batch}: strategy layer / plain if", ratio(ns["layer"], ns["if"]), note=note)

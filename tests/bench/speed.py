@@ -86,7 +86,7 @@ def compaction_of_skipnet(batch: int, seconds: float, compile_too: bool) -> Iter
     stream, net = images(max(batch, 64)), skipnet(110)
     trace = decisions.coins(net, stream.shape[0], 0.5)
     static, dynamic = Subject(resnet(110)), Subject(net, "compaction", trace)
-    what = f"SkipNet-110 keep 0.5, batch {batch}, compaction"
+    what = f"SkipNet-110, batch {batch}"
     yield from _rows(what, static, dynamic, trace, stream, batch, 0.85, seconds, compile_too)
 
 
@@ -95,7 +95,7 @@ def cascading_of_idk(batch: int, seconds: float, compile_too: bool) -> Iterator[
     stream, net = images(batch), idk_cascade((8, 20, 38))
     trace = decisions.halving(net, batch)
     static, dynamic = Subject(resnet(38)), Subject(net, "cascading", trace)
-    what = f"ResNet-8/20/38 cascade, half leave, batch {batch}, cascading"
+    what = f"ResNet-8/20/38 cascade, batch {batch}"
     yield from _rows(what, static, dynamic, trace, stream, batch, 0.95, seconds, compile_too)
 
 
@@ -134,10 +134,8 @@ def _rows(
         note = f"{note}; {share.value * ideal:.2f}x of {ideal:.2f}x, {len(ns[of])} rounds"
         return Row(f"{what}: efficiency against {name}", share, sense, goal, note)
 
-    yield row("the plain net, same form", "dynamic", "static", "both plain", target)
-    yield row("the fastest static form", "dynamic", "fastest static", f"plain against {ways['static']}")
-    yield row("the fastest static form, in that form", "dynamic, same form", "fastest static", f"{ways['static']}")
-    yield row(
-        "the fastest static form, each in its fastest", "fastest dynamic", "fastest static",
-        f"{ways['dynamic']} against {ways['static']}",
-    )  # fmt: skip
+    fast, also = ways["static"], ways["dynamic"]
+    yield row("the plain static net", "dynamic", "static", "both plain", target)
+    yield row("the fastest static form", "dynamic", "fastest static", f"plain against {fast}")
+    yield row("the same, in that form too", "dynamic, same form", "fastest static", f"both {fast}")
+    yield row("the same, in its own fastest form", "fastest dynamic", "fastest static", f"{also} against {fast}")

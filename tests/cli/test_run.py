@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import dynbench.experiment
+from dynbench.errors import DynbenchError
 from dynbench.experiment import Options, Plan
 from dynbench.experiment import Result as Outcome
 from dynbench.store.run import Run
@@ -62,6 +63,16 @@ def test_the_exit_code_says_how_a_run_ended_and_the_report_is_always_written(
     monkeypatch.setattr(dynbench.experiment, "run_experiment", lambda *_, **__: ended)
     assert call("run", TINY, "--out", out).exit_code == code
     assert (out / "report.html").is_file()
+
+
+def test_a_failure_that_is_not_the_user_s_is_one_sentence_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> Outcome:
+        raise DynbenchError("the measuring process died (signal SIGKILL)")
+
+    monkeypatch.setattr(dynbench.experiment, "run_experiment", fail)
+    result = call("run", TINY)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "Error: the measuring process died (signal SIGKILL)"
 
 
 def test_a_dry_run_shows_the_plan_and_the_refusals_and_writes_nothing(
