@@ -28,7 +28,7 @@ from dynbench.strategies import STRATEGIES
 WARM_UP_MIN, WARM_UP_MAX = 2, 6  # passes
 WARM_UP_STEADY = 0.1  # until two passes differ by less than this share
 WARM_UP_BATCHES = 8  # of the stream
-WARM_UP_S = 1.0  # or so many seconds
+WARM_UP_S = 0.5  # or so many seconds
 MIN_ROUNDS = 3  # below this nothing is said
 Batch = tuple[int, Tensor]
 

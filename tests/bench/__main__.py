@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 CHILD = "DYNBENCH_BENCH_CHILD"  # set in the process that measures
 PARTS = ("layer", "compaction", "cascading", "command")
-LEGEND = """SkipNet-110 runs under compaction with replayed decisions (keep-rate 0.5, synthetic), the cascade under cascading
-(half leave at each level, ResNet-38 is the static net). Efficiency is speed-up over ideal, the ideal dense FLOPs over
-required region FLOPs. Ratios are medians over rounds in which all arms take turns, batch by batch."""
+LEGEND = """SkipNet-110 runs under compaction with replayed decisions (synthetic, keep-rate 0.5), the cascade under
+cascading (half leave at each level; ResNet-38 is the static net). Efficiency is speed-up over ideal, the ideal dense
+FLOPs over required region FLOPs. Ratios are medians over rounds in which all arms take turns, batch by batch."""
 HEADERS = ["", "measured (95 % interval)", "target", "", "how"]
 
 
@@ -61,7 +61,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     """All rows that were asked for."""
     from tests.bench import command, layer, speed
 
-    parts, seconds, thorough = options.only or PARTS, 6.0 if options.quick else 60.0, not options.quick
+    parts, seconds, thorough = options.only or PARTS, 6.0 if options.quick else 45.0, not options.quick
     if "layer" in parts:
         yield from layer.against_by_hand(seconds)
     if "compaction" in parts:

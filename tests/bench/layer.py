@@ -51,9 +51,9 @@ def _rows(
         arms = {"layer": layer, "hand": hand} | ({"if": plain_if} if batch == 1 else {})
         same_answer(arms, stream, batch)
         ns = rounds(arms, stream, batch, seconds)
-        note = f"{len(ns['hand'])} rounds"
+        name, note = f"{what}, batch {batch}: strategy layer", f"{len(ns['hand'])} rounds"
         yield Row(
             f"{what}, batch {batch}: strategy layer / loop by hand", ratio(ns["layer"], ns["hand"]), "<=", MOST, note
         )
         if "if" in ns:
-            yield Row(f"{what}, batch {batch}: strategy layer / plain if", ratio(ns["layer"], ns["if"]), note=note)
+            yield Row(f"{name} / plain if", ratio(ns["layer"], ns["if"]), note=note)

@@ -22,6 +22,7 @@ from tests.bench.paired import Call, Row, best_ns, images, ratio, rounds, same_a
 
 FORMS = ("plain", "folded", "channels_last", "folded+channels_last")
 MICRO_BATCHES = (None, 32, 16, 8, 4)
+SEARCH_S = 1.5  # for each way that is tried
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,11 @@ class Subject:
         return lambda start, x: ex.run(net, inputs(x), start=start, items=trace.items)
 
 
-def fastest(subject: Subject, stream: Tensor, batch: int, seconds: float, compile_too: bool) -> Way:
+def fastest(subject: Subject, stream: Tensor, batch: int, compile_too: bool) -> Way:
     """The fastest form: of all combinations in eager mode, and of the best three compiled."""
 
     def tried(ways: list[Way]) -> list[Way]:
-        found = {way: best_ns(subject.call(way, stream[:2]), stream, batch, seconds / 10) for way in ways}
+        found = {way: best_ns(subject.call(way, stream[:2]), stream, batch, SEARCH_S) for way in ways}
         return sorted(found, key=found.__getitem__)
 
     sizes = [m for m in MICRO_BATCHES if m is None or m < batch]
@@ -113,8 +114,8 @@ def _rows(
     dense = PartCosts(static.net, stream).flops[None] * trace.items
     ideal = dense / PartCosts(dynamic.net, stream).required(trace).region
     ways = {
-        "static": fastest(static, stream, batch, seconds, compile_too),
-        "dynamic": fastest(dynamic, stream, batch, seconds, compile_too),
+        "static": fastest(static, stream, batch, compile_too),
+        "dynamic": fastest(dynamic, stream, batch, compile_too),
     }
     example = stream[:2]
     arms = {
