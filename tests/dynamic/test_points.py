@@ -298,3 +298,18 @@ def test_what_cannot_be_is_refused_by_name(what: str) -> None:
     build, says = REFUSED[what]
     with pytest.raises(ValueError, match=says):
         build()
+
+
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_on_a_point_are_called(kind: str) -> None:
+    point, told = Skip("s", Scores(-1.0), nn.Identity()), list[Any]()
+    handle = getattr(point, kind)(lambda *what: told.append(what[0]))
+    Execution(Compaction()).run(First(point), torch.ones(1, 2))
+    assert told == [point]
+    handle.remove()
+    Execution(Compaction()).run(First(point), torch.ones(1, 2))
+    assert told == [point]
+
+
+def test_a_point_takes_keywords() -> None:
+    assert Skip("s", Scores(-1.0), nn.Identity())(x=torch.ones(1, 2), carry="carried")[1] == "carried"
