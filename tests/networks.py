@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynbench.dynamic import Ahead, Each, Exits, Loop, Op, Pick, Program, Route, Shared, Skip, Weights, current
+from dynbench.dynamic import Ahead, Each, Exits, Loop, Op, Pick, Program, Route, Shared, Skip, Weights, Width, current
+
+FOR_WEIGHTS = ("batch_union", "specialised")  # strategies that are compaction but for Weights, and refuse without
 
 
 def mlp(d: int, m: int) -> nn.Module:
@@ -191,7 +193,7 @@ class Generated(nn.Module):
         super().__init__()
         self.tasks = nn.Embedding(tasks, d)
         self.layers = nn.ModuleList(
-            Weights(f"task{i}", lambda c: c, lambda c: self.tasks(c), ScaledLinear(d, d)) for i in range(2)
+            Weights(f"task{i}", lambda c: c, lambda c: self.tasks(c), ScaledLinear(d, d), codes=tasks) for i in range(2)
         )
 
     def forward(self, x: Tensor, task: Tensor) -> Tensor:
@@ -202,6 +204,121 @@ class Generated(nn.Module):
 
 def generated(n: int = 7) -> tuple[nn.Module, tuple[Any, ...]]:
     return Generated(), (torch.randn(n, 8), torch.randint(0, 3, (n,)))
+
+
+class Hidden(nn.Module):
+    """Two linear layers with a gated hidden layer; a channel that is not used drops a row, and a column."""
+
+    def __init__(self, d: int, hidden: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(d, hidden), nn.Linear(hidden, d)
+
+    def forward(self, given: Any, mask: Tensor | None = None) -> Tensor:
+        """(x [n, d], scale [n, hidden] or None), mask [n, hidden] -> [n, d]."""
+        x, scale = given
+        h = torch.relu(self.up(x))
+        if mask is not None:
+            h = torch.where(mask, h if scale is None else h * scale, 0.0)
+        return self.down(h)
+
+    def special(self, mask: Tensor) -> Callable[..., Tensor]:
+        """mask [hidden] -> a function of (x, scale), and of which of these channels each item uses."""
+        i = mask.nonzero().squeeze(1)
+        w, b, down = self.up.weight[i], self.up.bias[i], self.down.weight[:, i]
+
+        def sliced(given: Any, inner: Tensor | None = None) -> Tensor:
+            x, scale = given
+            if i.shape[0] == 0:
+                return self.down.bias.expand(x.shape[0], -1).clone()
+            h = torch.relu(nn.functional.linear(x, w, b))
+            h = h if scale is None else h * scale[:, i]
+            h = h if inner is None else torch.where(inner, h, 0.0)
+            return nn.functional.linear(h, down, self.down.bias)
+
+        return sliced
+
+
+def kept(scores: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, scores + 1, 0.0)
+
+
+class Widths(nn.Module):
+    """Skips around Widths: free masks with scales that follow the decision, then prefixes."""
+
+    def __init__(self, d: int = 6) -> None:
+        super().__init__()
+        self.free = Width("free", nn.Linear(d, 10), Hidden(d, 10), weigh=kept)
+        prefix = Width("prefix", nn.Linear(d, 5), Unweighed(d, 5), rule=longest, nested=True)
+        self.skip = Skip("skip", lambda x, carry: (x[:, 0], carry), prefix)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.free(x, x.flip(1))
+        return self.skip(x)[0]
+
+
+class Unweighed(nn.Module):
+    def __init__(self, d: int, hidden: int) -> None:
+        super().__init__()
+        self.layer = Hidden(d, hidden)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.layer((x, None), mask)
+
+    def special(self, mask: Tensor) -> Callable[..., Tensor]:
+        sliced = self.layer.special(mask)
+        return lambda x, inner=None: sliced((x, None), inner)
+
+
+def longest(scores: Tensor) -> Tensor:
+    """The channels up to the one with the highest score."""
+    return torch.arange(scores.shape[1]) <= scores.argmax(1, keepdim=True)
+
+
+def widths(n: int = 7) -> tuple[nn.Module, tuple[Any, ...]]:
+    return Widths(), (torch.randn(n, 6),)
+
+
+class Mixed(nn.Module):
+    """A layer whose weights are a mixture of its own for every item."""
+
+    def __init__(self, d: int, kernels: int) -> None:
+        super().__init__()
+        self.kernels = nn.Parameter(torch.randn(kernels, d, d))
+
+    def forward(self, x: Tensor, shares: Tensor | None = None) -> Tensor:
+        if shares is None:
+            return x @ self.kernels.mean(0)
+        return torch.einsum("nd,nk,kde->ne", x, shares, self.kernels)
+
+    def special(self, shares: Tensor) -> Callable[[Tensor], Tensor]:
+        w = torch.einsum("k,kde->de", shares, self.kernels)
+        return lambda x: x @ w
+
+
+class FirstOf(nn.Module):
+    """A gate without memory."""
+
+    def __init__(self, scores: nn.Module) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def forward(self, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
+        return self.scores(x)[:, 0], carry
+
+
+class Mixture(nn.Module):
+    def __init__(self, d: int = 6, kernels: int = 3, *, skip: bool = True) -> None:
+        super().__init__()
+        mixed = Weights("mixed", nn.Linear(d, kernels), lambda a: a.softmax(-1), Mixed(d, kernels), shared=False)
+        self.layer = Skip("skip", FirstOf(nn.Linear(d, 1)), mixed) if skip else mixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return y[0] if isinstance(y, tuple) else y
+
+
+def mixture(n: int = 6) -> tuple[nn.Module, tuple[Any, ...]]:
+    return Mixture(), (torch.randn(n, 6),)
 
 
 def fixed_loop(n: int = 4) -> tuple[nn.Module, tuple[Any, ...]]:
@@ -418,6 +535,8 @@ NETWORKS: dict[str, Callable[..., tuple[nn.Module, tuple[Any, ...]]]] = {
         ponder,
         lockstep,
         generated,
+        widths,
+        mixture,
         fixed_loop,
         one_expert,
         picking,

@@ -429,13 +429,24 @@ class Weights(DecisionPoint):
         generate: `code [m, ...] -> params`, a pytree of [m, ...].
         layer: `layer(x, params)` computes a batch with per-item parameters, `layer(x)` is its static twin, and
             `layer.special(param)`, given one item's parameters, is an ordinary function of x.
+        codes: where a code is the number of a task or a width, [n] long: how many there are, for made-up decisions.
+        shared: items may have the same code. False: it is computed from each item, real numbers such as the shares of
+            a mixture; then there is nothing to choose between, to record or to group by, and it is no decision.
     """
 
     def __init__(
-        self, name: str, choose: Callable[[Any], Tensor], generate: Callable[[Tensor], Any], layer: nn.Module
+        self,
+        name: str,
+        choose: Callable[[Any], Tensor],
+        generate: Callable[[Tensor], Any],
+        layer: nn.Module,
+        *,
+        codes: int | None = None,
+        shared: bool = True,
     ) -> None:
         super().__init__(name)
         self.choose, self.generate, self.layer = choose, generate, layer
+        self.codes, self.shared = codes, shared
 
     def parts(self) -> Iterator[nn.Module]:
         """Choose, generate and the layer."""
@@ -447,8 +458,58 @@ class Weights(DecisionPoint):
         if ex is None:
             return self.layer(x)
         with ex.phase("decide", self.name):
-            code = ex.decide(self, self.choose(x if cue is None else cue))
+            code = self.choose(x if cue is None else cue)
+            if self.shared:
+                code = ex.decide(self, code)
         return ex.strategy.weights(ex, self, x, code)
+
+
+class Width(Weights):
+    """Which channels of a layer are computed for each item: Weights whose code is a mask and whose layer slices.
+
+    Args:
+        name: address of its decisions.
+        gate: `cue -> scores [n, C]`, one for each channel (or group of channels) that may be left out.
+        layer: `layer(x, mask)` computes all channels and selects those of mask [n, C]; `layer(x)` is its static twin;
+            `layer.special(mask [C])` is sliced once to the m channels of the mask, and then a function of x, or of x
+            and which of those m each item uses, [n, m].
+        rule: `scores -> mask [n, C]` bool; default: positive scores.
+        weigh: `scores, mask -> scale [n, C]`, what the channels that are kept are multiplied by. Then what the layer
+            takes is `(x, scale)` in place of x; of the static twin `(x, None)`.
+        nested: the first channels first: a mask is True up to some channel and False from there on.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        gate: Callable[[Any], Tensor],
+        layer: nn.Module,
+        *,
+        rule: Callable[[Tensor], Tensor] | None = None,
+        weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
+        nested: bool = False,
+    ) -> None:
+        super().__init__(name, gate, _the_mask, layer)
+        self.rule, self.weigh, self.nested = rule or _positive, weigh, nested
+
+    def parts(self) -> Iterator[nn.Module]:
+        """Gate and layer."""
+        return _modules(self.choose, self.layer)
+
+    def forward(self, x: Any, cue: Any = None) -> Any:
+        """x [n, ...], and what the gate looks at (default: x) -> y [n, ...]."""
+        ex = current()
+        if ex is None:
+            return self.layer(x if self.weigh is None else (x, None))
+        with ex.phase("decide", self.name):
+            scores = self.choose(x if cue is None else cue)
+            mask = ex.decide(self, scores, self.rule)
+            given = x if self.weigh is None else (x, self.weigh(scores, mask))
+        return ex.strategy.weights(ex, self, given, mask)
+
+
+def _the_mask(mask: Tensor) -> Tensor:
+    return mask
 
 
 class Choice(DecisionPoint):

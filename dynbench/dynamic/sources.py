@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dynbench.dynamic.points import Choice, DecisionPoint, Loop, Pick, Route, Skip, points
+from dynbench.dynamic.points import Choice, DecisionPoint, Loop, Pick, Route, Skip, Weights, Width, points
 from dynbench.dynamic.program import MODULE, Program
 from dynbench.dynamic.trace import Entry, Trace, TraceError
 
@@ -88,13 +88,14 @@ def synthetic(
     Args:
         like: a trace that has every point's table (recorded under masking, which visits all).
         model: whose decision points the tables belong to.
-        keep_rate: probability that a Skip runs its body and that an item stays in a Loop after a step; one for all, or
-            one per Skip and Loop in module order; of a Loop also a list: one per step but the last, of those that came
-            so far.
+        keep_rate: probability that a Skip runs its body, that an item stays in a Loop after a step and that it uses a
+            channel of a Width; one for all, or one per such point in module order; of a Loop also a list: one per step
+            but the last, of those that came so far.
         item_correlation: share of the variance that all items have in common at a point, 0 to 1; of a Route: the
             probability that an item follows what is common there.
         layer_correlation: the same for what all points have in common for an item.
-        expert_skew: Zipf exponent s of a Route: expert e is drawn with probability proportional to 1 / (e + 1)^s.
+        expert_skew: Zipf exponent s of a Route: expert e is drawn with probability proportional to 1 / (e + 1)^s. The
+            same for the codes of Weights.
         seed: of the generator.
 
     Returns:
@@ -105,13 +106,13 @@ def synthetic(
     Raises:
         ValueError: a rate outside [0, 1], correlations that are negative or add up to more than 1, a negative skew, or
             not one rate per point, or per step.
-        TraceError: a point (Weights) whose codes cannot be made up.
+        TraceError: a point (Weights) whose codes cannot be made up, as it is not known how many there are.
     """
     named = points(model)
-    rated = [n for n, p in named.items() if isinstance(p, Skip) or (isinstance(p, Loop) and p.halt is not None)]
+    rated = [n for n, p in named.items() if isinstance(p, Skip | Width) or (isinstance(p, Loop) and p.halt is not None)]
     rates = [keep_rate] * len(rated) if isinstance(keep_rate, (int, float)) else list(keep_rate)
     if len(rates) != len(rated):
-        raise ValueError(f"keep_rate has {len(rates)} values; the model has {len(rated)} Skip and Loop points")
+        raise ValueError(f"keep_rate has {len(rates)} values; the model has {len(rated)} Skip, Loop and Width points")
     if any(not 0 <= r <= 1 for rate in rates for r in _listed(rate)):
         raise ValueError(f"keep_rate {keep_rate} lies outside 0 to 1")
     if not (item_correlation >= 0 and layer_correlation >= 0 and item_correlation + layer_correlation <= 1):
@@ -127,6 +128,7 @@ def synthetic(
     entries = {}
     by_item = torch.randn(like.items, 1, generator=generator)
     most = max((len(p.experts) for p in named.values() if isinstance(p, Route)), default=0)
+    most = max([most, *(p.codes or 0 for p in named.values() if isinstance(p, Weights))])
     most = max([most, *(len(layouts) for layouts in programs.values())])
     taste = torch.rand(like.items, 1, most, generator=generator)
     for (name, sizes), (value, reached) in sorted(like.entries.items()):
@@ -161,6 +163,16 @@ def synthetic(
             new = keep if isinstance(point, Skip) else ~keep
         elif isinstance(point, Choice):
             new = value.clone()
+        elif isinstance(point, Width):
+            channels = value.shape[1]
+            by_layer = torch.randn(1, rest * channels, generator=generator)
+            z = _normals(like.items, rest * channels, by_layer, by_item, item_correlation, layer_correlation, generator)
+            new = (torch.special.ndtr(z.double()) < rate_of[name]).view(-1, channels)
+            new = new.sort(1, descending=True).values if point.nested else new
+        elif isinstance(point, Weights) and point.codes is not None:
+            new = _experts(
+                point.codes, 1, rest, taste, item_correlation, layer_correlation, expert_skew, generator
+            ).view(value.shape)
         else:
             raise TraceError(f"decisions of point {name!r} ({type(point).__name__}) cannot be made up; replay a trace")
         entries[name, sizes] = Entry(new.to(value.dtype).to(value.device), torch.ones_like(reached))
@@ -193,6 +205,10 @@ def edge(like: Trace, model: nn.Module, kind: str, seed: int = 0) -> Trace:
             value.copy_((order if kind == "all" else order.flip(0) + len(point.experts) - point.k).expand_as(value))
             if kind == "one":
                 value[:rest] = order
+        elif isinstance(point, Weights) and not isinstance(point, Width):
+            value.fill_(0 if kind == "all" else point.codes - 1)  # type: ignore[operator]
+            if kind == "one":
+                value[:rest] = 0
         elif isinstance(point, Pick):
             last = int(value.max()) + 1 - value.shape[1]
             value.copy_(torch.arange(value.shape[1], device=value.device) + (0 if kind == "all" else last))
@@ -207,18 +223,19 @@ def edge(like: Trace, model: nn.Module, kind: str, seed: int = 0) -> Trace:
                 if kind == "one":
                     value[:rest] = largest.to(value.device)
         elif kind == "one" and not isinstance(point, Choice):
-            value[:rest] = isinstance(point, Skip)
+            value[:rest] = isinstance(point, Skip | Width)
     return total
 
 
 def keep_rate(trace: Trace, model: nn.Module) -> float | None:
     """The mean share of asked decisions that ran the body (Skip), stayed (Loop) or chose an expert (Route: k / E).
 
-    Of a Program: of the nodes that there is room for, the share that it has. Of the first kind of point the model has,
+    Of a Width: of its channels, the share that is used; of a Program: of the nodes that there is room for, the share
+    that it has. Of the first kind of point the model has,
     in that order; reached entries only; None where nothing was asked.
     """
     named = points(model)
-    for kind in (Skip, Loop, Route, Program):
+    for kind in (Skip, Loop, Route, Width, Program):
         kept, asked = 0.0, 0
         for (name, _), (value, reached) in trace.entries.items():
             point = named.get(name)
@@ -227,6 +244,8 @@ def keep_rate(trace: Trace, model: nn.Module) -> float | None:
                 asked += of.shape[0]
                 if isinstance(point, Route):
                     kept += float((of >= 0).sum()) / len(point.experts)
+                elif isinstance(point, Width):
+                    kept += float(of.double().mean(1).sum())
                 elif isinstance(point, Program):
                     kept += float((of[..., MODULE] >= 0).double().mean(1).sum())
                 else:

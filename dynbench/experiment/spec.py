@@ -14,7 +14,7 @@ from dynbench.errors import UserError
 from dynbench.paths import project_dir
 from dynbench.store.schema import Claim
 
-StrategyName = Literal["dense", "masking", "compaction", "cascading", "per_sample"]
+StrategyName = Literal["dense", "masking", "compaction", "cascading", "batch_union", "specialised", "per_sample"]
 STRATEGY_NAMES = get_args(StrategyName)
 ENGINE_NAMES = ("eager", "compile")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -96,7 +96,7 @@ class DecisionTables(_Table):
 class RunTable(_Table):
     """`[run]`: what is measured unless the command line says otherwise."""
 
-    strategies: list[StrategyName] = ["dense", "masking", "compaction", "cascading", "per_sample"]
+    strategies: list[StrategyName] = list(STRATEGY_NAMES)
     batch_sizes: list[BatchSize] = [1, 8, 32]
     decisions: list[str] = ["learned"]
     keep_rates: list[float] = Field(default_factory=list)

@@ -4,6 +4,10 @@ One probing run of one item with everything switched on gives the FLOPs of each 
 stage, head) at each of its addresses. The trace says for how many items each address is needed. A part is needed where
 the part around it is and the decision asks for it, so total traces (synthetic ones, filled in everywhere) and recorded
 ones are treated alike: entries that would never have been asked do not count.
+
+Where the work of a part follows from what was decided (channels, weights made for a code), there is no such table:
+each item of the trace is run alone, on the one example, and its FLOPs are counted; what is made for a code counts for
+the first item with that code.
 """
 
 from __future__ import annotations
@@ -18,9 +22,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynbench.dynamic import DecisionPoint, Execution, Loop, Pick, Program, Route, Skip, Trace, Weights, current, points
+from dynbench.dynamic import (
+    DecisionPoint,
+    Execution,
+    Loop,
+    Pick,
+    Program,
+    Route,
+    Skip,
+    Trace,
+    Weights,
+    Width,
+    current,
+    outside,
+    points,
+)
 from dynbench.dynamic.context import Frame
-from dynbench.dynamic.items import first, row
+from dynbench.dynamic.items import cat, first, map_items, row
 from dynbench.dynamic.program import MODULE, NONE
 from dynbench.meters.flops import FlopCounter
 from dynbench.store.schema import Unavailable
@@ -90,7 +108,17 @@ class _Probe(FlopCounter):
 
 
 class _Everything:
-    """The strategy of the probing run: every part once, nothing selected."""
+    """The strategy of the probing run: every part once, nothing selected.
+
+    Attributes:
+        given: of each visit of a layer whose weights follow a code: the point, and what the layer was given.
+        making: the visits that make something for a code.
+    """
+
+    def __init__(self, probe: _Probe) -> None:
+        self._probe = probe
+        self.given: dict[Visit, tuple[Weights, Any]] = {}
+        self.making: set[Visit] = set()
 
     def refuses(self, model: nn.Module) -> str | None:
         return None
@@ -136,8 +164,14 @@ class _Everything:
     def weights(self, ex: Execution, point: Weights, x: Any, code: Tensor) -> Any:
         with ex.phase("decide", point.name):
             params = point.generate(code)
+            if point.shared:
+                self.making.add(self._probe.visits[-1])
         with ex.phase("body", point.name):
-            return point.layer(x, params)
+            if point.shared:
+                self.given[self._probe.visits[-1]] = point, x
+                return point.layer(x, params)
+            each = [map_items(lambda t, i=i: t[i], params) for i in range(code.shape[0])]
+            return cat([point.layer.special(own)(row(x, i)) for i, own in enumerate(each)])  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -171,8 +205,10 @@ class PartCosts:
         self.points = points(model)
         probe = _Probe()
         with evaluating(model), torch.no_grad(), probe:
-            Execution(_Everything(), profile=probe).run(model, *(row(part, 0) for part in example))
-        self.visits = probe.visits
+            everything = _Everything(probe)
+            Execution(everything, profile=probe).run(model, *(row(part, 0) for part in example))
+        self.visits, self._given, self._making = probe.visits, everything.given, everything.making
+        self._model = model
         self.flops: dict[Visit | None, int] = dict(probe.by_part)  # type: ignore[arg-type]
         self.uncounted = dict(probe.uncounted)
 
@@ -180,8 +216,8 @@ class PartCosts:
         """The FLOPs a trace asks for.
 
         Returns:
-            Sums over the stream's items; Unavailable, with the reason, where an item's work is not its own (weights
-            that items may share, a body that couples the items of a sample) or an operator has no formula.
+            Sums over the stream's items; Unavailable, with the reason, where an item's work is not its own (a body that
+            couples the items of a sample) or an operator has no formula.
         """
         why = self._why_not()
         if why is not None:
@@ -189,7 +225,14 @@ class PartCosts:
         region = float(self.flops.get(None, 0) * trace.items)
         extra = 0.0
         for visit, active in self._active(trace):
-            needed = self.flops.get(visit, 0) * float(active.sum()) / visit.items
+            if visit in self._given:
+                body, special = self._by_code(visit, active, trace)
+                region, extra = region + body, extra + special
+                continue
+            times = float(active.sum())
+            if visit in self._making:
+                times = float(len(_codes(trace, visit, active)[0]))
+            needed = self.flops.get(visit, 0) * times / visit.items
             if visit.phase == "body":
                 region += needed
             elif visit.phase in ("decide", "head"):
@@ -197,7 +240,7 @@ class PartCosts:
         return Required(region, region + extra)
 
     def path_depths(self, trace: Trace) -> tuple[np.ndarray, str]:
-        """How far each item went: bodies run of its Skips, else steps of its Loops, nodes of its Programs, or experts.
+        """How far each item went: bodies of its Skips, else steps of Loops, nodes of Programs, experts, channels.
 
         Returns:
             Depths [items], and what they count, e.g. 'bodies run of 17'. Without decision points: zeros.
@@ -214,19 +257,37 @@ class PartCosts:
                         if kind is not Program or visit.index == 0:
                             most += visit.items
                 return depths, f"{what} of {most}"
+        widths = [name for name, p in self.points.items() if isinstance(p, Width)]
+        if widths:
+            tables = [value.view(trace.items, -1) for (name, _), (value, _) in trace.entries.items() if name in widths]
+            channels = torch.cat(tables, 1).cpu()
+            return channels.sum(1).double().numpy(), f"channels used of {channels.shape[1]}"
         return np.zeros(trace.items), "no decisions"
 
     def _why_not(self) -> str | None:
         if self.uncounted:
             return f"operator {', '.join(sorted(self.uncounted))} has no formula"
         for name, point in self.points.items():
-            if isinstance(point, Weights):
-                return f"items may share the weights that Weights {name!r} generates"
             limited = isinstance(point, Route) and point.capacity_factor is not None  # couples decisions, not bodies
             together = isinstance(point, Loop) and point.scope == "sample"  # each does its own work, in view of all
             if point.scope != "item" and not limited and not together:
                 return f"{type(point).__name__} {name!r} couples the items of a {point.scope}"
         return None
+
+    def _by_code(self, visit: Visit, active: Tensor, trace: Trace) -> tuple[float, float]:
+        """FLOPs of a layer for the codes of the items that are active, and of making it for each code."""
+        point, x = self._given[visit]
+        body = special = 0.0
+        for code, items in zip(*_codes(trace, visit, active), strict=True):
+            with evaluating(self._model), torch.no_grad(), outside():
+                one = map_items(lambda t: t[0], point.generate(code[None].to(first(x).device)))
+                with FlopCounter() as making:
+                    layer = point.layer.special(one)  # type: ignore[operator]
+                with FlopCounter() as counter:
+                    layer(row(x, 0))
+            body += sum(counter.by_part.values()) * int(items)
+            special += sum(making.by_part.values())
+        return body, special
 
     def _active(self, trace: Trace) -> Iterator[tuple[Visit, Tensor]]:
         """Each visit with the stream's items that need it, [items, ids of the visit] bool."""
@@ -263,6 +324,14 @@ def _decisions(trace: Trace, visit: Visit) -> Tensor:
     ids = torch.arange(trace.items * math.prod(visit.sizes))
     found = trace.look_up(str(visit.point), (trace.items, *visit.sizes), ids)
     return torch.zeros(len(ids), 1, dtype=torch.bool) if found is None else found
+
+
+def _codes(trace: Trace, visit: Visit, active: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct codes [m, ...] of a point for the items that are active, and how many of them have each."""
+    ids = torch.zeros(trace.items, math.prod(visit.sizes), dtype=torch.bool)
+    ids[:, visit.frame.ids.cpu()] = active
+    found: tuple[Tensor, Tensor] = _decisions(trace, visit)[ids.flatten()].unique(dim=0, return_counts=True)
+    return found
 
 
 def _programs(trace: Trace, visit: Visit) -> Tensor:

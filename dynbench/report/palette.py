@@ -20,8 +20,8 @@ class Tone:
 
 
 INK, MUTED, RULE, PAPER = "ink", "muted", "rule", "paper"
-STRATEGIES = ("dense", "masking", "compaction", "cascading", "per_sample")
-SPARE = ("other1", "other2", "other3")  # strategies this file does not know
+STRATEGIES = ("dense", "masking", "compaction", "cascading", "batch_union", "specialised", "per_sample")
+SPARE = ("other1",)  # strategies this file does not know
 TONES = {
     INK: Tone("#1c2128", "#e8eaed"),
     MUTED: Tone("#5a6471", "#a3adb8"),
@@ -31,10 +31,10 @@ TONES = {
     "masking": Tone("#b86e00", "#f0a840", "^"),
     "compaction": Tone("#0068a8", "#5cb6f0", "o"),
     "cascading": Tone("#00795a", "#35c79c", "D"),
+    "batch_union": Tone("#7a6a00", "#d9c84a", "h"),
+    "specialised": Tone("#4f46b0", "#a39bff", "X"),
     "per_sample": Tone("#a8488a", "#e08fc4", "v"),
     "other1": Tone("#b23a00", "#ff8a5c", "P"),
-    "other2": Tone("#4f46b0", "#a39bff", "X"),
-    "other3": Tone("#7a6a00", "#d9c84a", "h"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -88,6 +89,23 @@ class Strategy:
     def weights(self, ex: Execution, point: Weights, x: Any, code: Tensor) -> Any:
         """x [n, ...], code [n, ...] -> y [n, ...]."""
         raise NotImplementedError
+
+
+def together(ex: Execution, point: Weights, x: Any, code: Tensor) -> Any:
+    """Weights generated for every item, applied to the batch as one."""
+    with ex.phase("decide", point.name):
+        params = point.generate(code)
+    with ex.phase("body", point.name):
+        return point.layer(x, params)
+
+
+def special(ex: Execution, point: Weights, codes: Tensor) -> list[Callable[[Any], Any]]:
+    """The layer for each of the codes [m, ...], parameters generated in one go."""
+    with ex.phase("decide", point.name):
+        params = point.generate(codes)
+    with ex.phase("gather", point.name):
+        each = [map_items(lambda t, i=i: t[i], params) for i in range(codes.shape[0])]
+        return [point.layer.special(one) for one in each]  # type: ignore[operator]
 
 
 def alone(ex: Execution, point: Route | Skip, x: Any, chosen: Tensor, weights: Tensor | None) -> Any:

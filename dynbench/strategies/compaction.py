@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynbench.dynamic.context import Execution
 from dynbench.dynamic.items import blank, cat, count, first, map_items, put_, take, wide, zeros
-from dynbench.dynamic.points import Loop, Route, Skip, Weights
-from dynbench.strategies.base import Strategy, alone
+from dynbench.dynamic.points import Loop, Route, Skip, Weights, points
+from dynbench.strategies.base import Strategy, alone, special, together
 
 
 class _Known(NamedTuple):
@@ -25,6 +26,13 @@ class Compaction(Strategy):
     """Computes exactly what was decided, on dense groups of items; waits once per decision for its outcome."""
 
     name = "compaction"
+
+    def refuses(self, model: nn.Module) -> str | None:
+        """Also where every item has weights of its own and nothing else is decided."""
+        own = [p for p in points(model).values() if isinstance(p, Weights) and not p.shared]
+        if own and len(own) == len(points(model)):
+            return f"{self.name} groups items of equal weights; here every item's weights are its own ({own[0].name})"
+        return super().refuses(model)
 
     def route(self, ex: Execution, point: Route | Skip, x: Any, chosen: Tensor, weights: Tensor | None) -> Any:
         """Group the (item, slot) pairs by expert, compute each group, put back, add the slots."""
@@ -154,26 +162,35 @@ class Compaction(Strategy):
 
     def weights(self, ex: Execution, point: Weights, x: Any, code: Tensor) -> Any:
         """Group by distinct code; one specialised layer per group, its parameters generated once."""
+        if not point.shared:  # nobody to share with
+            return together(ex, point, x, code)
         n = code.shape[0]
+        if n == 1:
+            layer = self.specialise(ex, point, code)[0]
+            with ex.phase("body", point.name):
+                return layer(x)
         with ex.phase("sync"):
             distinct, group = code.unique(dim=0, return_inverse=True)
             order = group.argsort(stable=True)
             sizes = group.bincount(minlength=distinct.shape[0]).tolist()
-        with ex.phase("decide", point.name):
-            params = point.generate(distinct)
+        layers = self.specialise(ex, point, distinct)
         out, begin = None, 0
-        for g, size in enumerate(sizes):
+        for layer, size in zip(layers, sizes, strict=True):
             rows = order[begin : begin + size]
             begin += size
             with ex.phase("gather"):
                 part = x if size == n else take(x, rows)
             with ex.narrow(rows), ex.phase("body", point.name):
-                y = point.layer.special(map_items(lambda t, g=g: t[g], params))(part)  # type: ignore[operator]
+                y = layer(part)
             if size == n:
                 return y
             with ex.phase("scatter"):
                 out = put_(blank(y, n) if out is None else out, rows, y)
         return out
+
+    def specialise(self, ex: Execution, point: Weights, codes: Tensor) -> list[Callable[[Any], Any]]:
+        """The layer for each of several distinct codes [m, ...]."""
+        return special(ex, point, codes)
 
 
 def _scatter_back(old: Any, part: Any, new: Any, live: Tensor, n: int) -> Any:

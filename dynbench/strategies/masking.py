@@ -11,7 +11,7 @@ from dynbench.dynamic.context import Execution
 from dynbench.dynamic.items import count, first, map_items, select, wide
 from dynbench.dynamic.points import Loop, Pick, Route, Skip, Weights
 from dynbench.dynamic.program import ARGUMENTS, WORD, Program
-from dynbench.strategies.base import Strategy
+from dynbench.strategies.base import Strategy, together
 
 
 class Masking(Strategy):
@@ -103,7 +103,4 @@ class Masking(Strategy):
 
     def weights(self, ex: Execution, point: Weights, x: Any, code: Tensor) -> Any:
         """Per-item weights, generated for every item, applied to the batch."""
-        with ex.phase("decide", point.name):
-            params = point.generate(code)
-        with ex.phase("body", point.name):
-            return point.layer(x, params)
+        return together(ex, point, x, code)

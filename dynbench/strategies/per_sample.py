@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from dynbench.dynamic.context import Execution
-from dynbench.dynamic.items import cat, count, map_items, row
+from dynbench.dynamic.items import cat, count, row
 from dynbench.dynamic.points import Loop, Route, Skip, Weights, widest_scope
 from dynbench.dynamic.program import Program
-from dynbench.strategies.base import Strategy, alone, one_program
+from dynbench.strategies.base import Strategy, alone, one_program, special
 from dynbench.strategies.compaction import Compaction
 
 
@@ -64,9 +64,8 @@ class PerSample(Strategy):
 
         def one(s: Any) -> Any:
             x, code = s
-            with ex.phase("decide", point.name):
-                params = point.generate(code)
+            (layer,) = special(ex, point, code)
             with ex.phase("body", point.name):
-                return point.layer.special(map_items(lambda t: t[0], params))(x)  # type: ignore[operator]
+                return layer(x)
 
         return self._each(ex, (x, code), one)

@@ -14,8 +14,9 @@ from dynbench.dynamic import Choice, DecisionPoint, Execution, Loop, Trace, poin
 from dynbench.dynamic.sources import edge, keep_rate, synthetic
 from dynbench.meters.required import PartCosts
 from dynbench.strategies import STRATEGIES, Masking, PerSample
+from tests.networks import FOR_WEIGHTS
 
-DYNAMIC = [s for s in STRATEGIES if s != "dense"]
+DYNAMIC = [s for s in STRATEGIES if s not in ("dense", *FOR_WEIGHTS)]
 
 
 class Walk(nn.Module):

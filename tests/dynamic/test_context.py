@@ -14,9 +14,9 @@ from dynbench.dynamic import Each, Execution, Loop, Route, Skip, Trace, current,
 from dynbench.dynamic.context import Frame
 from dynbench.dynamic.sources import edge
 from dynbench.strategies import STRATEGIES, Compaction, Masking
-from tests.networks import NETWORKS, make
+from tests.networks import FOR_WEIGHTS, NETWORKS, make
 
-DYNAMIC = [s for s in STRATEGIES if s != "dense"]
+DYNAMIC = [s for s in STRATEGIES if s not in ("dense", *FOR_WEIGHTS)]
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)

@@ -6,17 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dynbench.dynamic import Execution, Exits, Skip, Trace
+from dynbench.dynamic import Execution, Exits, Skip, Trace, Width
 from dynbench.dynamic.sources import edge
 from dynbench.meters.flops import FlopCounter
 from dynbench.meters.required import PartCosts
 from dynbench.store.schema import Unavailable
 from dynbench.strategies import Cascading, Compaction, Masking, PerSample
-from tests.networks import NETWORKS, make
-
-SEPARATE = [name for name in NETWORKS if name != "generated"]
+from tests.networks import NETWORKS, Generated, Unweighed, make
 
 
 def executed(strategy: Any, net: nn.Module, args: Any, replay: Trace | None = None) -> tuple[int, Trace]:
@@ -27,7 +25,7 @@ def executed(strategy: Any, net: nn.Module, args: Any, replay: Trace | None = No
     return work.flops, ex.trace
 
 
-@pytest.mark.parametrize("name", SEPARATE)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_required_total_is_what_per_sample_executes(name: str) -> None:
     net, args = make(name)
     flops, trace = executed(PerSample(), net, args)
@@ -35,7 +33,7 @@ def test_required_total_is_what_per_sample_executes(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "all", "one", "random"])
-@pytest.mark.parametrize("name", SEPARATE)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_entries_of_a_total_trace_that_nobody_would_ask_do_not_count(name: str, kind: str) -> None:
     net, args = make(name)
     total = edge(executed(Masking(), net, args)[1], net, kind)
@@ -126,10 +124,25 @@ def test_a_net_without_points_requires_all_its_work_for_every_item() -> None:
     assert costs.path_depths(trace)[0].tolist() == [0] * 7
 
 
-def test_required_work_is_unavailable_with_its_reason_where_items_may_share_it() -> None:
-    net, args = make("generated")
-    required = PartCosts(net, *args).required(executed(PerSample(), net, args)[1])
-    assert isinstance(required.total, Unavailable) and "task0" in required.total.unavailable
+def test_a_layer_costs_what_its_channels_do_and_what_is_made_for_a_code_is_made_once() -> None:
+    class Sum(nn.Module):
+        def forward(self, code: Tensor) -> Tensor:
+            return code[:, None].float() @ torch.ones(1, 8)  # 16 FLOPs for each code
+
+    net = Generated().eval()
+    for layer in net.layers:
+        layer.generate = Sum()
+    x, tasks = torch.randn(5, 8), torch.tensor([0, 2, 2, 0, 2])
+    trace = executed(PerSample(), net, (x, tasks))[1]
+    required, alone = PartCosts(net, x, tasks).required(trace), 5 * 2 * 2 * 64
+    assert (required.region, required.total) == (alone, alone + 2 * 2 * 16)
+    free, x = Width("w", nn.Linear(6, 10), Unweighed(6, 10)).eval(), torch.randn(4, 6)
+    trace = executed(PerSample(), free, (x,))[1]
+    channels = int(trace.entries["w", ()].value.sum())
+    required = PartCosts(free, x).required(trace)
+    assert 0 < channels < 40 and required.region == channels * 2 * 6 * 2
+    assert PartCosts(free, x).path_depths(trace)[1] == "channels used of 10"
+    assert PartCosts(free, x).path_depths(trace)[0].sum() == channels
 
 
 def test_required_work_is_unavailable_where_a_body_couples_the_items_of_a_sample() -> None:

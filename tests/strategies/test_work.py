@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dynbench.dynamic import Each, Execution, Exits, Loop, Route, Skip, Weights, regions
+from dynbench.dynamic import Each, Execution, Exits, Loop, Route, Skip, Weights, Width, regions
 from dynbench.dynamic.items import tensors
 from dynbench.dynamic.sources import edge
 from dynbench.strategies import STRATEGIES
-from tests.networks import NETWORKS, ScaledLinear, make
+from tests.networks import NETWORKS, Mixture, ScaledLinear, make
 from tests.strategies.test_same_answer import all_tables
 
 SPARSE = ["compaction", "cascading", "per_sample"]
@@ -158,6 +159,64 @@ def test_compaction_specialises_a_layer_once_per_code() -> None:
 
     Execution(STRATEGIES["compaction"]()).run(Cued(), torch.randn(5, 3), torch.tensor([4, 2, 4, 4, 2]))
     assert made == [2]
+
+
+class Told(nn.Module):
+    """A layer that keeps what it was made for, and for how many items it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[list[bool]] = []
+        self.calls: list[tuple[int, bool]] = []
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        self.calls.append((x.shape[0], mask is not None))
+        return x if mask is None else x * mask.sum(1, keepdim=True)
+
+    def special(self, mask: Tensor) -> Callable[..., Tensor]:
+        self.made.append(mask.tolist())
+        width = int(mask.sum())
+
+        def sliced(x: Tensor, inner: Tensor | None = None) -> Tensor:
+            self.calls.append((x.shape[0], inner is not None))
+            return x * (width if inner is None else inner.sum(1, keepdim=True))
+
+        return sliced
+
+
+def masks(*rows: str) -> Tensor:
+    return torch.tensor([[float(c) for c in row] for row in rows])
+
+
+@torch.inference_mode()
+def test_the_batch_union_is_sliced_once_and_not_at_all_where_it_is_everything() -> None:
+    layer = Told()
+    net = Width("w", lambda x: x, layer).eval()
+    some, whole = masks("0100", "0110", "0000"), masks("0101", "1010")
+    run = Execution(STRATEGIES["batch_union"]()).run
+    assert torch.equal(run(net, some), some * some.sum(1, keepdim=True))
+    assert layer.made == [[False, True, True, False]] and layer.calls == [(3, True)]
+    assert torch.equal(run(net, whole), whole * 2)
+    assert len(layer.made) == 1 and layer.calls[1:] == [(2, True)]
+
+
+@torch.inference_mode()
+def test_a_specialised_layer_is_kept_where_codes_are_few_and_made_anew_where_they_are_not() -> None:
+    for nested, made in ((True, 2), (False, 4)):
+        layer = Told()
+        net = Width("w", lambda x: x, layer, nested=nested).eval()
+        ex = Execution(STRATEGIES["specialised"]())
+        for _ in range(2):
+            assert ex.run(net, masks("1000", "1100", "1000")).sum().item() == 1 + 4 + 1
+        assert len(layer.made) == made and layer.calls == [(2, False), (1, False)] * 2
+    assert "few, known codes" in str(STRATEGIES["specialised"]().refuses(net))
+
+
+@torch.inference_mode()
+def test_items_with_weights_of_their_own_are_not_grouped() -> None:
+    refusal = STRATEGIES["compaction"]().refuses(Mixture(skip=False).eval())
+    assert refusal is not None and "every item's weights are its own (mixed)" in refusal
+    assert STRATEGIES["compaction"]().refuses(Mixture().eval()) is None  # its Skip is compacted
 
 
 @pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "dense"])

@@ -1,0 +1,38 @@
+"""batch_union: the channels that anybody in the batch uses, computed for all of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from dynbench.dynamic.context import Execution
+from dynbench.dynamic.points import Weights, Width, points
+from dynbench.strategies.compaction import Compaction
+
+
+class BatchUnion(Compaction):
+    """Computes the channels that anybody in the batch uses, once for all of it; compaction at all other points."""
+
+    name = "batch_union"
+
+    def refuses(self, model: nn.Module) -> str | None:
+        """Also where no point decides about channels."""
+        if not any(isinstance(p, Width) for p in points(model).values()):
+            return "batch_union slices a layer to the channels that a batch uses; this model has no Width"
+        return super().refuses(model)
+
+    def weights(self, ex: Execution, point: Weights, x: Any, code: Tensor) -> Any:
+        """One slice of the layer for the batch; within it, each item's mask."""
+        if not isinstance(point, Width):
+            return super().weights(ex, point, x, code)
+        with ex.phase("sync"):
+            used = code.any(0)
+            everything = bool(used.all())
+        if everything:
+            with ex.phase("body", point.name):
+                return point.layer(x, code)
+        with ex.phase("gather", point.name):
+            layer, mine = point.layer.special(used), code[:, used]  # type: ignore[operator]
+        with ex.phase("body", point.name):
+            return layer(x, mine)
