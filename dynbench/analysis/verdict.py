@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from dynbench.analysis.gap import gap, primary_speedup
+from dynbench.analysis.resolution import call
 from dynbench.store.schema import Accuracy, Cell, Decisions, Speedup, Unavailable, WorkloadInfo
 
 SOURCES = ("learned", "replay", "published", "synthetic")  # whose decisions a verdict is about, if there are several
@@ -231,7 +232,7 @@ def _reasons(cells: list[Cell]) -> str:
 
 
 def _call(found: Speedup) -> str:
-    return "faster" if found.low > 1 else "slower" if found.high < 1 else "unclear"
+    return ("unclear", "faster", "slower")[call(found)]
 
 
 def _doubt(cell: Cell) -> str:

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from dynbench.devices import Cuda, known_devices
 from dynbench.devices.base import Device
 from dynbench.devices.cpu import Cpu, cpu_model, governor, usable_cores
 from dynbench.devices.cuda import nvml_facts
+from dynbench.devices.witnesses import control_kernel, lost_s
 
 ROUNDS = 20  # of an A/A comparison: as many as a run has when it checks its precision for the second time
 GOOD, USABLE = 0.01, 0.02  # half-widths of a ratio's interval: fine; a run's own target
@@ -58,7 +58,7 @@ class Noise(NamedTuple):
 def examine(seconds: float = 3.0) -> list[Finding]:
     """Looks at devices, sensors, threads and load, and measures for `seconds` how noisy this machine is now."""
     findings = [*_devices(), *_processor(), *_threads()]
-    noise = measure_noise(_control_kernel(), seconds)
+    noise = measure_noise(control_kernel(Cpu()), seconds)
     return findings + noise_findings(noise)
 
 
@@ -149,19 +149,11 @@ def _threads() -> list[Finding]:
     return found
 
 
-def _control_kernel() -> Callable[[], object]:
-    """About half a millisecond of arithmetic that fits the second-level cache: a small matrix product."""
-    import torch
-
-    a = torch.full((192, 192), 0.5)
-    return lambda: a @ a
-
-
 def measure_noise(
     kernel: Callable[[], object], seconds: float, clock_ns: Callable[[], int] = time.perf_counter_ns
 ) -> Noise:
     """Measures `kernel` against itself for about `seconds`, interleaved, the order swapped each time."""
-    before, begin_ns = _lost_s(), clock_ns()
+    before, begin_ns = lost_s(), clock_ns()
     slot_ns = seconds * 1e9 / (2 * ROUNDS)
     kernel()
     calls, since_ns = 0, clock_ns()
@@ -179,7 +171,7 @@ def measure_noise(
     wall_s = (clock_ns() - begin_ns) / 1e9
     ratios = np.sort(pairs[:, 0] / pairs[:, 1])
     low, high = _median_ranks(ROUNDS)
-    shares = [None if a is None or b is None else (b - a) / wall_s for a, b in zip(before, _lost_s(), strict=True)]
+    shares = [None if a is None or b is None else (b - a) / wall_s for a, b in zip(before, lost_s(), strict=True)]
     return Noise((ratios[high] - ratios[low]) / 2, abs(float(np.median(ratios)) - 1), *shares)
 
 
@@ -224,15 +216,3 @@ def _median_ranks(n: int, confidence: float = 0.95) -> tuple[int, int]:
         if outside > 1 - confidence:
             return max(k - 1, 0), n - 1 - max(k - 1, 0)
     return 0, n - 1
-
-
-def _lost_s() -> tuple[float | None, float | None]:
-    """Seconds stolen by the hypervisor, all cores together, and seconds some process waited for a core, since boot."""
-    stolen = waited = None
-    try:
-        stolen = int(Path("/proc/stat").read_text().split("\n")[0].split()[8]) / os.sysconf("SC_CLK_TCK")
-        some = Path("/proc/pressure/cpu").read_text().split("\n")[0]
-        waited = int(some.rpartition("total=")[2]) / 1e6
-    except (OSError, IndexError, ValueError):
-        pass
-    return stolen, waited

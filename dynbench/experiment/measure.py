@@ -14,15 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from dynbench import devices
+from dynbench.analysis.resolution import doubts, resolution
 from dynbench.analysis.statistics import median_interval, percentile, ratio_of_totals
 from dynbench.analysis.stopping import Stopping
 from dynbench.devices.base import Device
+from dynbench.devices.witnesses import Watch
 from dynbench.dynamic import Execution, Trace
 from dynbench.experiment.build import Prepared, Source
 from dynbench.experiment.diagnose import Facts, Work, diagnose
 from dynbench.experiment.plan import SWEEP_TIME_SHARE, planned_cells
 from dynbench.meters.latency import Timing, time_batches
-from dynbench.store.schema import Cell, Flops, Latency, RoundSample, Speedup, Unavailable, Warning_
+from dynbench.store.schema import Cell, Flops, Latency, RoundSample, Speedup, Unavailable, Warning_, Witnesses
 from dynbench.strategies import STRATEGIES
 
 WARM_UP_MIN, WARM_UP_MAX = 2, 6  # passes
@@ -42,6 +44,7 @@ class Arm:
     model: nn.Module
     call: Callable[[int, Tensor], Any]  # (index of the first item, inputs) -> answer
     execution: Execution | None = None  # None: a baseline
+    again: bool = False  # the primary baseline a second time: A/A
     rounds: list[list[Timing]] = field(default_factory=list)
     failed: str | None = None
 
@@ -88,6 +91,9 @@ def make_arms(p: Prepared, source: Source, batch_size: int, trace: Trace) -> tup
             strategy = STRATEGIES[cell.name.split(",")[0]]()
             ex = Execution(strategy, replay=None if live else trace)
             arms.append(Arm(cell, p.model, _Dynamic(ex, p.model, p.items), ex))
+    primary = next((a for a in arms if a.cell.primary), None)
+    if primary is not None and not source.sweep:
+        arms.append(Arm(primary.cell, primary.model, primary.call, again=True))
     return arms, refused
 
 
@@ -149,7 +155,10 @@ def measure_group(
     for arm in arms:
         tell("arm", name=arm.cell.name)
         _guarded(arm, partial(_warm_up, arm, batches, device, source.sweep))
-    timed_s, stopped_by, samples = _rounds(p, source, arms, batches, device, process, tell, stop)
+    watch = Watch(device)
+    timed_s, stopped_by, samples = _rounds(p, source, arms, batches, device, process, tell, stop, watch)
+    noise = _noise(p, arms, watch)
+    arms = [a for a in arms if not a.again]
     work: dict[str, Work] = {}
     if not stop():
         facts = Facts.of(p, source, batch_size)
@@ -159,7 +168,7 @@ def measure_group(
                 found = _guarded(arm, partial(diagnose, p, source, arm, batches, device, facts))
                 if found is not None:
                     work[arm.cell.name] = found
-    cells = [_cell(p, source, batch_size, arm, arms, work, stopped_by) for arm in arms]
+    cells = [_cell(p, source, batch_size, arm, arms, work, stopped_by, noise) for arm in arms]
     return {
         "cells": [c.model_dump(mode="json") for c in cells],
         "samples": [s.model_dump() for s in samples],
@@ -176,6 +185,7 @@ def _rounds(
     process: int,
     tell: Callable[..., None],
     stop: Callable[[], bool],
+    watch: Watch,
 ) -> tuple[float, str, list[RoundSample]]:
     limit = p.options.time_limit_s * (SWEEP_TIME_SHARE if source.sweep else 1.0)
     rule = Stopping(precision=p.options.precision, time_limit_s=limit)
@@ -186,6 +196,7 @@ def _rounds(
     while True:
         alive = [a for a in arms if a.failed is None]
         order.shuffle(alive)
+        watch.tick()
         for position, arm in enumerate(alive):
             tell("arm", name=arm.cell.name)
             timings = _guarded(arm, partial(time_batches, arm.call, batches, device))
@@ -194,6 +205,7 @@ def _rounds(
             arm.rounds.append(timings)
             spent_ns += sum(t.duration_ns for t in timings)
             name = f"baseline:{arm.cell.name}" if arm.cell.arm == "baseline" else arm.cell.name
+            name = f"{name}, again" if arm.again else name
             samples += [
                 RoundSample(
                     process=process,
@@ -209,7 +221,7 @@ def _rounds(
             ]
         rounds = max((len(a.rounds) for a in arms if a.failed is None), default=0)
         elapsed = time.monotonic() - begin
-        primary = next((a for a in arms if a.cell.primary and a.failed is None), None)
+        primary = next((a for a in arms if a.cell.primary and not a.again and a.failed is None), None)
         ratios = [
             ratio_of_totals(primary.totals_ns(), a.totals_ns())
             for a in arms
@@ -222,6 +234,23 @@ def _rounds(
             return spent_ns / 1e9, why or "time limit", samples
 
 
+def _noise(p: Prepared, arms: list[Arm], watch: Watch) -> dict[str, Any]:
+    """Of the group: the primary baseline against itself, what that can tell apart, and what the witnesses saw."""
+    seen = Witnesses.model_validate(
+        {k: Unavailable(unavailable=v[13:]) if str(v).startswith("unavailable: ") and k != "governor" else v
+         for k, v in watch.end()._asdict().items()}
+    )  # fmt: skip
+    found: dict[str, Any] = {"witnesses": seen}
+    once, twice = (
+        [a for a in arms if a.cell.primary and a.again is again and a.failed is None] for again in (False, True)
+    )
+    if once and twice and len(twice[0].rounds) >= MIN_ROUNDS:
+        again = median_interval(ratio_of_totals(once[0].totals_ns(), twice[0].totals_ns()))
+        tells = resolution(again, p.options.device)
+        return found | {"again": again, "resolution": tells, "warnings": doubts(seen, tells)}
+    return found | {"resolution": None, "warnings": doubts(seen, None)}
+
+
 def _cell(
     p: Prepared,
     source: Source,
@@ -230,6 +259,7 @@ def _cell(
     arms: list[Arm],
     work: dict[str, Work],
     stopped_by: str,
+    noise: dict[str, Any],
 ) -> Cell:
     cell = arm.cell.model_copy(update={"decisions": p.decisions(source, batch_size), "rounds": len(arm.rounds)})
     if arm.failed is not None:
@@ -263,20 +293,23 @@ def _cell(
                     low=found.low,
                     high=found.high,
                     confidence=found.confidence,
+                    resolution=noise["resolution"],
                 )  # fmt: skip
             )
     update: dict[str, Any] = {
         "status": "ok", "reason": None, "stopped_by": stopped_by, "latency": latency, "speedups": speedups,
+        **{k: v for k, v in noise.items() if k != "resolution"},
     }  # fmt: skip
     half = max((max(s.high / s.value - 1, 1 - s.low / s.value) for s in speedups if s.primary), default=0.0)
     if half > p.options.precision:
         update["warnings"] = [
+            *noise["warnings"],
             Warning_(
                 id="DB-PREC-01",
                 text=f"stopped by {stopped_by} with a confidence interval of +-{half:.0%}; asked for was "
                 f"+-{p.options.precision:.0%}",
                 remedy="give it more time (--time-limit) or a quieter machine",
-            )
+            ),
         ]
     primary = next((a for a in arms if a.cell.primary), None)
     if (mine := work.get(arm.cell.name)) is not None:

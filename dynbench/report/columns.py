@@ -61,6 +61,9 @@ _ALL = [
        "Time of the primary baseline / time of this arm, for the whole stream within one round; the median over rounds "
        "with its confidence interval (order statistics). Above 1 is faster.",
        "The interval covers the rounds of this run, not another machine, process or day."),
+    _c("resolution", "resolution", "%", "The primary baseline is measured twice in every round; a ratio nearer to 1 "
+       "than the two may differ (the far end of their interval, at least 1 % on a CPU and 0.5 % on a GPU) is called no "
+       "difference.", "Not the width of this ratio's own interval."),
     _c("ideal", "ideal", "x", "Dense FLOPs / required FLOPs of the bodies and fixed parts: the speed-up if time "
        "followed computation.", "Not a bound: a baseline may use the hardware badly."),
     _c("efficiency", "efficiency", "speed-up / ideal", "Which part of the ideal became time."),

@@ -34,7 +34,7 @@ from dynbench.store.schema import Accuracy, Cell, Claim, Flops, Quantity, Unavai
 
 EQUAL_FLOPS = 0.2  # a static network within 20 % of the required FLOPs is one of equal mean FLOPs
 SAME = 0.02  # differences below 2 % need no explanation
-TIME = ["name", "role", "batch", "keep_rate", "speedup", "ideal", "efficiency"]
+TIME = ["name", "role", "batch", "keep_rate", "speedup", "resolution", "ideal", "efficiency"]
 LATENCY = ["item_ms", "p50_ms", "p90_ms", "p99_ms", "device_ms", "rounds", "stopped_by", "warnings"]
 WORK = [
     "name", "role", "batch", "executed", "bytes", "operator_calls", "host_syncs", "launches", "peak_mb", "energy_mj",
@@ -147,6 +147,8 @@ def _speed_row(cell: Cell, others: Sequence[str]) -> Row:
     first = primary_speedup(cell)
     if first is not None:
         row["speedup"] = with_interval(first)
+        if first.resolution is not None:
+            row["resolution"] = number(100 * first.resolution, 2)
     elif cell.arm == "baseline" and cell.primary:
         row["speedup"] = Value("1 (reference)", 1.0)
     else:

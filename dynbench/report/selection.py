@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynbench.analysis.gap import primary_speedup
+from dynbench.analysis.resolution import call
 from dynbench.report.palette import STRATEGIES
 from dynbench.store.schema import Cell, Manifest, Speedup, WorkloadInfo
 
@@ -81,11 +82,6 @@ def fastest(cells: Sequence[Cell]) -> tuple[Cell, Speedup] | None:
         if c.arm == "strategy" and c.name != "dense" and c.status == "ok" and (s := primary_speedup(c)) is not None
     ]
     return max(timed, key=lambda pair: (call(pair[1]), pair[1].value), default=None)
-
-
-def call(found: Speedup) -> int:
-    """1: faster than the baseline, -1: slower, 0: the interval contains 1."""
-    return (found.low > 1) - (found.high < 1)
 
 
 def headline(info: WorkloadInfo, cells: Sequence[Cell]) -> tuple[Cell, Speedup] | None:

@@ -2,6 +2,8 @@
 
 History of `SCHEMA_VERSION`:
     1  first form.
+    2  cells hold the primary baseline against itself (`again`), speed-ups how small a difference that can tell
+       (`resolution`), and cells what else happened meanwhile (`witnesses`).
 
 A quantity that could not be measured is a `Unavailable` with its reason; it is never 0 and never an estimate.
 """
@@ -12,7 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Record(BaseModel):
@@ -44,6 +46,7 @@ class Speedup(Interval):
 
     baseline: str
     primary: bool
+    resolution: float | None = None  # a ratio nearer to 1 than this share is no difference; None: nobody knows
 
 
 class Warning_(Record):
@@ -52,6 +55,21 @@ class Warning_(Record):
     id: str
     text: str
     remedy: str
+
+
+class Witnesses(Record):
+    """What else happened while a group was measured. Shares are of the window's time, drifts of the value before."""
+
+    window_s: float
+    waited: Quantity  # share of the time that some process waited for a core
+    stolen: Quantity  # share of one core's time that the hypervisor gave to others
+    switched_per_s: Quantity  # times per second that the measuring process had to give its core to another
+    control_us: Quantity  # median time of the control kernel: the same arithmetic in every run
+    control_drift: Quantity  # how much slower it was in the second half of the window than in the first
+    clock_mhz: Quantity  # at the end
+    clock_drift: Quantity  # how much faster it was then than at the beginning
+    temperature_c: Quantity  # at the end
+    governor: str  # how the clock is picked; of a GPU: what holds it down
 
 
 class Decisions(Record):
@@ -166,6 +184,8 @@ class Cell(Record):
     batch_paths: list[float] = Field(default_factory=list)  # per batch id: the batch's mean path depth
     max_error: float | None = None  # output check: largest difference from the float64 reference, relative
     tolerance: float | None = None
+    again: Interval | None = None  # the primary baseline against itself in the same rounds (A/A); its truth is 1
+    witnesses: Witnesses | None = None  # of the group
     warnings: list[Warning_] = Field(default_factory=list)
 
 

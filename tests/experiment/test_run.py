@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dynbench.analysis.resolution import resolution
 from dynbench.errors import UserError
 from dynbench.experiment import Observer, Options, run_experiment
 from dynbench.experiment import manager as manager_module
@@ -75,6 +76,29 @@ def test_speedups_name_their_baseline_and_ratios_follow_from_the_samples(run: Ru
     totals = samples.groupby(["arm", "round"])["duration_ns"].sum().unstack("round")
     ratio = (totals.loc["baseline:plain"] / totals.loc["compaction"]).median()
     assert speedup.value == pytest.approx(float(ratio), rel=0.05)
+
+
+def test_the_primary_baseline_is_measured_twice_and_tells_how_small_a_difference_can_be_told(run: Run) -> None:
+    learned = [c for c in run.cells if c.status == "ok" and c.decisions.label == "learned"]
+    cell = next(c for c in learned if c.name == "compaction" and c.batch_size == 4)
+    assert cell.again is not None and cell.again.low <= cell.again.value <= cell.again.high
+    samples = run.samples(cell.group_id)
+    totals = samples.groupby(["arm", "round"])["duration_ns"].sum().unstack("round")
+    again = (totals.loc["baseline:plain"] / totals.loc["baseline:plain, again"]).median()
+    assert cell.again.value == pytest.approx(float(again), rel=0.05)
+    (speedup,) = cell.speedups
+    assert speedup.resolution == resolution(cell.again)
+    assert not [c for c in run.cells if "again" in c.name]  # no result of its own
+    (sweep,) = {c.again for c in run.cells if c.status == "ok" and c.decisions.label != "learned"}
+    assert sweep is None
+
+
+def test_the_witnesses_of_a_group_are_stored_with_its_cells(run: Run) -> None:
+    cells = [c for c in run.cells if c.status == "ok"]
+    for cell in cells:
+        assert cell.witnesses is not None and cell.witnesses.window_s > 0
+        assert isinstance(cell.witnesses.control_us, float) and cell.witnesses.control_us > 0
+    assert len({c.witnesses.window_s for c in cells if c.witnesses}) == len({c.group_id for c in cells})
 
 
 def test_answers_were_checked_and_accuracy_is_given_for_both_sides(run: Run) -> None:

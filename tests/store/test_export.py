@@ -12,7 +12,7 @@ import pytest
 from dynbench.errors import UserError
 from dynbench.store.export import export
 from dynbench.store.run import Run, RunWriter
-from dynbench.store.schema import Cell
+from dynbench.store.schema import SCHEMA_VERSION, Cell
 from tests.store.records import cell, manifest, sample
 
 OTHER = "net/learned/cpu/b1/float32/t1"
@@ -100,7 +100,7 @@ def test_samples_keep_their_nanoseconds(run: Run, tmp_path: Path) -> None:
 def test_json_is_one_document_that_holds_the_run(run: Run, tmp_path: Path) -> None:
     (file,) = export(run, ["json"], tmp_path / "out")
     document = json.loads(file.read_text(encoding="utf-8"))
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == SCHEMA_VERSION
     assert document["manifest"]["run_id"] == "r"
     assert [Cell.model_validate(c) for c in document["cells"]] == run.cells
 

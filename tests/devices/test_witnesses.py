@@ -1,0 +1,61 @@
+"""What the witnesses of a measurement say."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from dynbench.devices import witnesses
+from dynbench.devices.cpu import Cpu
+from dynbench.devices.fake import FakeDevice
+from dynbench.devices.witnesses import CONTROL_CALLS, Watch
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, kernel_ns: list[int]) -> Watch:
+    """A watch whose control kernel takes these times, one after the other."""
+    device, times = FakeDevice(), iter(kernel_ns)
+    monkeypatch.setattr(witnesses, "control_kernel", lambda d: lambda: d.work(next(times)))
+    watch = Watch(device)
+    for _ in range(len(kernel_ns) // CONTROL_CALLS):
+        watch.tick()
+    return watch
+
+
+def test_the_control_kernel_tells_its_median_and_its_drift(monkeypatch: pytest.MonkeyPatch) -> None:
+    slower = [100_000] * 3 * CONTROL_CALLS + [150_000] * 3 * CONTROL_CALLS
+    found = watched(monkeypatch, slower).end()
+    assert found.control_us == pytest.approx(125) and found.control_drift == pytest.approx(0.5)
+
+
+def test_too_few_control_samples_are_said_to_be_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = watched(monkeypatch, []).end()
+    assert found.control_us == found.control_drift == "unavailable: timed 0 times"
+
+
+def test_lost_time_is_a_share_of_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, lost = [10.0], [(1.0, 2.0)]
+    monkeypatch.setattr(witnesses, "lost_s", lambda: lost[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    watch = Watch(Cpu())
+    now[0], lost[0] = 14.0, (1.4, 4.0)
+    found = watch.end()
+    assert (found.window_s, found.stolen, found.waited) == pytest.approx((4.0, 0.1, 0.5))
+
+
+def test_a_system_that_tells_nothing_is_unavailable_and_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(witnesses, "lost_s", lambda: (None, None))
+    monkeypatch.setattr(witnesses.psutil, "cpu_freq", lambda: None)
+    monkeypatch.setattr(witnesses.psutil, "sensors_temperatures", dict, raising=False)
+    found = Watch(Cpu()).end()
+    for fact in (found.stolen, found.waited, found.clock_mhz, found.clock_drift, found.temperature_c):
+        assert str(fact).startswith("unavailable: the system ")
+
+
+def test_the_real_control_kernel_takes_time() -> None:
+    watch = Watch(Cpu())
+    for _ in range(4):
+        watch.tick()
+    found = watch.end()
+    assert isinstance(found.control_us, float) and found.control_us > 0
+    assert isinstance(found.control_drift, float) and found.window_s > 0
