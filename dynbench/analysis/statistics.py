@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -81,6 +82,50 @@ def median_interval(ratios: ArrayLike, confidence: float = 0.95) -> Interval:
         low, high = x.mean() - half, x.mean() + half
     value, low, high = (float(v) for v in np.exp([np.median(x), low, high]))
     return Interval(value=value, low=min(low, value), high=max(high, value), confidence=confidence)
+
+
+def nested_interval(
+    ratios: Sequence[ArrayLike], confidence: float = 0.95, *, resamples: int = 400, seed: int = 0
+) -> Interval:
+    """The ratio that another process would show, from rounds within processes: two-level bootstrap, Student's t.
+
+    Rounds of one process share what that process got (where its memory lies, which core it runs on), so they say little
+    about the next one. Resampled are processes, and within each of them rounds (Kalibera and Jones, "Rigorous
+    benchmarking in reasonable time", ISMM 2013, section 6); a resample's value is the mean over its processes of the
+    median logarithm. With few processes the percentiles of that are too narrow (they cannot leave the range that was
+    seen), so its standard deviation is taken, for m processes times sqrt(m / (m - 1)), and Student's t of m - 1 degrees
+    of freedom. Coverage in simulation (3 to 8 processes that differ by 0 to 3 %, rounds with 1 and 5 % noise, slow modes
+    of either arm), nominal 95 %: 94 to 100 %; the most where processes do not differ, as then the noise of the rounds
+    counts twice.
+
+    Args:
+        ratios: per process [rounds], positive.
+        confidence: of the interval, between 0 and 1.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        The geometric mean over the processes of their median ratio, with its interval.
+
+    Raises:
+        ValueError: fewer than 2 processes, one without rounds, or a ratio that is not positive and finite.
+    """
+    from scipy.special import stdtrit  # imported only where it is needed: it takes a while
+
+    logs = [np.log(_positive(np.asarray(r, np.float64), "ratios")) for r in ratios]
+    m = len(logs)
+    if m < 2 or any(x.ndim != 1 or x.size == 0 for x in logs):
+        raise ValueError(f"a nested interval needs 2 processes or more with rounds each, got {[x.shape for x in logs]}")
+    draw = np.random.default_rng(seed)
+    # medians of resampled rounds, [process, resample]; then processes are drawn
+    again = np.stack([np.median(x[draw.integers(x.size, size=(resamples * 2, x.size))], axis=1) for x in logs])
+    picked = draw.integers(m, size=(resamples, m))
+    which = draw.integers(resamples * 2, size=(resamples, m))
+    spread = float(again[picked, which].mean(1).std(ddof=1)) * math.sqrt(m / (m - 1))
+    centre = float(np.mean([np.median(x) for x in logs]))
+    half = float(stdtrit(m - 1, (1 + confidence) / 2)) * spread
+    value, low, high = (math.exp(v) for v in (centre, centre - half, centre + half))
+    return Interval(value=value, low=low, high=high, confidence=confidence)
 
 
 def half_width(interval: Interval) -> float:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dynbench.analysis.statistics import (
     half_width,
     median_interval,
+    nested_interval,
     percentile,
     ratio_of_totals,
     samples_needed,
@@ -94,3 +95,49 @@ def test_tukey_classifies_and_drops_nothing() -> None:
     assert classes[-4:].tolist() == [1, 2, -1, -2]
     assert not classes[:-4].any()
     assert tukey([]).size == 0
+
+
+def processes(seed: int, m: int, between: float, noise: float, slow: float = 0.0) -> list[np.ndarray]:
+    """Ratios whose truth is 1: processes differ by `between`, rounds by `noise`, some rounds of either arm are slow."""
+    draw = np.random.default_rng(seed)
+    logs = draw.normal(0, between, (m, 1)) + draw.normal(0, noise, (m, 30))
+    modes = (draw.random((2, m, 30)) < 0.2) * slow
+    return list(np.exp(logs + modes[0] - modes[1]))
+
+
+@pytest.mark.parametrize("m", [3, 5])
+@pytest.mark.parametrize(
+    ("between", "noise", "slow"), [(0.0, 0.01, 0.0), (0.005, 0.01, 0.3), (0.03, 0.01, 0.0), (0.03, 0.05, 0.3)]
+)
+def test_nested_intervals_cover_the_truth_of_another_process(m: int, between: float, noise: float, slow: float) -> None:
+    covered = 0
+    for seed in range(150):
+        found = nested_interval(processes(seed, m, between, noise, slow), resamples=200)
+        covered += found.low <= 1 <= found.high
+    assert covered >= 0.91 * 150  # nominal 95 %, less two standard errors
+
+
+def test_intervals_of_one_process_do_not_cover_another_one_and_nested_ones_do() -> None:
+    flat = nested = 0
+    for seed in range(100):
+        ratios = processes(seed, 5, 0.03, 0.005)
+        one = median_interval(np.concatenate(ratios))
+        flat += one.low <= 1 <= one.high
+        found = nested_interval(ratios, resamples=200)
+        nested += found.low <= 1 <= found.high
+    assert flat < 70 < 90 <= nested
+
+
+def test_a_nested_interval_is_the_mean_over_processes_and_narrower_with_more_of_them() -> None:
+    few, many = (nested_interval(processes(1, m, 0.01, 0.01)) for m in (3, 8))
+    assert half_width(many) < half_width(few)
+    assert nested_interval([[2.0, 2.0], [0.5, 0.5]]).value == pytest.approx(1.0)
+    sure = nested_interval([[1.1] * 5] * 4)
+    assert (sure.low, sure.high) == pytest.approx((1.1, 1.1))
+    assert nested_interval(processes(1, 3, 0.01, 0.01)) == few  # the same every time
+
+
+@pytest.mark.parametrize("ratios", [[[1.0, 1.1]], [[1.0], []], [[1.0], [0.0]], [[1.0], [math.inf]]])
+def test_nested_intervals_need_two_processes_with_rounds(ratios: list[list[float]]) -> None:
+    with pytest.raises(ValueError, match=r"2 processes or more|positive"):
+        nested_interval(ratios)
