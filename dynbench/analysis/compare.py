@@ -200,3 +200,55 @@ def _exact(old: Cell, new: Cell) -> Iterator[str]:
         one, other = read(old), read(new)
         if isinstance(one, (int, float)) and isinstance(other, (int, float)) and one != other:
             yield f"{what}: {one:,.6g} -> {other:,.6g}"
+
+
+@dataclass(frozen=True)
+class Exact:
+    """A quantity that does not depend on the clock, in both runs."""
+
+    what: str
+    before: str
+    after: str
+
+    @property
+    def same(self) -> bool:
+        """Whether both runs say the same."""
+        return self.before == self.after
+
+
+def exact_quantities(a: Run, b: Run) -> list[Exact]:
+    """What another run of the same thing must show again exactly: inputs, weights, decisions, FLOPs, outcomes.
+
+    A workload, or a cell, that one of the runs does not have is a difference, too.
+    """
+    rows = []
+    for name in dict.fromkeys([*a.manifest.workloads, *b.manifest.workloads]):
+        one, other = (r.manifest.workloads.get(name) for r in (a, b))
+        told = [("inputs", "stream_hash"), ("weights", "weights_sha256")]
+        rows += [
+            Exact(f"{what} of {name}", *(_hash(i and getattr(i, key)) for i in (one, other))) for what, key in told
+        ]
+        labels = dict.fromkeys(label for i in (one, other) if i is not None for label in i.trace_hashes)
+        rows += [
+            Exact(f"decisions of {name}, {label}", *(_hash(i and i.trace_hashes.get(label)) for i in (one, other)))
+            for label in labels
+        ]
+    before, after = ({c.cell_id: c for c in run.cells} for run in (a, b))
+    for cell_id in dict.fromkeys([*before, *after]):
+        cells = [before.get(cell_id), after.get(cell_id)]
+        rows.append(Exact(f"outcome of {cell_id}", *("not there" if c is None else c.status for c in cells)))
+        for what, key in (("executed", "executed"), ("required", "required_total")):
+            if any(c is not None and c.flops is not None for c in cells):
+                rows.append(Exact(f"{what} FLOPs of {cell_id}", *(_count(c, key) for c in cells)))
+    return rows
+
+
+def _hash(value: object) -> str:
+    return str(value)[:12] if value else "none"
+
+
+def _count(cell: Cell | None, key: str) -> str:
+    if cell is None or cell.flops is None:
+        return "not counted"
+    found = getattr(cell.flops, key)
+    return f"unavailable: {found.unavailable}" if isinstance(found, Unavailable) else f"{found:,.0f}"

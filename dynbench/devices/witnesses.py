@@ -55,13 +55,17 @@ class Watch:
     """
 
     def __init__(self, device: Device) -> None:
-        self._device, self._kernel = device, control_kernel(device)
+        self._device = device
+        self._kernel: Callable[[], object] | None = None  # made when it is first wanted: it takes torch
         self._control_ns: list[int] = []
         self._begin_s, self._lost, self._switches = time.monotonic(), lost_s(), _switches()
         self._clock, _, _ = _state(device)
 
     def tick(self) -> None:
         """Times the control kernel once; between rounds."""
+        if self._kernel is None:
+            self._kernel = control_kernel(self._device)
+            self._kernel()
         start = self._device.clock_ns()
         for _ in range(CONTROL_CALLS):
             self._kernel()

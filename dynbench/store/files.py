@@ -44,6 +44,19 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
             aside.unlink()
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in one step.
+
+    Raises:
+        UserError: the folder is not writable, or the disk is full.
+    """
+
+    def write(aside: Path) -> None:
+        aside.write_text(text, encoding="utf-8")
+
+    write_aside(path, write)
+
+
 def append_line(path: Path, line: str) -> None:
     """Adds a line and waits until it is on the disk.
 

@@ -1,0 +1,110 @@
+"""`dynbench check`: the gate for CI."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dynbench.cli.common import Names, Sizes, data_option, device_option, flat
+
+CANNOT_TELL = 3
+
+
+def _file(option: str, what: str) -> Any:
+    return click.option(option, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=what)
+
+
+@click.command("check", short_help="The gate for CI: is this change slower than its base?")
+@click.argument("workload", metavar="WORKLOAD|FILE.toml")
+@click.option("--base", metavar="REVISION", help="What to compare with, such as origin/main: measured in the same job.")
+@_file("--baseline", "Instead of a base: what --save wrote; compared through a static network that is measured again.")
+@_file("--save", "Write a baseline file; nothing is judged.")
+@click.option("--strategy", "strategies", type=Names(), multiple=True, help="[default: the first of cascading, "
+              "compaction, batch_union, masking that fits]")  # fmt: skip
+@click.option("--batch", "batch_sizes", type=Sizes(), multiple=True, help="[default: the largest of the workload]")
+@device_option
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="CPU threads.")
+@click.option("--time", "seconds", type=click.FloatRange(5), default=60.0, show_default=True, metavar="S",
+              help="Seconds for everything.")  # fmt: skip
+@click.option("--matters", type=click.FloatRange(0, min_open=True), default=3.0, show_default=True, metavar="PERCENT",
+              help="Smallest change of time that matters; smaller ones may be called SAME.")  # fmt: skip
+@click.option(
+    "--accept", type=Names(), multiple=True, help="What may change without failing: answers, decisions, work."
+)
+@click.option("--same-environment", is_flag=True, help="Run the base with the installed packages, also where its "
+              "dependency files differ.")  # fmt: skip
+@data_option
+@_file("--markdown", "Write the summary there; in a GitHub Action it is also put on the job's page.")
+@_file("--junit", "Write JUnit XML.")
+@_file("--json", "Write everything as JSON.")
+@_file("--github-action-benchmark", "Write JSON for github-action-benchmark (customSmallerIsBetter).")
+@_file("--bencher", "Write JSON in Bencher's metric format.")
+def command(
+    workload: str, base: str | None, baseline: Path | None, save: Path | None, strategies: tuple[list[str], ...],
+    batch_sizes: tuple[list[int], ...], device: str, threads: int, seconds: float, matters: float,
+    accept: tuple[list[str], ...], same_environment: bool, data_dir: Path | None, **outputs: Path | None,
+) -> None:  # fmt: skip
+    """Measure WORKLOAD as it is here (the head) against a base revision, both at once, and say which is slower.
+
+    The base is checked out beside the working tree; both sides run in processes of their own, with their own source
+    first on the path, in turns of one batch. The base takes part twice, which tells how small a difference this machine
+    can show now. A difference is said only if a second series of fresh processes shows it, too. Answers, decisions,
+    FLOPs and operator calls must be the same, unless accepted.
+
+    \b
+    Exit code 0: no regression
+              1: a confirmed one: slower, other answers or decisions, or more work
+              2: bad use
+              3: could not tell
+    """  # noqa: D301
+    from dynbench import devices
+    from dynbench.experiment.check import ACCEPTED, CannotTell, check
+    from dynbench.experiment.spec import Options, load_spec
+
+    accepted = flat(accept) or []
+    if unknown := [a for a in accepted if a not in ACCEPTED]:
+        raise click.UsageError(f"--accept {unknown[0]}: what may change is {', '.join(ACCEPTED)}")
+    ways = [base is not None, baseline is not None, save is not None]
+    if sum(ways) != 1:
+        raise click.UsageError("give one of --base REVISION, --baseline FILE and --save FILE")
+    sizes = flat(batch_sizes) or [max(load_spec(workload).run.batch_sizes)]
+    options = Options(
+        device=devices.device(device).name, threads=threads, strategies=flat(strategies), batch_sizes=sizes,
+        data_dir=data_dir,
+    )  # fmt: skip
+    try:
+        gate = check(
+            workload, options, base=base, baseline=baseline, save=save, seconds=seconds, matters=matters / 100,
+            accept=accepted, same_environment=same_environment, say=lambda text: click.echo(text, err=True),
+        )  # fmt: skip
+    except CannotTell as e:
+        click.echo(f"Could not tell: {' '.join(str(e).split())}", err=True)
+        raise click.exceptions.Exit(CANNOT_TELL) from e
+    if save is not None:
+        click.echo(f"baseline: {save}")
+        return
+    _write(gate, outputs)
+    if gate.exit_code:
+        raise click.exceptions.Exit(gate.exit_code)
+
+
+def _write(gate: Any, outputs: dict[str, Path | None]) -> None:
+    from dynbench.store import gate as forms
+    from dynbench.store.files import write_text
+
+    markdown = forms.to_markdown(gate)
+    click.echo(markdown, nl=False)
+    made = {
+        "markdown": lambda: markdown, "junit": lambda: forms.to_junit(gate),
+        "json": lambda: gate.model_dump_json(indent=1) + "\n", "bencher": lambda: forms.to_bencher(gate),
+        "github_action_benchmark": lambda: forms.to_github_action_benchmark(gate),
+    }  # fmt: skip
+    for name, make in made.items():
+        if (file := outputs[name]) is not None:
+            write_text(file, make())
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(summary).open("a", encoding="utf-8") as page:
+            page.write(markdown)

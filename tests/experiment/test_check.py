@@ -1,0 +1,128 @@
+"""The gate on a small repository with real processes. What the clock says is not asserted here, but for what it may."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dynbench.errors import UserError
+from dynbench.experiment.check import answers_differ, check, exact_changes
+from dynbench.experiment.spec import Options
+from dynbench.experiment.trees import CannotTell, git
+from dynbench.store.gate import Gate
+
+TINY = Path(__file__).parent / "tiny"
+OPTIONS = Options(threads=1, batch_sizes=[4])
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny network in a repository of its own, committed as 'main'."""
+    monkeypatch.setenv("DYNBENCH_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "repo"
+    shutil.copytree(TINY, root, ignore=shutil.ignore_patterns("__pycache__"))
+    git(tmp_path, "init", "-q", "-b", "main", str(root))
+    git(root, "config", "user.email", "a@b.c")
+    git(root, "config", "user.name", "a")
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "-m", "first")
+    return root
+
+
+def edit(root: Path, old: str, new: str, file: str = "net.py") -> None:
+    text = (root / file).read_text()
+    assert old in text
+    (root / file).write_text(text.replace(old, new))
+
+
+def checked(root: Path, **changes: object) -> Gate:
+    return check(str(root / "tiny.toml"), OPTIONS, **{"base": "main", "seconds": 5.0, **changes})  # type: ignore[arg-type]
+
+
+def no_worktree_is_left(root: Path) -> bool:
+    return len(git(root, "worktree", "list").splitlines()) == 1
+
+
+def test_the_same_code_has_the_same_answers_and_work_and_is_not_found_slower_beyond_doubt(repository: Path) -> None:
+    gate = checked(repository)
+    (cell,) = gate.cells
+    assert cell.name == "cascading, batch 4" and cell.exact == []
+    assert cell.laps >= 3 * cell.processes >= 9 and cell.again.low <= cell.again.value <= cell.again.high
+    assert gate.base.startswith("main (") and gate.exit_code in (0, 3)
+    assert no_worktree_is_left(repository)
+
+
+def test_more_work_and_other_answers_are_regressions_unless_accepted(repository: Path) -> None:
+    edit(repository, "x = self.stem(x)", "x = self.stem(x) + 0 * self.stem(self.stem(x)[:, :8]) + 0.5")
+    (cell,) = checked(repository).cells
+    found = {e.what: e.regression for e in cell.exact}
+    assert found.keys() >= {"executed FLOPs", "required FLOPs", "operator calls", "answers"} and all(found.values())
+    gate = checked(repository, accept=["work", "answers", "decisions"])
+    assert gate.cells[0].exact and not any(e.regression for e in gate.cells[0].exact)
+
+
+def test_a_base_that_does_not_import_leaves_the_outcome_open(repository: Path) -> None:
+    good = (repository / "net.py").read_text()
+    (repository / "net.py").write_text("raise RuntimeError('half done')\n")
+    git(repository, "commit", "-qam", "broken")
+    (repository / "net.py").write_text(good)
+    with pytest.raises(CannotTell, match=r"base: .*half done"):
+        checked(repository)
+    assert no_worktree_is_left(repository)
+
+
+def test_a_head_that_cannot_be_built_is_bad_use(repository: Path) -> None:
+    edit(repository, 'model = "net.py:make"', 'model = "net.py:mak"', "tiny.toml")
+    with pytest.raises(UserError, match="no function 'mak'"):
+        checked(repository)
+
+
+def test_a_workload_or_inputs_that_the_base_has_not_leave_the_outcome_open(repository: Path) -> None:
+    shutil.copy(repository / "tiny.toml", repository / "new.toml")
+    with pytest.raises(CannotTell, match=r"main has no new\.toml"):
+        check(str(repository / "new.toml"), OPTIONS, base="main", seconds=5.0)
+    edit(repository, "default_rng(", "default_rng(1 + ")
+    with pytest.raises(CannotTell, match="the inputs are others than the base's"):
+        checked(repository)
+    assert no_worktree_is_left(repository)
+
+
+def test_a_baseline_file_is_compared_through_the_static_network(repository: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "baseline.json"
+    checked(repository, base=None, save=saved)
+    gate = checked(repository, base=None, baseline=saved)
+    (cell,) = gate.cells
+    assert cell.exact == [] and gate.base == str(saved) and gate.exit_code in (0, 3)
+    text = saved.read_text()
+    saved.write_text(text.replace('"machine": "', '"machine": "another '))
+    with pytest.raises(CannotTell, match="measured with another machine"):
+        checked(repository, base=None, baseline=saved)
+    for content, said in (("{}", "no baseline that"), ("{", "is not JSON")):
+        saved.write_text(content)
+        with pytest.raises(UserError, match=said):
+            checked(repository, base=None, baseline=saved)
+
+
+def test_counted_changes_are_told_and_only_more_is_a_regression() -> None:
+    one = {"executed FLOPs": 10.0, "required FLOPs": 8.0, "operator calls": 3.0, "host waits": "unavailable: a CPU",
+           "decisions": "a" * 64}  # fmt: skip
+    assert list(exact_changes(one, one)) == []
+    other = one | {"executed FLOPs": 12.0, "operator calls": 2.0, "host waits": 4.0, "decisions": "b" * 64}
+    found = {e.what: (e.regression, e.text) for e in exact_changes(one, other)}
+    assert found == {
+        "executed FLOPs": (True, "executed FLOPs: 10 -> 12 (+20.0 %)"),
+        "operator calls": (False, "operator calls: 3 -> 2 (-33.3 %)"),
+        "decisions": (True, f"decisions differ: {'a' * 12} -> {'b' * 12}"),
+    }
+
+
+def test_answers_may_differ_by_rounding_only() -> None:
+    one = {"0.0": np.array([1.0, -4.0])}
+    assert answers_differ(one, {"0.0": np.array([1.0 + 1e-5, -4.0])}) is None
+    assert "by up to 0.25" in str(answers_differ(one, {"0.0": np.array([2.0, -4.0])}))
+    assert answers_differ(one, {"0.0": np.array([np.nan, -4.0])}) == "some are not finite on one side only"
+    assert answers_differ(one, {"0.0": np.zeros(3)}) == answers_differ(one, {}) == "they have another shape"
+    assert answers_differ({"0.0": np.array([1, 2])}, {"0.0": np.array([1, 2])}) is None
