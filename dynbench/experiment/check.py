@@ -121,10 +121,12 @@ class Nursery:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self._address)
         self._listener.listen()
-        self._process = subprocess.Popen(
-            [python, "-m", "dynbench.experiment.side"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, env=env, start_new_session=True, cwd=tree,
-        )  # fmt: skip
+        self._words = folder / "stderr"
+        with self._words.open("w") as words:
+            self._process = subprocess.Popen(
+                [python, "-m", "dynbench.experiment.side"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=words, text=True, env=env, start_new_session=True, cwd=tree,
+            )  # fmt: skip
 
     def ready(self) -> None:
         """Waits until it is.
@@ -132,9 +134,10 @@ class Nursery:
         Raises:
             SideError: it ended.
         """
-        assert self._process.stdout is not None and self._process.stderr is not None
+        assert self._process.stdout is not None
         if self._process.stdout.readline() != "ready\n":
-            words = self._process.stderr.read().strip().splitlines() or ["no reason given"]
+            self._process.wait()
+            words = self._words.read_text(errors="replace").strip().splitlines() or ["no reason given"]
             raise SideError(f"its process does not start: {words[-1]}", "Died")
 
     def fork(self) -> Child:
@@ -217,7 +220,6 @@ def check(
     request = {"options": options.model_dump(mode="json")}
     stored = None if baseline is None else _stored(baseline)
     with contextlib.ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dynbench-check-")))
 
         def nursery(python: str, tree: Path) -> Nursery:
             folder = Path(tempfile.mkdtemp(dir=scratch))
@@ -227,6 +229,7 @@ def check(
 
         if base is None:
             root = _root_or_folder(spec.file)
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dynbench-check-")))
             names = first_party(root)
             mine = nursery(sys.executable, root)
             head = {**request, "file": str(spec.file), "tree": str(root), "names": names}
@@ -240,6 +243,7 @@ def check(
                 raise UserError(f"{spec.file} does not lie in the repository {root}")
             commit = commit_of(root, base)
             tree = stack.enter_context(worktree(root, commit))
+            scratch = tree.parent  # goes with the worktree, also where this process is killed
             file = tree / spec.file.relative_to(root)
             if not file.is_file():
                 raise CannotTell(f"{base} has no {spec.file.relative_to(root)}: there is nothing to compare with")

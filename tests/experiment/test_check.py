@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from dynbench.errors import UserError
@@ -87,6 +92,28 @@ def test_a_workload_or_inputs_that_the_base_has_not_leave_the_outcome_open(repos
     edit(repository, "default_rng(", "default_rng(1 + ")
     with pytest.raises(CannotTell, match="the inputs are others than the base's"):
         checked(repository)
+    assert no_worktree_is_left(repository)
+
+
+def test_a_killed_check_leaves_nothing_behind(repository: Path) -> None:
+    command = [sys.executable, "-m", "dynbench", "check", "tiny.toml", "--base", "main", "--time", "60"]
+    child = subprocess.Popen(
+        command, cwd=repository, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert child.stderr is not None
+    assert child.stderr.readline().startswith("set 1:")
+    assert not no_worktree_is_left(repository)
+    sides = [p for p in psutil.Process(child.pid).children(recursive=True) if "dynbench.experiment.side" in p.cmdline()]
+    assert len(sides) >= 2
+    child.kill()
+    child.wait()
+    gone, alive = psutil.wait_procs(sides, timeout=60)
+    assert not alive and len(gone) == len(sides)
+    for _ in range(200):
+        if no_worktree_is_left(repository):
+            break
+        time.sleep(0.1)
     assert no_worktree_is_left(repository)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import tomllib
+from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +56,22 @@ def variant(figure: Figure) -> str:
     return " on ".join(filter(None, [said or "as it is", shape]))
 
 
-def table() -> str:
-    """Model, variant, quantity, published, ours, how far apart, status, source."""
-    rows = []
-    for f in figures():
-        ours = quantity(counted(f["model"], f.get("args", {}), f.get("input")), f["quantity"])
+def table(rows: list[Figure]) -> str:
+    """Model, variant, quantity, published, ours, how far apart, status, source; of rows of one model."""
+    cost = cache(lambda key: counted(*json.loads(key)))
+    lines = []
+    for f in rows:
+        key = json.dumps([f["model"], f.get("args", {}), f.get("input")])
+        ours = quantity(cost(key), f["quantity"])
         apart = f"{ours / f['published'] - 1:+.2%}"
-        rows.append(
+        lines.append(
             [f["model"], variant(f), f["quantity"], f"{f['published']:,.0f}", f"{ours:,.0f}", apart, f["status"]]
             + [f["source"]]
         )
     headers = ["model", "variant", "quantity", "published", "ours", "apart", "status", "source"]
-    return tabulate(rows, headers, disable_numparse=True)
+    return tabulate(lines, headers, disable_numparse=True)
 
 
 if __name__ == "__main__":
-    print(table())
+    for _, rows in groupby(figures(), lambda f: f["model"]):  # each as soon as it is counted
+        print(table(list(rows)), end="\n\n", flush=True)
