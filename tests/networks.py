@@ -193,7 +193,8 @@ class Generated(nn.Module):
         super().__init__()
         self.tasks = nn.Embedding(tasks, d)
         self.layers = nn.ModuleList(
-            Weights(f"task{i}", lambda c: c, lambda c: self.tasks(c), ScaledLinear(d, d), codes=tasks) for i in range(2)
+            Weights(f"task{i}", lambda c: c, lambda c: self.tasks(c), ScaledLinear(d, d), codes=tasks, together=i > 0)
+            for i in range(2)
         )
 
     def forward(self, x: Tensor, task: Tensor) -> Tensor:

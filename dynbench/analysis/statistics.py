@@ -94,9 +94,9 @@ def nested_interval(
     benchmarking in reasonable time", ISMM 2013, section 6); a resample's value is the mean over its processes of the
     median logarithm. With few processes the percentiles of that are too narrow (they cannot leave the range that was
     seen), so its standard deviation is taken, for m processes times sqrt(m / (m - 1)), and Student's t of m - 1
-    degrees of freedom. Coverage in simulation (3 to 8 processes that differ by 0 to 3 %, rounds with 1 and 5 % noise, slow modes
-    of either arm), nominal 95 %: 94 to 100 %; the most where processes do not differ, as then the noise of the rounds
-    counts twice.
+    degrees of freedom. Coverage in simulation (3 to 8 processes that differ by 0 to 3 %, rounds with 1 and 5 % noise,
+    slow modes of either arm), nominal 95 %: 94 to 100 %; the most where processes do not differ, as then the noise of
+    the rounds counts twice.
 
     Args:
         ratios: per process [rounds], positive.

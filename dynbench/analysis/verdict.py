@@ -26,6 +26,8 @@ def verdict(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> str:
     """
     mine = [c for c in cells if c.workload == info.name]
     arms = [c for c in mine if c.arm == "strategy" and c.name != "dense"]
+    if not arms and not info.points:
+        return _static(info, mine, device_phrase)
     if not arms:
         return f"{info.title}: no dynamic strategy was measured."
     timed = [c for c in arms if c.status == "ok" and primary_speedup(c) is not None]
@@ -44,6 +46,22 @@ def verdict(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> str:
     else:
         sentences.append(f"Nothing was timed: {_reasons(arms)}.")
     return " ".join(sentences)
+
+
+def _static(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> str:
+    """Of networks without decisions: what each gave against the primary one."""
+    head = f"{info.title}: nothing depends on the input"
+    timed = [c for c in cells if c.status == "ok" and primary_speedup(c) is not None]
+    if not timed:
+        return f"{head}."
+    largest = max(c.batch_size for c in timed)
+    said = ", ".join(
+        f"{c.name if c.arm == 'baseline' else info.model.rpartition(':')[2]} {_with_interval(_speedup(c))[0]}"
+        f"{_doubt(c)}"
+        for c in timed
+        if c.batch_size == largest
+    )
+    return f"{head}. On {device_phrase} at batch {largest}, against {_speedup(timed[0]).baseline}: {said}."
 
 
 def _source(arms: list[Cell]) -> Decisions:

@@ -7,7 +7,22 @@ from typing import Any
 import click
 
 from dynbench import __version__
-from dynbench.cli import cost, doctor, export, partition, report, run, show, train, verify
+from dynbench.cli import (
+    check,
+    compare,
+    cost,
+    doctor,
+    export,
+    history,
+    partition,
+    report,
+    reproduce,
+    run,
+    search,
+    show,
+    train,
+    verify,
+)
 from dynbench.errors import DynbenchError, UserError
 
 __all__ = ["main"]
@@ -53,5 +68,8 @@ def main() -> None:
     """
 
 
-for command in (run, show, cost, partition, verify, doctor, train, report, export):
+_IN_ORDER = (
+    run, show, cost, partition, search, verify, doctor, train, report, check, compare, reproduce, history, export,
+)  # fmt: skip
+for command in _IN_ORDER:
     main.add_command(command.command)

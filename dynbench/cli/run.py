@@ -62,6 +62,7 @@ class _KeepsArguments(click.Command):
     "--resume", type=click.Path(path_type=Path), metavar="DIR",
     help="Go on with the run in DIR, as it was asked for; give nothing else.",
 )  # fmt: skip
+@click.option("--history", metavar="PATH|URL", help="Record the run here when it ends; see `dynbench history`.")
 @click.option(
     "--dry-run", is_flag=True, help="Show what would be measured, what is refused and why, and how long it takes."
 )
@@ -107,6 +108,7 @@ def _run(
     time_limit_s: float | None,
     out: Path | None,
     dry_run: bool,
+    history: str | None,
     **others: Any,
 ) -> int:
     from dynbench import devices
@@ -123,6 +125,8 @@ def _run(
         **others,
     )
     out = out or RUNS / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{options.device.replace(':', '')}"
+    if history is not None and not dry_run:
+        _check_history(history)
     with Terminal() as terminal:
         result = run_experiment(
             chosen_workloads(workloads), options, out,
@@ -136,7 +140,28 @@ def _run(
         from dynbench.cli.report import write
 
         write(out)
+        if history is not None:
+            _record(out, history)
     return INTERRUPTED if result.interrupted else int(bool(result.failures))
+
+
+def _check_history(address: str) -> None:
+    """Before anything is measured: can the run be recorded when it ends?"""
+    from dynbench.store.history import History, has_password
+
+    if has_password(address):
+        raise UserError(
+            "--history with a password would be stored with the run, as part of its command; give the password by "
+            "PGPASSWORD or ~/.pgpass"
+        )
+    History.open(address, create=True)
+
+
+def _record(out: Path, address: str) -> None:
+    from dynbench.store.history import record
+
+    done = record(out, address)
+    click.echo(f"history: {done.added + done.changed} cells recorded in {address}")
 
 
 def _print_plan(plan: Plan) -> None:

@@ -26,6 +26,8 @@ INPUTS = {
     "shapes": "SHAPES: questions about coloured shapes on a grid, generated, or released ones from a folder",
     "text": "bytes of a text, by default an excerpt of Shakespeare",
     "with_expert": "other labelled images, with what an expert would say of each as one more plane",
+    "attribute_objects": "coloured shapes; some pairs of colour and shape are never in the training part",
+    "image_features": "made-up features of images, as a frozen network would give them",
     "digit_tasks": "images of digits, with which questions are asked about each as one more plane",
 }
 SPLITS = ("train", "validation", "test")

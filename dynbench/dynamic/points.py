@@ -432,6 +432,8 @@ class Weights(DecisionPoint):
         codes: where a code is the number of a task or a width, [n] long: how many there are, for made-up decisions.
         shared: items may have the same code. False: it is computed from each item, real numbers such as the shares of
             a mixture; then there is nothing to choose between, to record or to group by, and it is no decision.
+        together: `layer(x, params)` costs no more than the layers made for each code, as where params only scale rows:
+            items of several codes need not be parted, and it is enough to keep their params.
     """
 
     def __init__(
@@ -443,10 +445,11 @@ class Weights(DecisionPoint):
         *,
         codes: int | None = None,
         shared: bool = True,
+        together: bool = False,
     ) -> None:
         super().__init__(name)
         self.choose, self.generate, self.layer = choose, generate, layer
-        self.codes, self.shared = codes, shared
+        self.codes, self.shared, self.together = codes, shared, together
 
     def parts(self) -> Iterator[nn.Module]:
         """Choose, generate and the layer."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dynbench.dynamic import Execution, Trace, Weights, points
+from dynbench.dynamic import DecisionPoint, Execution, Trace, Weights, Width, points
 from dynbench.dynamic.sources import edge
 from dynbench.experiment.build import Prepared, prepare
 from dynbench.experiment.diagnose import ERROR_FACTOR, ERROR_FLOOR, answers, output_error
@@ -113,9 +113,14 @@ def _traces(model: nn.Module, x: torch.Tensor) -> dict[str, Trace]:
     everything.run(model, x)
     assert own.trace is not None and everything.trace is not None
     traces = {"learned": own.trace}
-    if not any(isinstance(p, Weights) for p in points(model).values()):
+    if all(_can_be_made_up(p) for p in points(model).values()):
         traces |= {kind: edge(everything.trace, model, kind) for kind in EDGES}
     return traces
+
+
+def _can_be_made_up(point: DecisionPoint) -> bool:
+    """Not codes of which nobody knows how many there are; where items have weights of their own, none is decided."""
+    return not isinstance(point, Weights) or isinstance(point, Width) or point.codes is not None or not point.shared
 
 
 def _different(trace: Trace, other: Trace) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from dynbench.dynamic import Choice, Exits, Loop, Pick, Program, Route, Skip, outside
+from dynbench.dynamic import Choice, Exits, Loop, Pick, Program, Route, Skip, Weights, outside
 from dynbench.dynamic.items import map_items, row
 from dynbench.meters.flops import FlopCounter
 from dynbench.meters.params import count_params
@@ -29,8 +29,8 @@ def cost(model: nn.Module, *example: Any) -> dict[str, Any]:
         `exits`: for each exit of each Exits, the MACs of a sample that leaves there: everything outside the Exits,
             and its stages and heads so far. Bodies of nested points are run; gates and policies are not counted.
         `decision_points`: `name`, `kind`, `region_macs` (Skip: its body; Route, Program: one module, on average;
-            Loop, Exits: all steps) and `gate_macs` (gate, router or policy), for one item of that point (a token,
-            say), one visit.
+            Loop, Exits: all steps; Weights of known codes: the layer made for one, on average) and `gate_macs` (gate,
+            router or policy), for one item of that point (a token, say), one visit.
         `required_macs`: with its decisions, gates included; only where these (Pick, Choice) always ask for as much.
         A count is `{"unavailable": reason}` where an operator has no formula.
     """
@@ -104,6 +104,9 @@ def _decision_points(parts: PartCosts) -> list[dict[str, Any]]:
         region, gate = _macs(parts, ("body",), name), _macs(parts, ("decide",), name)
         if isinstance(point, (Route, Program)):
             region /= len(point.experts)
+        by_code = parts.macs_by_code(name) if isinstance(point, Weights) else None
+        if by_code is not None:
+            region = times * sum(by_code) / len(by_code)
         asked = times * (point.max_steps - 1) if isinstance(point, Loop) else times
         table.append(
             {

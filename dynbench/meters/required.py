@@ -243,7 +243,7 @@ class PartCosts:
         """How far each item went: bodies of its Skips, else steps of Loops, nodes of Programs, experts, channels.
 
         Returns:
-            Depths [items], and what they count, e.g. 'bodies run of 17'. Without decision points: zeros.
+            Depths [items], and what they count, e.g. 'bodies run of 17'. Without decision points: zeros of nothing, ''.
         """
         kinds = (("bodies run", Skip), ("stages run", Loop), ("nodes run", Program), ("experts visited", Route))
         for what, kind in kinds:
@@ -262,7 +262,7 @@ class PartCosts:
             tables = [value.view(trace.items, -1) for (name, _), (value, _) in trace.entries.items() if name in widths]
             channels = torch.cat(tables, 1).cpu()
             return channels.sum(1).double().numpy(), f"channels used of {channels.shape[1]}"
-        return np.zeros(trace.items), "no decisions"
+        return np.zeros(trace.items), ""
 
     def _why_not(self) -> str | None:
         if self.uncounted:
@@ -274,20 +274,33 @@ class PartCosts:
                 return f"{type(point).__name__} {name!r} couples the items of a {point.scope}"
         return None
 
+    def macs_by_code(self, name: str) -> list[float] | None:
+        """MACs of the layer of Weights, for one item with each of its codes; None: its codes are not known."""
+        for point, x in self._given.values():
+            if point.name == name and point.codes is not None:
+                codes = torch.arange(point.codes, device=first(x).device)
+                return [self._one_code(point, x, code)[0] / 2 for code in codes]
+        return None
+
     def _by_code(self, visit: Visit, active: Tensor, trace: Trace) -> tuple[float, float]:
         """FLOPs of a layer for the codes of the items that are active, and of making it for each code."""
         point, x = self._given[visit]
         body = special = 0.0
         for code, items in zip(*_codes(trace, visit, active), strict=True):
-            with evaluating(self._model), torch.no_grad(), outside():
-                one = map_items(lambda t: t[0], point.generate(code[None].to(first(x).device)))
-                with FlopCounter() as making:
-                    layer = point.layer.special(one)  # type: ignore[operator]
-                with FlopCounter() as counter:
-                    layer(row(x, 0))
-            body += sum(counter.by_part.values()) * int(items)
-            special += sum(making.by_part.values())
+            once, making = self._one_code(point, x, code)
+            body += once * int(items)
+            special += making
         return body, special
+
+    def _one_code(self, point: Weights, x: Any, code: Tensor) -> tuple[int, int]:
+        """FLOPs of a layer for one item with this code, and of making it."""
+        with evaluating(self._model), torch.no_grad(), outside():
+            one = map_items(lambda t: t[0], point.generate(code[None].to(first(x).device)))
+            with FlopCounter() as making:
+                layer = point.layer.special(one)  # type: ignore[operator]
+            with FlopCounter() as counter:
+                layer(row(x, 0))
+        return sum(counter.by_part.values()), sum(making.by_part.values())
 
     def _active(self, trace: Trace) -> Iterator[tuple[Visit, Tensor]]:
         """Each visit with the stream's items that need it, [items, ids of the visit] bool."""

@@ -13,6 +13,7 @@ from dynbench.report.drawings import (
     Absent,
     Paths,
     Speedups,
+    Trend,
     Work,
     by_batch_size,
     by_keep_rate,
@@ -68,7 +69,7 @@ class Panel:
     title: str
     caption: str
     alt: str
-    drawing: Speedups | Work | Paths | Absent
+    drawing: Speedups | Work | Paths | Trend | Absent
 
     @property
     def absent(self) -> str | None:

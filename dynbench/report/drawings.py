@@ -12,7 +12,7 @@ from dynbench.errors import UserError
 from dynbench.report.palette import INK, MUTED
 from dynbench.report.selection import View, display_name, primary_baseline
 from dynbench.store.run import Run
-from dynbench.store.schema import Cell, Quantity, Unavailable
+from dynbench.store.schema import Cell, Interval, Quantity, Unavailable
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MOST_PATHS = 10  # distinct depths shown one by one; more are put into bins
@@ -106,6 +106,37 @@ class Paths:
     rounds: int
     arms: list[Distribution]
     baseline: tuple[str, list[float]] | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A cell over the runs of a history.
+
+    Attributes:
+        runs: numbers of the runs it is in, along the axis.
+        speedups: against the primary baseline; empty: of the primary baseline itself.
+        item_ms: time.
+        alone: whether each run stands out alone.
+        changes: numbers of the runs at which its level changes.
+    """
+
+    name: str
+    tone: str
+    runs: list[int]
+    speedups: list[Interval]
+    item_ms: list[float]
+    alone: list[bool]
+    changes: list[int]
+    static: bool
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Speed-up and time over the runs of a history; `labels` names every run on the axis by its commit."""
+
+    baseline: str
+    labels: list[str]
+    curves: list[Curve]
 
 
 def by_batch_size(view: View, tones: dict[str, str]) -> Speedups | Absent:

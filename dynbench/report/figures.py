@@ -13,14 +13,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from dynbench.report.drawings import Line, Paths, Speedups, Work
+from dynbench.report.drawings import Curve, Line, Paths, Speedups, Trend, Work
 from dynbench.report.palette import INK, MUTED, PAPER, RULE, TONES
 from dynbench.report.values import percent, significant, times
 
-Drawing = Speedups | Work | Paths
+Drawing = Speedups | Work | Paths | Trend
 SIZE_IN = (5.2, 3.5)
 FONT_PT = 10
 RATIOS = (*(0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.33, 0.5, 0.67, 0.8), 1, *(1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 20, 50))
+TREND_HEIGHT_IN = 4.6
+MOST_COMMITS = 16  # named along the axis
 LINE_HEIGHT = 0.072  # of the axes: how far labels at the end of lines keep apart
 PNG_DPI = 160
 
@@ -48,13 +50,14 @@ def draw(drawing: Drawing) -> Figure:
     """A figure in the light colours of `palette`, without paper."""
     with _style():
         figure = Figure(figsize=SIZE_IN, layout="constrained")
-        axes = figure.add_subplot()
-        if isinstance(drawing, Speedups):
-            _speedups(axes, drawing)
+        if isinstance(drawing, Trend):
+            _trend(figure, drawing)
+        elif isinstance(drawing, Speedups):
+            _speedups(figure.add_subplot(), drawing)
         elif isinstance(drawing, Work):
-            _work(figure, axes, drawing)
+            _work(figure, figure.add_subplot(), drawing)
         else:
-            _paths(axes, drawing)
+            _paths(figure.add_subplot(), drawing)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once: every format shows the same
     return figure
@@ -137,12 +140,12 @@ def _line(axes: Axes, line: Line) -> None:
               markeredgewidth=0)  # fmt: skip
 
 
-def _end_labels(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
+def _end_labels(axes: Axes, labels: Sequence[tuple[float, str, str]], apart: float = LINE_HEIGHT) -> None:
     """Names the lines where they end, beside the axes, moved apart so that they can be read."""
     low, high = np.log(axes.get_ylim())
     ordered = sorted(labels, key=lambda label: label[0])
     wanted = np.array([(np.log(y) - low) / (high - low) for y, _, _ in ordered])
-    for (_, text, tone), at, end in zip(ordered, spread(wanted, LINE_HEIGHT), wanted, strict=True):
+    for (_, text, tone), at, end in zip(ordered, spread(wanted, apart), wanted, strict=True):
         axes.annotate(
             text, (1.0, end), xycoords="axes fraction", xytext=(1.05, at), textcoords="axes fraction",
             color=_colour(tone), va="center", annotation_clip=False,
@@ -233,6 +236,57 @@ def _paths(axes: Axes, d: Paths) -> None:
     axes.grid(axis="y", linewidth=0.7)
     _end_labels(axes, labels)
     sns.despine(ax=axes)
+
+
+def _trend(figure: Figure, d: Trend) -> None:
+    """Speed-ups above, times below; a ring and a line mark where a level changes."""
+    figure.set_size_inches(SIZE_IN[0], TREND_HEIGHT_IN)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    ends = [v for c in d.curves for s in c.speedups for v in (s.low, s.high) if v > 0] + [1.0]
+    item_ms = [v for c in d.curves for v in c.item_ms]
+    for axes, drawn in ((above, ends), (below, item_ms)):
+        axes.set_yscale("log")
+        axes.set_ylim(min(drawn) / 1.08, max(drawn) * 1.08)
+        axes.grid(axis="y", linewidth=0.7)
+    _ratio_ticks(above)
+    _time_ticks(below)
+    above.axhline(1, color=_colour(INK), linewidth=1)
+    for curve in d.curves:
+        if curve.speedups:
+            _curve(above, curve, [s.value for s in curve.speedups])
+            above.vlines(curve.runs, [s.low for s in curve.speedups], [s.high for s in curve.speedups],
+                         color=_colour(curve.tone), linewidth=1, alpha=0.5)  # fmt: skip
+        _curve(below, curve, curve.item_ms)
+    changed = [c for c in d.curves if c.changes]
+    for run in sorted({run for c in changed for run in c.changes}):
+        for axes in (above, below):
+            axes.axvline(run, color=_colour(MUTED), linewidth=0.8, dashes=(2, 2), zorder=0)
+        above.annotate(
+            d.labels[run], (run, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+            color=_colour(INK), fontsize=FONT_PT - 2, ha="center", va="bottom", annotation_clip=False,
+        )  # fmt: skip
+    apart = LINE_HEIGHT * SIZE_IN[1] / TREND_HEIGHT_IN
+    _end_labels(above, [(c.speedups[-1].value, _short(c.name), c.tone) for c in d.curves if c.speedups], apart * 5 / 3)
+    _end_labels(below, [(c.item_ms[-1], _short(c.name), c.tone) for c in d.curves], apart * 5 / 2)
+    sns.despine(figure)
+    above.set_ylabel(f"speed-up against\n{_short(d.baseline)}")
+    below.set_ylabel("ms per item")
+    step = max(1, -(-len(d.labels) // MOST_COMMITS))
+    shown = range(len(d.labels) - 1, -1, -step)
+    below.set_xticks(list(shown), [d.labels[i] for i in shown], rotation=45, ha="right", fontsize=FONT_PT - 2)
+    below.set_xlim(-0.5, len(d.labels) - 0.5)
+
+
+def _curve(axes: Axes, curve: Curve, y: Sequence[float]) -> None:
+    colour = _colour(curve.tone)
+    marker = "" if curve.static else TONES[curve.tone].marker
+    axes.plot(curve.runs, y, color=colour, linewidth=1.4, marker=marker, markersize=3.5, markeredgewidth=0,
+              dashes=(1, 1.6) if curve.static else ())  # fmt: skip
+    at = dict(zip(curve.runs, y, strict=True))
+    alone = [run for run, is_alone in zip(curve.runs, curve.alone, strict=True) if is_alone]
+    axes.plot(alone, [at[r] for r in alone], linestyle="", marker="x", markersize=6, color=colour)
+    axes.plot(curve.changes, [at[r] for r in curve.changes], linestyle="", marker="o", markersize=9,
+              markerfacecolor="none", markeredgewidth=1.6, color=colour)  # fmt: skip
 
 
 def _time_ticks(axes: Axes) -> None:

@@ -7,28 +7,40 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from tabulate import tabulate
 
 from dynbench.errors import UserError
 from dynbench.report import svg
 from dynbench.report.columns import Column
-from dynbench.report.content import Report, build
+from dynbench.report.content import build
 from dynbench.report.drawings import Absent
 from dynbench.report.figures import as_png, as_svg, draw
-from dynbench.report.tables import Table
+from dynbench.report.tables import Section, Table
 from dynbench.store.files import make_folder, write_aside
 from dynbench.store.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from dynbench.report.content import Panel
+    from dynbench.report.content import FigureGroup, Panel
 
 FORMATS = ("html", "md")
+
+
+class Page(Protocol):
+    """What is written as a page: the data of its templates, of which only this is looked at here."""
+
+    @property
+    def figures(self) -> list[FigureGroup]:
+        """By kind."""
+
+    @property
+    def sections(self) -> list[Section]:
+        """Below the figures."""
 
 
 class Plain(str):
@@ -49,42 +61,64 @@ def write_report(run_dir: Path, formats: Sequence[str] = FORMATS, out: Path | No
     Raises:
         UserError: an unknown format, no run or a corrupt one, or a folder that cannot be written.
     """
+    check_formats(formats)
+    return write_pages(build(Run.open(run_dir)), "report", formats, Path(out or run_dir))
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Refuses a format that there is not.
+
+    Raises:
+        UserError: which one, and what is accepted.
+    """
     for name in formats:
         if name not in FORMATS:
             near = difflib.get_close_matches(name, FORMATS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"accepted: {', '.join(FORMATS)}"
             raise UserError(f"unknown report format {name!r}; {hint}")
-    report = build(Run.open(run_dir))
-    folder = Path(out or run_dir)
+
+
+def write_pages(page: Page, name: str, formats: Sequence[str], folder: Path) -> list[Path]:
+    """Writes NAME.html and NAME.md with `figures/` by the templates of that name.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     make_folder(folder)
-    figures = _draw(report)
+    figures = _draw(page)
     codes = {key: as_svg(figure) for key, figure in figures.items()}
     written = []
     if "html" in formats:
-        written.append(_write(folder / "report.html", to_html(report, codes).encode()))
+        written.append(_write(folder / f"{name}.html", to_html(page, codes, name).encode()))
     if "md" in formats:
         if figures:
             make_folder(folder / "figures")
-        for panel in (p for p in _panels(report) if p.key in figures):
+        for panel in (p for p in _panels(page) if p.key in figures):
             code = svg.standalone(codes[panel.key], panel.key, panel.alt)
             _write(folder / "figures" / f"{panel.key}.svg", code.encode())
             _write(folder / "figures" / f"{panel.key}.png", as_png(figures[panel.key]))
-        written.append(_write(folder / "report.md", to_markdown(report).encode()))
+        written.append(_write(folder / f"{name}.md", to_markdown(page, name).encode()))
     return written
 
 
-def to_html(report: Report, codes: dict[str, str]) -> str:
+def to_html(report: Page, codes: dict[str, str], name: str = "report") -> str:
     """The page; all text is escaped, all figures, style and script are inside.
 
     Args:
         report: what it says.
         codes: matplotlib's SVG of each figure, by its key.
+        name: of its template.
     """
     env = Environment(
-        autoescape=True, finalize=_unbroken, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_template),
+        autoescape=True,
+        finalize=_unbroken,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     figures = {p.key: Markup(svg.inline(codes[p.key], p.key, p.alt)) for p in _panels(report) if p.key in codes}
-    return env.from_string(_template("report.html.j2")).render(
+    return env.get_template(f"{name}.html.j2").render(
         report=report,
         figures=figures,
         colours=Markup(svg.variables(":root")),
@@ -94,14 +128,17 @@ def to_html(report: Report, codes: dict[str, str]) -> str:
     )
 
 
-def to_markdown(report: Report) -> str:
+def to_markdown(report: Page, name: str = "report") -> str:
     """The same as Markdown; what stands in `{{ }}` is escaped unless it is `Plain`."""
     env = Environment(
-        finalize=escaped, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=FunctionLoader(_template),
+        finalize=escaped,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    text = env.from_string(_template("report.md.j2")).render(
-        report=report, table=_markdown_table, plain=Plain, code=_fenced
-    )
+    text = env.get_template(f"{name}.md.j2").render(report=report, table=_markdown_table, plain=Plain, code=_fenced)
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
@@ -124,11 +161,11 @@ def anchor(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _draw(report: Report) -> dict[str, Figure]:
+def _draw(report: Page) -> dict[str, Figure]:
     return {p.key: draw(p.drawing) for p in _panels(report) if not isinstance(p.drawing, Absent)}
 
 
-def _panels(report: Report) -> list[Panel]:
+def _panels(report: Page) -> list[Panel]:
     return [p for group in report.figures for p in group.panels]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dynbench.dynamic.context import Execution
@@ -28,11 +29,11 @@ class BatchUnion(Compaction):
             return super().weights(ex, point, x, code)
         with ex.phase("sync"):
             used = code.any(0)
-            everything = bool(used.all())
+            everything, alike = torch.stack([used.all(), (code == used).all()]).tolist()
         if everything:
             with ex.phase("body", point.name):
                 return point.layer(x, code)
         with ex.phase("gather", point.name):
-            layer, mine = point.layer.special(used), code[:, used]  # type: ignore[operator]
+            layer, mine = point.layer.special(used), None if alike else code[:, used]  # type: ignore[operator]
         with ex.phase("body", point.name):
-            return layer(x, mine)
+            return layer(x) if mine is None else layer(x, mine)

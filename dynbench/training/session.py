@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from dynbench.data import Dataset, load_inputs
 from dynbench.errors import UserError
 
-FRESH = ("cluttered_digits", "digit_scenes", "shapes", "text")  # inputs of which every epoch gets new ones
+# inputs of which every epoch gets new ones
+FRESH = ("attribute_objects", "cluttered_digits", "digit_scenes", "shapes", "text")
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 

@@ -205,3 +205,14 @@ def test_cells_of_other_workloads_are_left_aside() -> None:
 def test_unavailable_numbers_do_not_matter_to_the_speedup() -> None:
     unknown = SKIPNET.model_copy(update={"executed": NO, "accounted": NO, "required_total": NO})
     assert "the ideal is 1.45x" in say(compaction(flops=unknown))
+
+
+def test_static_networks_are_set_against_the_primary_one() -> None:
+    dense = cell("dense", (5.3, 5.1, 5.5), batch_size=4)
+    other = cell("FBNetV2-L1", (2.0, 1.9, 2.1), arm="baseline", batch_size=4)
+    static = info(points={}, title="FBNetV2-F4", model="dynbench.models.fbnet:fbnet")
+    said = verdict(static, [dense, other, baseline(4)], "this CPU")
+    assert said == (
+        "FBNetV2-F4: nothing depends on the input. On this CPU at batch 4, against ResNet-38: fbnet 5.30x, "
+        "FBNetV2-L1 2.00x."
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dynbench.dynamic import points
+from dynbench.dynamic import Weights, points
 from dynbench.meters.cost import cost
 from dynbench.meters.params import count_params
 from dynbench.models.resnet import resnet
@@ -30,6 +32,28 @@ def test_imagenet_resnets_cost_what_is_published(depth: int, gmacs: float) -> No
         net = resnet(depth=depth, dataset="imagenet", num_classes=1000)
     found = cost(net.to_empty(device="cpu"), torch.zeros(1, 3, 224, 224))
     assert found["macs"] / 1e9 == pytest.approx(gmacs, rel=0.02)
+
+
+class FirstRows(nn.Module):
+    """As many rows of a layer as the code says; all of them for a batch of several codes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 6, bias=False)
+
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        return self.linear(x)
+
+    def special(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda x: nn.functional.linear(x, self.linear.weight[: int(rows) + 1])
+
+
+def test_weights_of_known_codes_cost_what_the_layer_made_for_one_does() -> None:
+    for codes, macs in ((3, 4 * (1 + 2 + 3) / 3), (1, 4), (None, 4 * 6)):
+        net = Weights("w", lambda x: x[:, 0].long(), lambda code: code, FirstRows(), codes=codes)
+        found = cost(net, torch.zeros(1, 4))
+        assert found["macs"] == 4 * 6
+        assert found["decision_points"] == [{"name": "w", "kind": "Weights", "region_macs": macs, "gate_macs": 0}]
 
 
 def test_an_exit_costs_all_before_it_with_its_heads_and_a_point_its_region_and_gate() -> None:

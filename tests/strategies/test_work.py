@@ -201,6 +201,15 @@ def test_the_batch_union_is_sliced_once_and_not_at_all_where_it_is_everything() 
 
 
 @torch.inference_mode()
+def test_items_that_use_the_same_channels_are_a_plain_slice_under_batch_union() -> None:
+    layer = Told()
+    net = Width("w", lambda x: x, layer).eval()
+    alike = masks("0110", "0110")
+    assert torch.equal(Execution(STRATEGIES["batch_union"]()).run(net, alike), alike * 2)
+    assert layer.made == [[False, True, True, False]] and layer.calls == [(2, False)]
+
+
+@torch.inference_mode()
 def test_a_specialised_layer_is_kept_where_codes_are_few_and_made_anew_where_they_are_not() -> None:
     for nested, made in ((True, 2), (False, 4)):
         layer = Told()
@@ -210,6 +219,23 @@ def test_a_specialised_layer_is_kept_where_codes_are_few_and_made_anew_where_the
             assert ex.run(net, masks("1000", "1100", "1000")).sum().item() == 1 + 4 + 1
         assert len(layer.made) == made and layer.calls == [(2, False), (1, False)] * 2
     assert "few, known codes" in str(STRATEGIES["specialised"]().refuses(net))
+
+
+@torch.inference_mode()
+def test_where_codes_need_not_be_parted_parameters_are_kept_and_the_batch_stays_whole() -> None:
+    made: list[int] = []
+
+    def generate(code: Tensor) -> Tensor:
+        made.append(code.shape[0])
+        return code[:, None].float().expand(-1, 4)
+
+    layer = Told()
+    net = Weights("w", lambda x: x[:, 0].long(), generate, layer, codes=7, together=True).eval()
+    ex = Execution(STRATEGIES["specialised"]())
+    for codes in ([4, 2, 4, 4, 2], [6]):
+        x = torch.tensor(codes, dtype=torch.float)[:, None].expand(-1, 4)
+        assert torch.equal(ex.run(net, x), 4 * x * x)
+    assert made == [7] and layer.calls == [(5, True), (1, True)]
 
 
 @torch.inference_mode()

@@ -1,0 +1,166 @@
+"""`dynbench history`: results over commits and machines, in a database."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dynbench.cli.common import Names, Sizes, flat, json_option, print_json, print_table
+from dynbench.errors import UserError
+
+if TYPE_CHECKING:
+    from dynbench.store.history import Series
+
+DEFAULT = "runs/history.sqlite"  # dynbench.store.history.DEFAULT, which takes a while to import
+
+database_option = click.option(
+    "--db", "database", default=DEFAULT, show_default=True, envvar="DYNBENCH_HISTORY", show_envvar=True,
+    metavar="PATH|URL", help="The database: an SQLite file, or postgresql://USER:PASSWORD@HOST:PORT/DATABASE.",
+)  # fmt: skip
+
+
+@click.group("history", short_help="Results over commits: record, list, show, report.")
+def command() -> None:
+    """Results over commits and machines, kept in a database.
+
+    `dynbench run --history PATH|URL` records a run when it ends, `add` one that is there already. Only what is
+    comparable is compared: the same workload, networks, inputs, decisions, strategy, batch size, number type, threads,
+    device, and the same kind of machine. PostgreSQL needs `pip install 'dynbench[postgresql]'`.
+    """
+
+
+@command.command("add", short_help="Record run directories.")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN_DIR...", type=click.Path(path_type=Path))
+@database_option
+def add(runs: tuple[Path, ...], database: str) -> None:
+    """Record run directories. One that is recorded already changes nothing; one that went on gains what is new."""
+    from dynbench.store.history import History
+    from dynbench.store.run import Run
+
+    folders = [run for run in runs if run.resolve() != Path(database).resolve()]  # runs/* may hold the database
+    opened = [Run.open(folder) for folder in folders]  # all of them before the first is recorded
+    history = History.open(database, create=True)
+    for run in opened:
+        done = history.record(run)
+        new = [f"{done.added} cells recorded"] * bool(done.added) + [f"{done.changed} updated"] * bool(done.changed)
+        click.echo(f"{run.path}: {', '.join(new) or f'recorded before, all {done.same} cells'}")
+
+
+@command.command("list", short_help="The runs that are recorded.")
+@database_option
+@json_option
+def list_(database: str, as_json: bool) -> None:
+    """The runs that are recorded, in the order of their commits."""
+    from dynbench.store.history import History
+
+    found = History.open(database).runs()
+    if as_json:
+        print_json([{**asdict(run), "workloads": workloads, "cells": cells} for run, workloads, cells in found])
+        return
+    rows = [
+        {
+            "commit": run.label, "subject": run.subject, "measured": run.started[:16].replace("T", " "),
+            "run": run.run_id, "workloads": ", ".join(workloads), "cells": cells, "machine": run.machine,
+        }
+        for run, workloads, cells in found
+    ]  # fmt: skip
+    if rows:
+        print_table(rows)
+
+
+@command.command("show", short_help="A cell over the commits.")
+@click.argument("workloads", nargs=-1, required=True, metavar="WORKLOAD...")
+@click.option("--strategy", "names", type=Names(), multiple=True, help="Only these strategies or baselines.")
+@click.option("--batch", "batch_sizes", type=Sizes(), multiple=True, help="Batch sizes.  [default: the largest]")
+@click.option("--decisions", "labels", type=Names(), multiple=True, help="Such as learned.  [default: the first]")
+@database_option
+@json_option
+def show(
+    workloads: tuple[str, ...],
+    names: tuple[list[str], ...],
+    batch_sizes: tuple[list[int], ...],
+    labels: tuple[list[str], ...],
+    database: str,
+    as_json: bool,
+) -> None:
+    """How a workload's speed-up and time changed from commit to commit, a table per cell.
+
+    The speed-up is against the primary baseline of the same run; a mark shows where its level changes.
+    """
+    from dynbench.store.history import History
+
+    found = History.open(database).series(workloads)
+    chosen = [
+        s
+        for workload in workloads
+        for s in _chosen([s for s in found if s.key.workload == workload], flat(names), flat(batch_sizes), flat(labels))
+    ]
+    if not chosen:
+        cells = dict.fromkeys(f"{s.key.name} at batch {s.key.batch_size}, {s.key.decisions}" for s in found)
+        raise UserError(f"no such cell; of {', '.join(workloads)} there are: {'; '.join(cells)}")
+    if as_json:
+        print_json([{"key": vars(s.key), "points": _rows(s, as_json)} for s in chosen])
+        return
+    for s in chosen:
+        k = s.key
+        click.secho(f"\n{k.workload}, {k.decisions}, batch {k.batch_size}: {k.name}", bold=True)
+        against = "the primary baseline itself" if k.baseline == k.name else f"against {k.baseline}"
+        click.echo(f"{against}; {k.device}, {k.dtype}, {k.threads} threads, {k.engine}; {k.machine}")
+        print_table(_rows(s, as_json))
+
+
+@command.command("report", short_help="A page of curves and change points.")
+@click.argument("workloads", nargs=-1, metavar="[WORKLOAD]...")
+@click.option("--format", "formats", type=Names(), multiple=True, help="html, md.  [default: both]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", default=Path("history"), show_default=True,
+    help="Where to write history.html and history.md.",
+)  # fmt: skip
+@database_option
+def report(workloads: tuple[str, ...], formats: tuple[list[str], ...], out: Path, database: str) -> None:
+    """Write a page with a curve per cell, and the commits at which its level changes (default: all workloads)."""
+    from dynbench.report.history import write_history
+    from dynbench.report.write import FORMATS
+    from dynbench.store.history import History
+
+    for file in write_history(History.open(database), workloads, flat(formats) or FORMATS, out):
+        click.echo(f"report: {file}")
+
+
+def _chosen(
+    found: list[Series], names: list[str] | None, batch_sizes: list[int] | None, labels: list[str] | None
+) -> list[Series]:
+    """Those asked for; by default the strategies at the largest batch size under the decisions that come first."""
+    labels = labels or [min({s.key.decisions for s in found}, key=lambda label: (label != "learned", label))]
+    found = [s for s in found if s.key.decisions in labels]
+    found = [s for s in found if (s.key.name in names if names else s.key.arm == "strategy")]
+    batch_sizes = batch_sizes or [max((s.key.batch_size for s in found), default=1)]
+    return [s for s in found if s.key.batch_size in batch_sizes]
+
+
+def _rows(series: Series, as_json: bool) -> list[dict[str, Any]]:
+    from dynbench.analysis.trends import changes
+    from dynbench.report.values import interval, significant, times
+
+    marks = {c.found.index: c for c in changes(series)}
+    rows: list[dict[str, Any]] = []
+    for i, p in enumerate(series.points):
+        mark, found = marks.get(i), p.speedup
+        row: dict[str, Any] = {"commit": p.run.label, "subject": p.run.subject, "measured": p.run.started}
+        if as_json:
+            row |= {"commit": p.run.commit, "run": p.run.run_id, "item_ms": p.item_ms}
+            row |= {"speedup": None if found is None else found.model_dump()}
+            row |= {"change": mark and mark.found.change, "p": mark and mark.found.p, "also": mark and mark.also}
+        else:
+            row["measured"] = p.run.started[:16].replace("T", " ")
+            row["speed-up"] = None if found is None else f"{times(found.value)} ({interval(found)})"
+            row["ms/item"] = significant(p.item_ms)
+            row["change of level"] = None
+            if mark is not None:
+                also = f" (also {'; '.join(mark.also)})" if mark.also else ""
+                row["change of level"] = f"{mark.found.change:+.1%}".replace("%", " %") + also
+        rows.append(row)
+    return rows
