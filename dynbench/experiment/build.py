@@ -29,17 +29,23 @@ from dynbench.store.schema import Decisions, Unavailable
 from dynbench.strategies import Dense, Masking, PerSample
 
 MAX_STREAM_ITEMS = 4096
+WEIGHTS_SEED = 0
 
 
 def build_model(ref: ModelRef, folder: Path) -> nn.Module:
     """The model of a reference, with its weights, in eval mode, float32, on the CPU.
+
+    Weights that come from no file are drawn from the same seed every time: a run can be repeated, and two revisions of
+    a model that is not trained yet can be compared.
 
     Raises:
         UserError: the function is not there, raises, gives no module, or the weights do not fit.
     """
     make = load_function(ref.model, folder)
     try:
-        model = make(**ref.model_args)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(WEIGHTS_SEED)
+            model = make(**ref.model_args)
     except Exception as e:
         raise UserError(f"{ref.model}({_arguments(ref)}) raised {type(e).__name__}: {e}") from e
     if not isinstance(model, nn.Module):

@@ -66,3 +66,13 @@ def test_weights_stored_in_half_precision_load_into_the_model_s_own(tmp_path: Pa
     ref = model_file(tmp_path, "return torch.nn.Linear(width, width)")
     net = build_model(ref.model_copy(update={"weights": "w.safetensors"}), tmp_path)
     assert net.weight.dtype == torch.float32 and float(net.weight.detach().sum()) == 16.0
+
+
+def test_weights_from_no_file_are_the_same_every_time_and_nobody_else_s_randomness_is_touched(tmp_path: Path) -> None:
+    ref = model_file(tmp_path, "return torch.nn.Linear(width, 2)")
+    before = torch.get_rng_state()
+    one = build_model(ref, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    other = build_model(ref, tmp_path)
+    assert torch.equal(one.get_parameter("weight"), other.get_parameter("weight"))
