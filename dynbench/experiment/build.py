@@ -232,8 +232,13 @@ def sources_of(spec: Workload, options: Options) -> list[Source]:
     return found
 
 
-def prepare(spec: Workload, options: Options) -> Prepared:
+def prepare(spec: Workload, options: Options, chosen: Dataset | None = None) -> Prepared:
     """Builds everything a workload needs.
+
+    Args:
+        spec: the workload.
+        options: of the run.
+        chosen: its stream, where that is known already; then there is nothing to measure accuracy on.
 
     Raises:
         UserError: anything in the workload that cannot be built, in one sentence.
@@ -241,12 +246,17 @@ def prepare(spec: Workload, options: Options) -> Prepared:
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     batch_sizes = list(options.batch_sizes or spec.run.batch_sizes)
     items = stream_items(batch_sizes, spec.run.stream_samples)
-    dataset = load_inputs(
-        inputs_name(spec), "test", data_dir=options.data_dir, limit=None, seed=options.seed, **spec.inputs.options
-    )
-    if len(dataset.inputs) == 0:
-        raise UserError(f"{spec.file}: inputs {spec.inputs.name!r} has no items")
-    chosen = stream(dataset, items, options.seed)
+    dataset = chosen
+    if dataset is None:
+        dataset = load_inputs(
+            inputs_name(spec), "test", data_dir=options.data_dir, limit=None, seed=options.seed, **spec.inputs.options
+        )
+        if len(dataset.inputs) == 0:
+            raise UserError(f"{spec.file}: inputs {spec.inputs.name!r} has no items")
+    count = min(spec.run.accuracy_items, len(dataset))
+    judged = chosen is None and dataset.labels is not None and count > 0
+    evaluation = stream(dataset, count, options.seed) if judged else None
+    chosen = chosen or stream(dataset, items, options.seed)
     model = build_model(spec, spec.folder)
     try:
         points(model)
@@ -258,8 +268,6 @@ def prepare(spec: Workload, options: Options) -> Prepared:
     engine = _engine(options)
     for net in (model, *baselines.values()):
         engine.prepare(net)
-    count = min(spec.run.accuracy_items, len(dataset))
-    evaluation = None if dataset.labels is None or count == 0 else stream(dataset, count, options.seed)
     return Prepared(
         spec, options, model, baselines, device, dtype, inputs,
         None if chosen.labels is None else torch.from_numpy(chosen.labels),

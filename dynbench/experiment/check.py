@@ -29,8 +29,9 @@ import numpy as np
 from dynbench.analysis.judge import Judgement, judge
 from dynbench.analysis.resolution import doubts, resolution
 from dynbench.analysis.statistics import nested_interval
-from dynbench.devices.cpu import Cpu, cpu_model
+from dynbench.devices.cpu import Cpu, cpu_model, governor
 from dynbench.devices.witnesses import Watch
+from dynbench.devices.witnesses import Witnesses as Seen
 from dynbench.errors import DynbenchError, UserError
 from dynbench.experiment.environment import THREAD_VARIABLES
 from dynbench.experiment.spec import Options, load_spec
@@ -49,7 +50,7 @@ from dynbench.store.files import write_text
 from dynbench.store.gate import CellCheck, ExactChange, Gate
 from dynbench.store.schema import Interval, Unavailable, Witnesses
 
-SETS, FRESH_SETS = 5, 3  # of the first series and of the second one, where there is time for them
+SETS, FRESH_SETS = 10, 5  # of the first series and of the second one, where there is time for them
 LEAST_SETS = 3  # of the first series; 2 of the second one
 FIRST_SHARE = 0.62  # of the time, for the first series
 WARM_UP_LAPS, MIN_LAPS = 1, 3
@@ -216,7 +217,6 @@ def check(
     """
     started, begin = datetime.datetime.now(datetime.UTC), time.monotonic()
     spec = load_spec(workload)
-    watch = Watch(Cpu())
     request = {"options": options.model_dump(mode="json")}
     stored = None if baseline is None else _stored(baseline)
     with contextlib.ExitStack() as stack:
@@ -232,7 +232,8 @@ def check(
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dynbench-check-")))
             names = first_party(root)
             mine = nursery(sys.executable, root)
-            head = {**request, "file": str(spec.file), "tree": str(root), "names": names}
+            kept = str(scratch / "head.npz")
+            head = {**request, "file": str(spec.file), "tree": str(root), "names": names, "stream_file": kept}
             static, dynamic = ({**head, "static": flag} for flag in (True, False))
             against = "its static baseline"
             roles = [Role(against, mine, static), Role("head", mine, dynamic), Role(against, mine, static)]
@@ -253,8 +254,9 @@ def check(
                 python = str(environment_of(tree))
             names = first_party(tree, root)
             theirs, ours = nursery(python, tree), nursery(sys.executable, root)
-            before = {**request, "file": str(file), "tree": str(tree), "names": names, "static": False}
-            after = {**request, "file": str(spec.file), "tree": str(root), "names": names, "static": False}
+            common = {**request, "names": names, "static": False}
+            before = {**common, "file": str(file), "tree": str(tree), "stream_file": str(scratch / "base.npz")}
+            after = {**common, "file": str(spec.file), "tree": str(root), "stream_file": str(scratch / "head.npz")}
             roles = [Role("base", theirs, before), Role("head", ours, after), Role("base", theirs, before)]
             base_name, head_name = f"{base} ({commit[:8]})", _revision(root)
         for role in roles[:2]:  # the third has the first one's
@@ -264,11 +266,11 @@ def check(
         session = _Session(roles, scratch, begin, seconds, say)
         session.first(against_base=base is not None)
         cells = _judge(session, stored, options, matters, set(accept))
-    seen = _seen(watch)
     gate = Gate(
         workload=spec.name, title=spec.title, base=base_name, head=head_name, machine=cpu_model(),
         device=options.device, threads=options.threads, started=started.isoformat(timespec="seconds"),
-        seconds=time.monotonic() - begin, matters=matters, cells=cells, warnings=doubts(seen, None),
+        seconds=time.monotonic() - begin, matters=matters, cells=cells,
+        warnings=doubts(_seen(session.witnesses), None),
     )  # fmt: skip
     if save is not None:
         _save(save, gate, session)
@@ -292,6 +294,7 @@ class _Session:
     def __init__(self, roles: list[Role], scratch: Path, begin: float, seconds: float, say: Say) -> None:
         self._roles, self._scratch, self._begin, self._seconds, self._say = roles, scratch, begin, seconds, say
         self._preparing_s = 1.0
+        self.witnesses: list[Seen] = []  # of every set, while it was timed
         self.first_sets = 0
         self.series = Series()
         self.names: list[str] = []
@@ -376,6 +379,7 @@ class _Session:
     ) -> dict[int, np.ndarray]:
         laps: dict[int, list[list[int]]] = {cell: [] for cell in cells}
         lap = -WARM_UP_LAPS
+        watch = Watch(Cpu())
         while lap < MIN_LAPS or self._elapsed < until_s:
             for cell in cells:
                 totals = [0, 0, 0]
@@ -386,6 +390,7 @@ class _Session:
                 if lap >= 0:
                     laps[cell].append(totals)
             lap += 1
+        self.witnesses.append(watch.end())
         return {cell: np.array(rows, np.float64) for cell, rows in laps.items()}
 
     def _exact(self, children: list[Child], against_base: bool) -> None:
@@ -563,11 +568,18 @@ def _revision(root: Path) -> str:
         return f"the files in {root.name}"
 
 
-def _seen(watch: Watch) -> Witnesses:
-    found = watch.end()._asdict()
-    for key, value in found.items():
-        if isinstance(value, str) and value.startswith("unavailable: ") and key != "governor":
-            found[key] = Unavailable(unavailable=value.removeprefix("unavailable: "))
-    return Witnesses.model_validate(
-        found | {"switched_per_s": Unavailable(unavailable="the sides are other processes")}
-    )
+def _seen(found: list[Seen]) -> Witnesses:
+    """What the witnesses of all sets saw together, of the shares of time; what the sides' clocks did nobody asked."""
+    window_s = sum(s.window_s for s in found)
+
+    def share(name: str) -> float | Unavailable:
+        told = [(getattr(s, name), s.window_s) for s in found]
+        if not told or any(isinstance(value, str) for value, _ in told):
+            return Unavailable(unavailable="the system does not tell")
+        return float(sum(value * s for value, s in told) / window_s)
+
+    rest = Unavailable(unavailable="not asked of the sides' processes")
+    return Witnesses(
+        window_s=window_s, waited=share("waited"), stolen=share("stolen"), switched_per_s=rest, control_us=rest,
+        control_drift=rest, clock_mhz=rest, clock_drift=rest, temperature_c=rest, governor=governor(),
+    )  # fmt: skip

@@ -65,7 +65,9 @@ def _child(address: str) -> None:
 class Side:
     """A workload of one source tree, ready to be called."""
 
-    def prepare(self, file: str, options: dict[str, Any], tree: str, names: list[str], static: bool) -> dict[str, Any]:
+    def prepare(
+        self, file: str, options: dict[str, Any], tree: str, names: list[str], static: bool, stream_file: str
+    ) -> dict[str, Any]:
         """Builds the workload.
 
         Args:
@@ -74,6 +76,7 @@ class Side:
             tree: where all first-party code must come from.
             names: top-level names of first-party packages and modules.
             static: call the primary baseline instead of the strategies, under their names.
+            stream_file: where the first child leaves the stream for the others: making it anew takes long.
 
         Returns:
             `cells` (what can be called: strategy, batch size and number of batches), `stream_hash`, and `foreign`:
@@ -90,7 +93,10 @@ class Side:
 
         chosen = Options.model_validate(options)
         torch.set_num_threads(chosen.threads)
-        self._p = p = prepare(load_spec(file), chosen)
+        kept = Path(stream_file)
+        self._p = p = prepare(load_spec(file), chosen, _load_stream(kept))
+        if not kept.exists():
+            _save_stream(kept, p.dataset)
         self._device = devices.device(chosen.device)
         asked = chosen.strategies or [next(s for s in STRATEGIES_BY_CHOICE if refusal(p, s) is None)]
         for name in asked:
@@ -157,6 +163,27 @@ class Side:
             "host waits": plain(syncs),
             "decisions": recording.trace.hash(),
         }
+
+
+def _load_stream(file: Path) -> Any:
+    import numpy as np
+
+    from dynbench.data import Dataset
+
+    if not file.exists():
+        return None
+    with np.load(file, allow_pickle=False) as kept:
+        labels = kept.get("labels")
+        return Dataset(kept["inputs"], labels, str(kept["description"]), int(kept["classes"]))
+
+
+def _save_stream(file: Path, stream: Any) -> None:
+    import numpy as np
+
+    aside = file.with_name(f"{os.getpid()}.npz")
+    labels = {} if stream.labels is None else {"labels": stream.labels}
+    np.savez(aside, inputs=stream.inputs, description=stream.description, classes=stream.classes, **labels)
+    aside.replace(file)
 
 
 def _calling(ex: Any, model: Any, items: int) -> Callable[[int, Any], Any]:

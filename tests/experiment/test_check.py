@@ -15,6 +15,7 @@ import pytest
 
 from dynbench.errors import UserError
 from dynbench.experiment.check import answers_differ, check, exact_changes
+from dynbench.experiment.side import Side
 from dynbench.experiment.spec import Options
 from dynbench.experiment.trees import CannotTell, git
 from dynbench.store.gate import Gate
@@ -131,6 +132,18 @@ def test_a_baseline_file_is_compared_through_the_static_network(repository: Path
         saved.write_text(content)
         with pytest.raises(UserError, match=said):
             checked(repository, base=None, baseline=saved)
+
+
+def test_the_stream_that_the_first_child_made_is_the_stream_of_the_others(tmp_path: Path) -> None:
+    request = {"file": str(TINY / "tiny.toml"), "options": OPTIONS.model_dump(mode="json"), "tree": str(TINY),
+               "names": [], "static": False, "stream_file": str(tmp_path / "stream.npz")}  # fmt: skip
+    first, second = Side().prepare(**request), Side().prepare(**request)  # type: ignore[arg-type]
+    assert (tmp_path / "stream.npz").is_file() and first == second
+    sides = [Side(), Side()]
+    for side, file in zip(sides, ("stream.npz", "other.npz"), strict=True):
+        side.prepare(**{**request, "stream_file": str(tmp_path / file)})  # type: ignore[arg-type]
+    facts = [side.exact(0, str(tmp_path / f"{i}.safetensors")) for i, side in enumerate(sides)]
+    assert facts[0] == facts[1]
 
 
 def test_counted_changes_are_told_and_only_more_is_a_regression() -> None:

@@ -122,7 +122,8 @@ def test_an_unknown_key_is_named(writer: RunWriter) -> None:
 def test_a_run_of_a_newer_dynbench_is_refused(writer: RunWriter) -> None:
     newer = {"schema_version": SCHEMA_VERSION + 1, "new": "field"}
     lines(writer).write_text(json.dumps(newer) + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match=rf"cells.jsonl:1 was written by a newer dynbench.*version {SCHEMA_VERSION + 1}"):
+    newest = f"schema version {SCHEMA_VERSION + 1}"
+    with pytest.raises(UserError, match=rf"cells.jsonl:1 was written by a newer dynbench.*{newest}"):
         Run.open(writer.path)
     (writer.path / "manifest.json").write_text(json.dumps(newer), encoding="utf-8")
     with pytest.raises(UserError, match=r"manifest.json was written by a newer dynbench"):
