@@ -231,12 +231,12 @@ def check(
             root = _root_or_folder(spec.file)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dynbench-check-")))
             names = first_party(root)
-            mine = nursery(sys.executable, root)
+            one, mine, two = (nursery(sys.executable, root) for _ in range(3))
             kept = str(scratch / "head.npz")
             head = {**request, "file": str(spec.file), "tree": str(root), "names": names, "stream_file": kept}
             static, dynamic = ({**head, "static": flag} for flag in (True, False))
             against = "its static baseline"
-            roles = [Role(against, mine, static), Role("head", mine, dynamic), Role(against, mine, static)]
+            roles = [Role(against, one, static), Role("head", mine, dynamic), Role(against, two, static)]
             base_name, head_name = (str(baseline) if baseline else against), _revision(root)
         else:
             root = top_level(spec.file.parent)
@@ -253,16 +253,15 @@ def check(
                 say(f"{', '.join(differ)} differ: an environment for the base (cached)")
                 python = str(environment_of(tree))
             names = first_party(tree, root)
-            theirs, ours = nursery(python, tree), nursery(sys.executable, root)
+            theirs, ours, again = nursery(python, tree), nursery(sys.executable, root), nursery(python, tree)
             common = {**request, "names": names, "static": False}
             before = {**common, "file": str(file), "tree": str(tree), "stream_file": str(scratch / "base.npz")}
             after = {**common, "file": str(spec.file), "tree": str(root), "stream_file": str(scratch / "head.npz")}
-            roles = [Role("base", theirs, before), Role("head", ours, after), Role("base", theirs, before)]
+            roles = [Role("base", theirs, before), Role("head", ours, after), Role("base", again, before)]
             base_name, head_name = f"{base} ({commit[:8]})", _revision(root)
-        for role in roles[:2]:  # the third has the first one's
-            if role.nursery is not roles[0].nursery or role is roles[0]:
-                with _of(role):
-                    role.nursery.ready()
+        for role in roles:
+            with _of(role):
+                role.nursery.ready()
         session = _Session(roles, scratch, begin, seconds, say)
         session.first(against_base=base is not None)
         cells = _judge(session, stored, options, matters, set(accept))
