@@ -262,7 +262,10 @@ def _with_interval(found: Speedup) -> tuple[str, str]:
     ends = (found.low, found.high)
     digits = 3 if any(round(e, 2) == 1 and e != 1 for e in ends) else 2
     low, high = (f"{e:.{digits}f}" if e >= 0.1 else f"{e:.2g}" for e in ends)
-    return _times(found.value, digits), f"{100 * found.confidence:g} % CI {low} to {high}"
+    inside = ""
+    if found.resolution is not None and call(found) == 0 and (found.low > 1 or found.high < 1):
+        inside = f"; the baseline measured twice may differ by {100 * found.resolution:.1f} %"
+    return _times(found.value, digits), f"{100 * found.confidence:g} % CI {low} to {high}{inside}"
 
 
 def _times(value: float, digits: int = 2) -> str:

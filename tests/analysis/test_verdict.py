@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynbench.analysis.verdict import verdict
-from dynbench.store.schema import Cell, Unavailable
+from dynbench.store.schema import Cell, Speedup, Unavailable
 from tests.analysis.cells import NO, RESNET, accuracy, baseline, cell, decisions, flops, info, latency
 
 SKIPNET = flops(dense=145.0, region=100.0, total=104.0, executed=104.0)  # ideal 1.45
@@ -216,3 +216,12 @@ def test_static_networks_are_set_against_the_primary_one() -> None:
         "FBNetV2-F4: nothing depends on the input. On this CPU at batch 4, against ResNet-38: fbnet 5.30x, "
         "FBNetV2-L1 2.00x."
     )
+
+
+def test_a_ratio_inside_the_resolution_is_no_gain_and_says_why() -> None:
+    small = cell("compaction", None, flops=flops(), latency=latency(), speedups=[
+        Speedup(value=1.04, low=1.02, high=1.06, baseline=RESNET, primary=True, resolution=0.067)
+    ])  # fmt: skip
+    said = verdict(info(), [small, baseline()], "this CPU")
+    assert "no strategy is measurably faster than ResNet-38 at batch 32: compaction gives 1.04x" in said
+    assert "(95 % CI 1.02 to 1.06; the baseline measured twice may differ by 6.7 %)" in said
