@@ -14,6 +14,7 @@ from dynbench.cli.common import RUNS, data_option, print_table
 from dynbench.errors import UserError
 
 if TYPE_CHECKING:
+    from dynbench.analysis.compare import Change
     from dynbench.store.run import Run
 
 NOT_AGAIN = ("--out", "--history", "--resume")  # options of a run, with a value, that belong to it alone
@@ -50,7 +51,7 @@ def command(source: Path, data_dir: Path | None, out: Path | None, again: Path |
     print_table([_row(r.what, r.before, r.after, r.same) for r in rows if _is_shown(r.what) or not r.same])
     other_machine = "machine" in differences(before, after)
     changes, _, unlike = compare(before, after, allow=CHECKED)
-    flagged = [c for c in changes if c.judged.outcome != "SAME"]
+    flagged = [c for c in changes if not _is_within(c)]
     click.echo()
     print_table(
         [
@@ -60,7 +61,7 @@ def command(source: Path, data_dir: Path | None, out: Path | None, again: Path |
                 "speed-up now": _speedup(after, c.cell.cell_id),
                 "time": f"{c.time.value - 1:+.1%}",
                 "resolution": f"{c.judged.resolution:.1%}",
-                "": "" if c.judged.outcome == "SAME" else f"flagged: {c.judged.outcome}",
+                "": "" if _is_within(c) else f"flagged: {c.judged.outcome}",
             }
             for c in changes
         ]
@@ -100,6 +101,12 @@ def _arguments(run: Run, data_dir: Path | None) -> list[str]:
         elif not part.startswith(tuple(f"{option}=" for option in dropped)):
             kept.append(part)
     return kept if data_dir is None else [*kept, "--data", str(data_dir)]
+
+
+def _is_within(change: Change) -> bool:
+    """Whether the time, the machine's own change taken out, differs by no more than both runs can tell from none."""
+    bound = 1 + change.judged.resolution
+    return 1 / bound <= change.judged.change.value <= bound
 
 
 def _is_shown(what: str) -> bool:

@@ -46,6 +46,13 @@ def test_other_decisions_or_flops_are_an_error(first: Path, tmp_path: Path) -> N
     assert different[1].startswith("executed FLOPs of")
 
 
+def test_a_run_against_itself_has_no_time_flagged(first: Path) -> None:
+    result = call("reproduce", first, "--with", first)
+    assert result.exit_code == 0 and "flagged" not in result.stdout
+    said = result.stdout.splitlines()[-1]
+    assert said.startswith("12 of 12 exact quantities are the same; 3 of 3 times, on the same machine")
+
+
 def test_without_a_manifest_there_is_nothing_to_repeat(tmp_path: Path) -> None:
     (tmp_path / "report.md").write_text("# a report")
     result = call("reproduce", tmp_path / "report.md")
