@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dynbench.analysis.gap import primary_speedup
 from dynbench.analysis.judge import MATTERS, Judgement, judge
 from dynbench.analysis.resolution import FLOOR
-from dynbench.analysis.statistics import median_interval
+from dynbench.analysis.statistics import median_interval, quotient
 from dynbench.errors import UserError
 from dynbench.store.run import Run
 from dynbench.store.schema import Cell, Interval, Unavailable
@@ -111,10 +111,10 @@ def compare(
 
 
 def _change(a: Run, b: Run, old: Cell, new: Cell, matters: float) -> Change:
-    time = _quotient(_stream(b, new), _stream(a, old))
+    time = quotient(_stream(b, new), _stream(a, old))
     machine = _machine(old, new)
     ours, theirs = primary_speedup(new), primary_speedup(old)
-    relative = None if ours is None or theirs is None else _quotient(theirs, ours)
+    relative = None if ours is None or theirs is None else quotient(theirs, ours)
     tells = _combined([_tells(old), _tells(new)])
     unknown = machine is None
     corrected = time if machine is None else _scaled(time, 1 / machine)
@@ -171,15 +171,6 @@ def _stream(run: Run, cell: Cell) -> Interval:
         assert cell.latency is not None
         return Interval(value=cell.latency.stream_ms, low=cell.latency.stream_ms, high=cell.latency.stream_ms)
     return median_interval(totals)
-
-
-def _quotient(above: Interval, below: Interval) -> Interval:
-    """The ratio of two independent estimates; half-widths of the logarithms add in quadrature."""
-    value = math.log(above.value / below.value)
-    low = math.hypot(math.log(above.value / above.low), math.log(below.high / below.value))
-    high = math.hypot(math.log(above.high / above.value), math.log(below.value / below.low))
-    return Interval(value=math.exp(value), low=math.exp(value - low), high=math.exp(value + high),
-                    confidence=min(above.confidence, below.confidence))  # fmt: skip
 
 
 def _scaled(interval: Interval, factor: float) -> Interval:

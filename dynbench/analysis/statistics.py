@@ -128,6 +128,16 @@ def nested_interval(
     return Interval(value=value, low=low, high=high, confidence=confidence)
 
 
+def quotient(above: Interval, below: Interval) -> Interval:
+    """The ratio of two independent estimates: half-widths of their logarithms add in quadrature."""
+    value = math.log(above.value / below.value)
+    low = math.hypot(math.log(above.value / above.low), math.log(below.high / below.value))
+    high = math.hypot(math.log(above.high / above.value), math.log(below.value / below.low))
+    ends = (math.exp(v) for v in (value, value - low, value + high))
+    confidence = min(above.confidence, below.confidence)
+    return Interval(**dict(zip(("value", "low", "high"), ends, strict=True)), confidence=confidence)
+
+
 def half_width(interval: Interval) -> float:
     """Half the width of an interval as a share of its value: 0.02 reads 'plus or minus 2 %'."""
     return (interval.high - interval.low) / (2 * interval.value)

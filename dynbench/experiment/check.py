@@ -28,7 +28,7 @@ import numpy as np
 
 from dynbench.analysis.judge import Judgement, judge
 from dynbench.analysis.resolution import doubts, resolution
-from dynbench.analysis.statistics import nested_interval
+from dynbench.analysis.statistics import nested_interval, quotient
 from dynbench.devices.cpu import Cpu, cpu_model, governor
 from dynbench.devices.witnesses import Watch
 from dynbench.devices.witnesses import Witnesses as Seen
@@ -525,11 +525,7 @@ def _against_stored(
                 f"the baseline was measured with another {what.replace('_', ' ')}: {stored[what]}, not {now}"
             )
     before = Interval.model_validate(then["ratio"])
-    value = math.log(change.value / before.value)
-    low = math.hypot(math.log(change.value / change.low), math.log(before.high / before.value))
-    high = math.hypot(math.log(change.high / change.value), math.log(before.value / before.low))
-    ratio = Interval(value=math.exp(value), low=math.exp(value - low), high=math.exp(value + high))
-    return ratio, math.hypot(tells, then["resolution"])
+    return quotient(change, before), math.hypot(tells, then["resolution"])
 
 
 def _save(file: Path, gate: Gate, session: _Session) -> None:
