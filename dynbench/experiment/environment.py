@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+ALLOCATOR = ("LD_PRELOAD", "GLIBC_TUNABLES")  # and MALLOC_*: what decides when memory goes back to the system
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "pyarrow", "safetensors", "pydantic")
 
 
@@ -46,11 +47,12 @@ def git_state(folder: Path) -> dict[str, object]:
 
 
 def process_environment(threads: int) -> dict[str, object]:
-    """Threads and load of the machine as the run starts."""
+    """Threads, memory allocator and load of the machine as the run starts."""
     return {
         "threads": threads,
         **dict.fromkeys(THREAD_VARIABLES, str(threads)),
         "load_average_1min": os.getloadavg()[0],
+        "allocator": {k: v for k, v in sorted(os.environ.items()) if k in ALLOCATOR or k.startswith("MALLOC_")},
         "cpu_affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "unavailable",
         "executable": Path(sys.executable).name,
     }

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+READY = "ready 2"  # with the version of what can be asked: a base may bring a dynbench of its own
 STRATEGIES_BY_CHOICE = ("cascading", "compaction", "batch_union", "masking")  # the first that the model does not refuse
 
 
@@ -34,7 +35,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are not waited for
     gc.freeze()
-    sys.stdout.write("ready\n")
+    sys.stdout.write(f"{READY}\n")
     sys.stdout.flush()
     for line in sys.stdin:
         address = line.strip()
@@ -85,8 +86,9 @@ class Side:
     scattered: list[Any]
 
     def prepare(
-        self, file: str, options: dict[str, Any], tree: str, names: list[str], static: bool, stream_file: str
-    ) -> dict[str, Any]:
+        self, file: str, options: dict[str, Any], tree: str, names: list[str], static: bool, stream_file: str,
+        cores: list[int] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         """Builds the workload.
 
         Args:
@@ -96,6 +98,7 @@ class Side:
             names: top-level names of first-party packages and modules.
             static: call the primary baseline instead of the strategies, under their names.
             stream_file: where the first child leaves the stream for the others: making it anew takes long.
+            cores: to stay on from now on; None: any.
 
         Returns:
             `cells` (what can be called: strategy, batch size and number of batches), `stream_hash`, and `foreign`:
@@ -127,22 +130,34 @@ class Side:
                 ex = Execution(STRATEGIES[name]())
                 call = _static(p.baselines[p.spec.primary.name]) if static else _calling(ex, p.model, p.items)
                 self._cells.append((f"{name}, batch {size}", call, p.batches(size), ex))
+        if cores is not None:
+            for thread in os.listdir("/proc/self/task"):
+                os.sched_setaffinity(int(thread), cores)
         return {
             "cells": [{"name": name, "batches": len(batches)} for name, _, batches, _ in self._cells],
             "stream_hash": p.stream_hash,
             "foreign": foreign_modules(tree, names),
         }
 
-    def call(self, cell: int, batch: int) -> dict[str, Any]:
-        """Times one batch, the device drained before and after, in ns."""
+    def call(self, cell: int, first: int, count: int, warm: bool) -> dict[str, Any]:
+        """Times up to `count` batches from `first` on, the device drained before and after each, in ns.
+
+        Args:
+            cell: which.
+            first: batch.
+            count: of batches.
+            warm: run the first of them before, untimed: another process has had the caches.
+        """
         import torch
 
         from dynbench.meters.latency import time_batches
 
         _, run, batches, _ = self._cells[cell]
+        mine = batches[first : first + count]
         with torch.inference_mode():
-            (timing,) = time_batches(run, [batches[batch]], self._device)
-        return {"ns": timing.duration_ns}
+            if warm:
+                run(*mine[0])
+            return {"ns": sum(timing.duration_ns for timing in time_batches(run, mine, self._device))}
 
     def exact(self, cell: int, answers_to: str) -> dict[str, Any]:
         """What does not depend on the clock: work, waits, decisions; the answers are written to a file.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dynbench.report.content import FigureGroup, Panel
 
 FORMATS = ("html", "md")
+WIDEST = 240  # characters of a line of a Markdown table whose columns are padded
 
 
 class Page(Protocol):
@@ -179,7 +180,11 @@ def _markdown_table(table: Table) -> Plain:
         rows.append(cells)
     align = ["right" if c.kind == "number" else "left" for c in table.columns]
     head = [_header(c) for c in table.columns]
-    return Plain(tabulate(rows, headers=head, tablefmt="github", colalign=align, disable_numparse=True))
+    text = tabulate(rows, headers=head, tablefmt="github", colalign=align, disable_numparse=True)
+    if text.find("\n") > WIDEST:  # no editor shows columns that wide in line, and padding makes most of the file
+        head_line, rule, *lines = re.sub(r" {2,}", " ", text).split("\n")
+        text = "\n".join([head_line, re.sub(r"-{3,}", "---", rule), *lines])
+    return Plain(text)
 
 
 def _header(column: Column) -> str:

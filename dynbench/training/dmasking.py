@@ -59,8 +59,10 @@ class Searching(Settings):
         hot: temperature of the Gumbel-softmax at the beginning.
         cold: at the end; it falls exponentially.
         weights_first: share of the steps in which alpha does not learn yet.
-        mix: of resolutions: 'maps', as in the paper, layer by layer, or 'losses', of the network at each resolution,
-            by the probability of each.
+        mix: of resolutions: 'maps', as in the paper, layer by layer, or 'losses', ours: the weights learn from the
+            network at each resolution alike, and the probability of each from its loss. So it is compared what one
+            resolution makes of an image, not what a mixture does that no network found will ever see, and a
+            resolution that is behind in the beginning does not stay there for want of training.
         sharpness: see `Supernet`.
         resolutions: options of the space.
         channels: options of the space, of the stem and of each stage.
@@ -194,14 +196,23 @@ class Search:
         if s.mix == "maps":
             return self._loss(net, x, y, g)
         p = net.chances()["resolution"]
-        each = [self._loss(net, x, y, {**g, "resolution": net.only(k)}) for k in range(len(p))]
-        return (p if learning else p.detach()) @ torch.stack(each)
+        each = [self._terms(net, x, y, {**g, "resolution": net.only(k)}) for k in range(len(p))]
+        ce = torch.stack([ce for ce, _ in each])
+        if not learning:
+            return ce.mean()
+        fixed = [self._joined(one.detach(), price) for one, (_, price) in zip(ce, each, strict=True)]
+        return ce.mean() + p @ torch.stack(fixed)
 
     def _loss(self, net: Supernet, x: Tensor, y: Tensor, g: dict[str, Tensor]) -> Tensor:
-        s = self.settings
+        return self._joined(*self._terms(net, x, y, g))
+
+    def _terms(self, net: Supernet, x: Tensor, y: Tensor, g: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """CE and lam log(cost)^beta."""
         said, cost = net(x, g)
-        ce, price = F.cross_entropy(said.float(), y), s.lam * cost.log() ** s.beta
-        return ce + price if s.form == "plus" else ce * price
+        return F.cross_entropy(said.float(), y), self.settings.lam * cost.log() ** self.settings.beta
+
+    def _joined(self, ce: Tensor, price: Tensor) -> Tensor:
+        return ce + price if self.settings.form == "plus" else ce * price
 
 
 class Guided(nn.Module):

@@ -113,25 +113,29 @@ def test_the_price_of_the_cost_presses_on_the_architecture_but_not_in_the_beginn
     assert len(pressed) == 6 and sum(pressed) > 0  # downhill is away from what costs more
 
 
-def test_resolutions_mixed_by_their_losses_weigh_networks_of_one_resolution_each() -> None:
+def test_weights_learn_from_all_resolutions_alike_and_their_chances_from_what_each_loses_and_costs() -> None:
     torch.manual_seed(0)
     model, (x, y) = Guided(Supernet(SPACE)).eval(), images()
+    start = torch.tensor([0.0, 0.1, -0.05])
     with torch.no_grad():
-        model.net.alpha["resolution"].copy_(torch.tensor([0.0, 0.1, -0.05]))
-    s = Searching(epochs=1, mix="losses", weights_first=0.0)
+        model.net.alpha["resolution"].copy_(start)
+    s = Searching(epochs=1, mix="losses", weights_first=0.0, lam=0.5)
     torch.manual_seed(1)
-    said = Search(s, 4)(model, x, y)
+    Search(s, 4)(model, x, y).backward()
+    weight, chance = model.net.fc.weight.grad, model.net.alpha["resolution"].grad
     torch.manual_seed(1)
-    g = model.net.sample()
-    p = (15 * torch.tensor([0.0, 0.1, -0.05])).softmax(0)
-    wanted = torch.zeros(())
-    for k in range(3):
-        logits_, cost = model.net(x, {**g, "resolution": torch.eye(3)[k]})
-        wanted = wanted + p[k] * (torch.nn.functional.cross_entropy(logits_, y) + s.lam * cost.log())
-    assert float(said.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
-    said.backward()
-    grad = model.net.alpha["resolution"].grad
-    assert grad is not None and float(grad.abs().min()) > 0
+    g = {name: drawn.detach() for name, drawn in model.net.sample().items()}
+    model.zero_grad()
+    terms = [model.net(x, {**g, "resolution": torch.eye(3)[k]}) for k in range(3)]
+    ce = torch.stack([torch.nn.functional.cross_entropy(said, y) for said, _ in terms])
+    ce.mean().backward()
+    assert weight is not None and chance is not None
+    torch.testing.assert_close(weight, model.net.fc.weight.grad)
+    free = start.clone().requires_grad_()
+    worth = ce.detach() + s.lam * torch.stack([cost for _, cost in terms]).log()
+    ((15 * free).softmax(0) @ worth).backward()
+    assert free.grad is not None and float(free.grad.abs().min()) > 0
+    torch.testing.assert_close(chance, free.grad)
 
 
 @pytest.mark.parametrize(
