@@ -51,8 +51,8 @@ def command(
 
     The base is checked out beside the working tree; both sides run in processes of their own, with their own source
     first on the path, in turns of a few batches. The base takes part twice, which tells how small a difference this
-    machine can show now. A difference is said only if a second series of fresh processes shows it, too. Answers, decisions,
-    FLOPs and operator calls must be the same, unless accepted.
+    machine can show now. A difference is said only if a second series of fresh processes shows it, too. Answers,
+    decisions, FLOPs and operator calls must be the same, unless accepted.
 
     \b
     Exit code 0: no regression

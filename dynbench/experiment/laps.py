@@ -73,7 +73,7 @@ class Laps:
         self._roles, self._scratch, self._begin, self._seconds, self._say = roles, scratch, begin, seconds, say
         self._cores = own_cores(threads) if device == "cpu" else None
         self._preparing_s = 0.0
-        self._told: list[dict[str, Any]] = []
+        self._told: dict[str, Any] = {}  # the head, of its cells
         self._turns: dict[int, tuple[int, bool]] = {}  # per cell: batches, and whether an untimed one goes before
         self._said_s = -math.inf
         self.series = Series()
@@ -124,19 +124,24 @@ class Laps:
                     child.close()
 
     def _prepare(self, children: list[Child]) -> None:
-        for child, role in zip(children, self._roles, strict=True):
-            child.send("prepare", cores=self._cores, **role.prepare)
-        told = []
-        for child, role in zip(children, self._roles, strict=True):
-            with blame(role):
-                told.append(child.receive())
+        waves = (
+            [[0, 1, 2]] if self._told else [[0, 1], [2]]
+        )  # what the first makes, the second base need not make again
+        told: dict[int, dict[str, Any]] = {}
+        for wave in waves:
+            for who in wave:
+                children[who].send("prepare", cores=self._cores, **self._roles[who].prepare)
+            for who in wave:
+                with blame(self._roles[who]):
+                    told[who] = children[who].receive()
         if not self._told:
             self._check_sides(told)
-            self._told = told
+            self._told = told[1]
             self.names, self.stream_hash = [c["name"] for c in told[1]["cells"]], told[1]["stream_hash"]
 
-    def _check_sides(self, told: list[dict[str, Any]]) -> None:
-        for role, answer in zip(self._roles, told, strict=True):
+    def _check_sides(self, told: dict[int, dict[str, Any]]) -> None:
+        for who, role in enumerate(self._roles):
+            answer = told[who]
             if answer["foreign"]:
                 raise CannotTell(
                     f"{role.name}: first-party code is not taken from its own tree but from elsewhere: "
@@ -167,7 +172,7 @@ class Laps:
 
     def _lap(self, children: list[Child], cell: int, order: int) -> list[int]:
         """Totals in ns, of each role."""
-        batches = int(self._told[1]["cells"][cell]["batches"])
+        batches = int(self._told["cells"][cell]["batches"])
         count, warm = self._turns.get(cell, (1, True))
         totals = [0, 0, 0]
         for turn, first in enumerate(range(0, batches, count)):

@@ -128,6 +128,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="of every check [default: 60]")
     parser.add_argument("--until", type=float, default=float("inf"), metavar="MIN", help="stop after so many minutes")
     parser.add_argument("--jobs", type=int, default=1, help="idle trials at the same time [default: 1]")
+    parser.add_argument("--only", choices=("idle", "busy"), help="trials without, or with, busy neighbours")
     options = parser.parse_args()
     begin = time.monotonic()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +137,8 @@ def main() -> int:
     cores = sorted(os.sched_getaffinity(0))
     if options.jobs > len(cores):
         parser.error(f"--jobs {options.jobs}: there are {len(cores)} cores")
-    missing = [t for t in trials() if t["id"] not in done]
+    kinds = [options.only == "busy"] if options.only else [False, True]
+    missing = [t for t in trials() if t["id"] not in done and t["busy"] in kinds]
     try:
         with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(options.jobs) as pool:
             roots = [repository(Path(scratch) / str(k) / "repo") for k in range(options.jobs)]
@@ -206,7 +208,7 @@ def one(
 ) -> dict[str, Any]:
     """A trial: the check and, of some, the two blocks; on these cores."""
     products = round(100 * trial["extra"] * per_percent)
-    row = {**trial, "products": products, "seconds": seconds, "cores": cores}
+    row = {**trial, "products": products, "seconds": seconds, "cores": cores or sorted(os.sched_getaffinity(0))}
     with neighbours(2 if trial["busy"] else 0):
         edited(root, products)
         begin = time.monotonic()
