@@ -1,7 +1,7 @@
 """The measuring of a check: laps in sets.
 
-A lap asks every role for every batch of the stream, in turns of a few batches, in an order that goes round; a ratio is
-that of a lap's totals. Only one process runs at a time, the others wait. A set has fresh processes.
+A lap asks every role for every batch of the stream, in turns of a few batches; a ratio is that of a lap's totals. Only
+one process runs at a time, the others wait. A set has fresh processes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from dynbench.experiment.trees import CannotTell
 LEAST_FIRST, LEAST_FRESH = 3, 2  # sets of a series, also where the time is over
 FIRST, FRESH = 6, 4  # at least, where there is time for them
 FIRST_SHARE = 0.6  # of the time, for the first series
-SET_S, PREPARING = 0.4, 4.0  # a set times for so long at least, and for so many times as long as it prepares
+SET_S, PREPARING = 0.6, 4.0  # a set times for so long at least, and for so many times as long as it prepares
 WARM_UP_LAPS, MIN_LAPS = 1, 2
 TURN_NS = 25e6  # a turn of short batches takes at least about so long
 SAY_S = 5.0  # how often it says where it is
-ORDERS = list(permutations(range(3)))
+ORDERS = list(permutations(range(3)))  # one for all of a set: nobody follows itself and finds its caches warm
 Say = Callable[[str], None]
 
 
@@ -159,24 +159,24 @@ class Laps:
 
     def _laps(self, children: list[Child], cells: list[int], until_s: float) -> dict[int, np.ndarray]:
         laps: dict[int, list[list[int]]] = {cell: [] for cell in cells}
-        lap, offset = -WARM_UP_LAPS, len(self.series.sets)
+        lap, order = -WARM_UP_LAPS, ORDERS[len(self.series.sets) % len(ORDERS)]
         watch = Watch(Cpu())
         while lap < MIN_LAPS or self._elapsed < until_s:
             for cell in cells:
-                totals = self._lap(children, cell, offset + lap)
+                totals = self._lap(children, cell, order)
                 if lap >= 0:
                     laps[cell].append(totals)
             lap += 1
         self.witnesses.append(watch.end())
         return {cell: np.array(rows, np.float64) for cell, rows in laps.items()}
 
-    def _lap(self, children: list[Child], cell: int, order: int) -> list[int]:
+    def _lap(self, children: list[Child], cell: int, order: tuple[int, ...]) -> list[int]:
         """Totals in ns, of each role."""
         batches = int(self._told["cells"][cell]["batches"])
         count, warm = self._turns.get(cell, (1, True))
         totals = [0, 0, 0]
-        for turn, first in enumerate(range(0, batches, count)):
-            for who in ORDERS[(order + turn) % len(ORDERS)]:
+        for first in range(0, batches, count):
+            for who in order:
                 with blame(self._roles[who]):
                     asked = children[who].ask("call", cell=cell, first=first, count=count, warm=warm)
                     totals[who] += asked["ns"]
