@@ -25,11 +25,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dynbench.experiment.sides import KEEPING
+
 AA, INJECTED, EXTRA = 200, 30, (0.10, 0.05, 0.03)
 ANCHORED = 4  # one trial of so many is judged by the anchors, too
 BLOCK_STARTS_S = 3.0  # of a block's time, for its process to begin
 JUDGES = ("check", "two blocks", "10 % threshold")
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+# Blocks, too, keep their memory as the sides of a check do, so that extra work is the same share of both.
+ENV = {
+    **KEEPING,
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "PYTHONPATH": str(Path(__file__).parents[2]),
+}
 
 NET = '''"""An early-exit network, untrained."""
 
