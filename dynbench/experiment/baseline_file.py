@@ -10,6 +10,7 @@ from typing import Any
 from dynbench.analysis.statistics import quotient
 from dynbench.devices.cpu import cpu_model
 from dynbench.errors import UserError
+from dynbench.experiment.spec import Options
 from dynbench.experiment.trees import CannotTell
 from dynbench.store.files import write_text
 from dynbench.store.gate import Gate
@@ -36,20 +37,24 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def against(
-    stored: dict[str, Any], cell: str, stream_hash: str, change: Interval, tells: float
+    stored: dict[str, Any], cell: str, options: Options, stream_hash: str, change: Interval, tells: float
 ) -> tuple[Interval, float]:
     """Now / then of the time against the static network, and what both measurements can tell.
 
     Raises:
-        CannotTell: it was measured on another machine or with other inputs, or does not hold the cell.
+        CannotTell: it was measured on another machine or device, with other threads or inputs, or lacks the cell.
     """
     then = stored["cells"].get(cell)
     if then is None:
         raise CannotTell(f"the baseline has no {cell}; it has {', '.join(stored['cells'])}")
-    for what, now in {"machine": cpu_model(), "stream_hash": stream_hash}.items():
+    unlike = {
+        "machine": cpu_model(), "device": options.device, "threads": options.threads, "stream_hash": stream_hash,
+    }  # fmt: skip
+    for what, now in unlike.items():
         if stored[what] != now:
             raise CannotTell(
-                f"the baseline was measured with another {what.replace('_', ' ')}: {stored[what]}, not {now}"
+                f"the baseline was measured with a different value of {what.replace('_', ' ')}: {stored[what]}, "
+                f"not {now}"
             )
     before = Interval.model_validate(then["ratio"])
     return quotient(change, before), math.hypot(tells, then["resolution"])
@@ -59,6 +64,7 @@ def save(file: Path, gate: Gate, stream_hash: str, cells: dict[str, dict[str, An
     """Writes a file for `read`; of each cell `ratio`, `resolution` and `facts`."""
     table = {
         "dynbench_check": VERSION, "workload": gate.workload, "head": gate.head, "machine": gate.machine,
-        "threads": gate.threads, "started": gate.started, "stream_hash": stream_hash, "cells": cells,
+        "device": gate.device, "threads": gate.threads, "started": gate.started,
+        "stream_hash": stream_hash, "cells": cells,
     }  # fmt: skip
     write_text(file, json.dumps(table, indent=1) + "\n")

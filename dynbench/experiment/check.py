@@ -182,7 +182,7 @@ def _judged(
         change, again = (process_interval(laps.series.ratios(cell, who)) for who in (1, 2))
         tells = resolution(again, options.device)
         if stored is not None:
-            change, tells = baseline_file.against(stored, laps.names[cell], laps.stream_hash, change, tells)
+            change, tells = baseline_file.against(stored, laps.names[cell], options, laps.stream_hash, change, tells)
         return judge(change, tells, matters=matters), again
 
     cells = range(len(laps.names))
@@ -194,16 +194,17 @@ def _judged(
     for cell in cells:
         judged, again = now(cell) if cell in unsure else first[cell]
         if judged.outcome in ("SLOWER", "FASTER"):
-            judged = _confirmed(laps, cell, judged, stored)
+            judged = _confirmed(laps, cell, judged, stored, options)
         found.append(_cell(laps, cell, judged, again, _exact(laps, cell, stored, accept)))
     return found
 
 
-def _confirmed(laps: Laps, cell: int, judged: Judgement, stored: dict[str, Any] | None) -> Judgement:
+def _confirmed(laps: Laps, cell: int, judged: Judgement, stored: dict[str, Any] | None, options: Options) -> Judgement:
     """What is left of a difference when only the second series is asked: the same, or AMBIGUOUS."""
     fresh = process_interval(laps.series.ratios(cell, 1, laps.first_sets))
     if stored is not None:
-        fresh, _ = baseline_file.against(stored, laps.names[cell], laps.stream_hash, fresh, judged.resolution)
+        name = laps.names[cell]
+        fresh, _ = baseline_file.against(stored, name, options, laps.stream_hash, fresh, judged.resolution)
     bound = 1 + judged.resolution
     confirmed = fresh.value > bound if judged.outcome == "SLOWER" else fresh.value < 1 / bound
     reason = f"{judged.reason}; a second series of fresh processes: {100 * (fresh.value - 1):+.1f} %"

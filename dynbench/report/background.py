@@ -232,7 +232,7 @@ def _fact(name: str, value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
-        return f"{len(value)} entries, in the card beside the weights"
+        return f"{len(value)} entries, in the manifest"
     if isinstance(value, list):
         return ", ".join(_fact(name, v) for v in value) or "none"
     return str(value) or "–"

@@ -141,7 +141,10 @@ def test_a_baseline_file_is_compared_through_the_static_network(repository: Path
     assert cell.exact == [] and gate.base == str(saved) and gate.exit_code in (0, 3)
     text = saved.read_text()
     saved.write_text(text.replace('"machine": "', '"machine": "another '))
-    with pytest.raises(CannotTell, match="measured with another machine"):
+    with pytest.raises(CannotTell, match="measured with a different value of machine"):
+        checked(repository, base=None, baseline=saved)
+    saved.write_text(text.replace('"threads": 1', '"threads": 2'))
+    with pytest.raises(CannotTell, match="measured with a different value of threads: 2, not 1"):
         checked(repository, base=None, baseline=saved)
     for content, said in (("{}", "no baseline that"), ("{", "is not JSON")):
         saved.write_text(content)
