@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from dynbench.cli.common import Names, Sizes, data_option, device_option, flat
+from dynbench.errors import UserError
 
-CANNOT_TELL = 3
+BAD_USE, CANNOT_TELL = 2, 3
 
 
 def _file(option: str, what: str) -> Any:
@@ -42,10 +43,12 @@ def _file(option: str, what: str) -> Any:
 @_file("--json", "Write everything as JSON.")
 @_file("--github-action-benchmark", "Write JSON for github-action-benchmark (customSmallerIsBetter).")
 @_file("--bencher", "Write JSON in Bencher's metric format.")
+@click.option("--history", metavar="PATH|URL", help="Record what was found here; see `dynbench history checks`.")
 def command(
     workload: str, base: str | None, baseline: Path | None, save: Path | None, strategies: tuple[list[str], ...],
     batch_sizes: tuple[list[int], ...], device: str, threads: int, seconds: float, matters: float,
-    accept: tuple[list[str], ...], same_environment: bool, data_dir: Path | None, **outputs: Path | None,
+    accept: tuple[list[str], ...], same_environment: bool, data_dir: Path | None, history: str | None,
+    **outputs: Path | None,
 ) -> None:  # fmt: skip
     """Measure WORKLOAD as it is here (the head) against a base revision, both at once, and say which is slower.
 
@@ -63,6 +66,8 @@ def command(
     from dynbench import devices
     from dynbench.experiment.check import ACCEPTED, CannotTell, check
     from dynbench.experiment.spec import Options, load_spec
+    from dynbench.store.files import make_folder
+    from dynbench.store.history import History
 
     accepted = flat(accept) or []
     if unknown := [a for a in accepted if a not in ACCEPTED]:
@@ -75,6 +80,11 @@ def command(
         device=devices.device(device).name, threads=threads, strategies=flat(strategies), batch_sizes=sizes,
         data_dir=data_dir,
     )  # fmt: skip
+    if save is not None and history is not None:
+        raise click.UsageError("--save judges nothing, so there is nothing for --history")
+    for file in filter(None, (save, *outputs.values())):  # before anything is measured
+        make_folder(file.parent)
+    database = None if history is None else History.open(history, create=True)
     try:
         gate = check(
             workload, options, base=base, baseline=baseline, save=save, seconds=seconds, matters=matters / 100,
@@ -87,6 +97,12 @@ def command(
         click.echo(f"baseline: {save}")
         return
     _write(gate, outputs)
+    if database is not None:
+        try:
+            database.record_check(gate, load_spec(workload).file.parent)
+        except UserError as e:
+            click.echo(f"Error: {e}", err=True)
+            raise click.exceptions.Exit(gate.exit_code or BAD_USE) from e  # the verdict comes first
     if gate.exit_code:
         raise click.exceptions.Exit(gate.exit_code)
 

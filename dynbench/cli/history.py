@@ -26,7 +26,8 @@ database_option = click.option(
 def command() -> None:
     """Results over commits and machines, kept in a database.
 
-    `dynbench run --history PATH|URL` records a run when it ends, `add` one that is there already. Only what is
+    `dynbench run --history PATH|URL` records a run when it ends, `add` one that is there already, and
+    `dynbench check --history PATH|URL` a check. Only what is
     comparable is compared: the same workload, networks, inputs, decisions, strategy, batch size, number type, threads,
     device, and the same kind of machine. PostgreSQL needs `pip install 'dynbench[postgresql]'`.
     """
@@ -98,6 +99,8 @@ def show(
         for workload in workloads
         for s in _chosen([s for s in found if s.key.workload == workload], flat(names), flat(batch_sizes), flat(labels))
     ]
+    if not found:
+        raise UserError(f"of {', '.join(workloads)} there are no runs but checks only; see `dynbench history checks`")
     if not chosen:
         cells = dict.fromkeys(f"{s.key.name} at batch {s.key.batch_size}, {s.key.decisions}" for s in found)
         raise UserError(f"no such cell; of {', '.join(workloads)} there are: {'; '.join(cells)}")
@@ -110,6 +113,40 @@ def show(
         against = "the primary baseline itself" if k.baseline == k.name else f"against {k.baseline}"
         click.echo(f"{against}; {k.device}, {k.dtype}, {k.threads} threads, {k.engine}; {k.machine}")
         print_table(_rows(s, as_json))
+
+
+@command.command("checks", short_help="What checks found, commit by commit.")
+@click.argument("workloads", nargs=-1, metavar="[WORKLOAD]...")
+@database_option
+@json_option
+def checks(workloads: tuple[str, ...], database: str, as_json: bool) -> None:
+    """What `dynbench check --history PATH|URL` found, in the order of the commits (default: of all workloads)."""
+    from dynbench.report.values import significant
+    from dynbench.store.gate import change_text
+    from dynbench.store.history import History
+
+    found = History.open(database).checks(workloads)
+    if not found:
+        raise UserError(
+            f"no check {'of ' + ', '.join(workloads) + ' ' if workloads else ''}is recorded in {database}; "
+            "`dynbench check --history` records one"
+        )
+    if as_json:
+        print_json([{"subject": c.subject, "committed": c.committed, **c.gate.model_dump(mode="json")} for c in found])
+        return
+    print_table(
+        [
+            {
+                "commit": c.label, "subject": c.subject, "checked": c.gate.started[:16].replace("T", " "),
+                "base": c.gate.base, "workload": c.gate.workload, "cell": cell.name,
+                "head ms": significant(cell.head_ms), "change of time": change_text(cell.change),
+                "resolution": f"{100 * cell.resolution:.1f} %", "verdict": cell.outcome,
+                "counted": "; ".join(e.text for e in cell.exact) or None,
+            }
+            for c in found
+            for cell in c.gate.cells
+        ]
+    )  # fmt: skip
 
 
 @command.command("report", short_help="A page of curves and change points.")
@@ -134,6 +171,8 @@ def _chosen(
     found: list[Series], names: list[str] | None, batch_sizes: list[int] | None, labels: list[str] | None
 ) -> list[Series]:
     """Those asked for; by default the strategies at the largest batch size under the decisions that come first."""
+    if not found:
+        return []
     labels = labels or [min({s.key.decisions for s in found}, key=lambda label: (label != "learned", label))]
     found = [s for s in found if s.key.decisions in labels]
     found = [s for s in found if (s.key.name in names if names else s.key.arm == "strategy")]

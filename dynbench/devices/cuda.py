@@ -107,24 +107,39 @@ def nvml_facts(index: int) -> dict[str, Any]:
     except Exception as e:  # noqa: BLE001  (ImportError or any NVMLError)
         return {"nvml": f"unavailable: {_sentence(e)}"}
 
-    def fact(read: Callable[[], Any]) -> Any:
-        try:
-            return read()
-        except nvml.NVMLError as e:
-            return f"unavailable: {_sentence(e)}"
-
     sm, memory = nvml.NVML_CLOCK_SM, nvml.NVML_CLOCK_MEM
     return {
-        "driver": fact(nvml.nvmlSystemGetDriverVersion),
-        "sm_clock_mhz": fact(lambda: nvml.nvmlDeviceGetClockInfo(handle, sm)),
-        "sm_clock_max_mhz": fact(lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, sm)),
-        "memory_clock_mhz": fact(lambda: nvml.nvmlDeviceGetClockInfo(handle, memory)),
-        "power_limit_w": fact(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
-        "temperature_c": fact(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
-        "throttled_by": fact(lambda: reasons(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))),
-        "persistence_mode": fact(lambda: bool(nvml.nvmlDeviceGetPersistenceMode(handle))),
-        "other_processes": fact(lambda: max(len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)) - 1, 0)),
+        "driver": _fact(nvml.nvmlSystemGetDriverVersion),
+        **clock_facts(index),
+        "sm_clock_max_mhz": _fact(lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, sm)),
+        "memory_clock_mhz": _fact(lambda: nvml.nvmlDeviceGetClockInfo(handle, memory)),
+        "power_limit_w": _fact(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
+        "temperature_c": _fact(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+        "persistence_mode": _fact(lambda: bool(nvml.nvmlDeviceGetPersistenceMode(handle))),
+        "other_processes": _fact(lambda: max(len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)) - 1, 0)),
     }
+
+
+def clock_facts(index: int) -> dict[str, Any]:
+    """The clock of a visible GPU's multiprocessors, and what holds it down; quick enough to be asked often."""
+    try:
+        nvml, handle = _nvml(index)
+    except Exception as e:  # noqa: BLE001  (ImportError or any NVMLError)
+        return dict.fromkeys(("sm_clock_mhz", "throttled_by"), f"unavailable: {_sentence(e)}")
+    return {
+        "sm_clock_mhz": _fact(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
+        "throttled_by": _fact(lambda: reasons(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))),
+    }
+
+
+def _fact(read: Callable[[], Any]) -> Any:
+    """What is read, or why it cannot be."""
+    import pynvml
+
+    try:
+        return read()
+    except pynvml.NVMLError as e:
+        return f"unavailable: {_sentence(e)}"
 
 
 def reasons(bits: int) -> list[str]:

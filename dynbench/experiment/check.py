@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -27,7 +27,7 @@ from dynbench.errors import UserError
 from dynbench.experiment import baseline_file
 from dynbench.experiment.laps import Laps
 from dynbench.experiment.sides import Nursery, Role, blame
-from dynbench.experiment.spec import Options, load_spec
+from dynbench.experiment.spec import Options, Workload, load_spec
 from dynbench.experiment.trees import (
     CannotTell,
     commit_of,
@@ -81,58 +81,23 @@ def check(
     """
     started, begin = datetime.datetime.now(datetime.UTC), time.monotonic()
     spec = load_spec(workload)
-    request = {"options": options.model_dump(mode="json")}
     stored = None if baseline is None else baseline_file.read(baseline)
     with contextlib.ExitStack() as stack:
-
-        def nursery(python: str, tree: Path) -> Nursery:
-            folder = Path(tempfile.mkdtemp(dir=scratch))
-            made = Nursery(python, tree, options.threads, folder)
-            stack.callback(made.close)
-            return made
-
         if base is None:
-            root = _root_or_folder(spec.file)
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dynbench-check-")))
-            names = first_party(root)
-            one, mine, two = (nursery(sys.executable, root) for _ in range(3))
-            kept = str(scratch / "head.npz")
-            head = {**request, "file": str(spec.file), "tree": str(root), "names": names, "stream_file": kept}
-            static, dynamic = ({**head, "static": flag} for flag in (True, False))
-            against = "its static baseline"
-            roles = [Role(against, one, static), Role("head", mine, dynamic), Role(against, two, static)]
-            base_name, head_name = (str(baseline) if baseline else against), _revision(root)
+            sides = _head_and_static(stack, spec, options, "its static baseline" if baseline is None else str(baseline))
         else:
-            root = top_level(spec.file.parent)
-            if not spec.file.is_relative_to(root):
-                raise UserError(f"{spec.file} does not lie in the repository {root}")
-            commit = commit_of(root, base)
-            tree = stack.enter_context(worktree(root, commit))
-            scratch = tree.parent  # goes with the worktree, also where this process is killed
-            file = tree / spec.file.relative_to(root)
-            if not file.is_file():
-                raise CannotTell(f"{base} has no {spec.file.relative_to(root)}: there is nothing to compare with")
-            python = sys.executable
-            if not same_environment and (differ := dependencies_differ(tree, root)):
-                say(f"{', '.join(differ)} differ: an environment for the base (cached)")
-                python = str(environment_of(tree))
-            names = first_party(tree, root)
-            theirs, ours, again = nursery(python, tree), nursery(sys.executable, root), nursery(python, tree)
-            common = {**request, "names": names, "static": False}
-            before = {**common, "file": str(file), "tree": str(tree), "stream_file": str(scratch / "base.npz")}
-            after = {**common, "file": str(spec.file), "tree": str(root), "stream_file": str(scratch / "head.npz")}
-            roles = [Role("base", theirs, before), Role("head", ours, after), Role("base", again, before)]
-            base_name, head_name = f"{base} ({commit[:8]})", _revision(root)
-        for role in roles:
+            sides = _head_and_base(stack, spec, options, base, same_environment, say)
+        for role in sides.roles:
             with blame(role):
                 role.nursery.ready()
-        laps = Laps(roles, scratch, begin, seconds, options.threads, options.device, say)
+        laps = Laps(sides.roles, sides.scratch, begin, seconds, options.threads, options.device, say)
         laps.first(exact_of=[0, 1] if base is not None else [1])
         cells = _judged(laps, stored, options, matters, set(accept))
+    commit, dirty = _revision(sides.root)
     gate = Gate(
-        workload=spec.name, title=spec.title, base=base_name, head=head_name, machine=cpu_model(),
-        device=options.device, threads=options.threads, started=started.isoformat(timespec="seconds"),
-        seconds=time.monotonic() - begin, matters=matters, cells=cells,
+        workload=spec.name, title=spec.title, base=sides.base, head=_in_words(sides.root, commit, dirty),
+        commit=commit, dirty=dirty, machine=cpu_model(), device=options.device, threads=options.threads,
+        started=started.isoformat(timespec="seconds"), seconds=time.monotonic() - begin, matters=matters, cells=cells,
         warnings=doubts(_seen(laps.witnesses), None),
     )  # fmt: skip
     if save is not None:
@@ -145,6 +110,97 @@ def check(
         }  # fmt: skip
         baseline_file.save(save, gate, laps.stream_hash, of_cells)
     return gate
+
+
+# --- who is compared with whom ---------------------------------------------------------------------------------------
+
+
+class Sides(NamedTuple):
+    """Who takes part.
+
+    Attributes:
+        roles: what the head is compared with, the head, and the former again.
+        root: of the head's source.
+        scratch: folder for files that the sides write.
+        base: what the head is compared with, in words.
+    """
+
+    roles: list[Role]
+    root: Path
+    scratch: Path
+    base: str
+
+
+def _head_and_base(
+    stack: contextlib.ExitStack, spec: Workload, options: Options, revision: str, same_environment: bool, say: Say
+) -> Sides:  # fmt: skip
+    """The dynamic network in the working tree and in a revision."""
+    root = top_level(spec.file.parent)
+    if not spec.file.is_relative_to(root):
+        raise UserError(f"{spec.file} does not lie in the repository {root}")
+    commit = commit_of(root, revision)
+    tree = stack.enter_context(worktree(root, commit))
+    scratch = tree.parent  # goes with the worktree, also where this process is killed
+    file = tree / spec.file.relative_to(root)
+    if not file.is_file():
+        raise CannotTell(f"{revision} has no {spec.file.relative_to(root)}: there is nothing to compare with")
+    python = sys.executable
+    if not same_environment and (differ := dependencies_differ(tree, root)):
+        say(f"{', '.join(differ)} differ: an environment for the base (cached)")
+        python = str(environment_of(tree))
+    common = {"options": options.model_dump(mode="json"), "names": first_party(tree, root), "static": False}
+    before = {**common, "file": str(file), "tree": str(tree), "stream_file": str(scratch / "base.npz")}
+    after = {**common, "file": str(spec.file), "tree": str(root), "stream_file": str(scratch / "head.npz")}
+    where = [(python, tree), (sys.executable, root), (python, tree)]
+    base, head, again = (_nursery(stack, *place, options.threads, scratch) for place in where)
+    roles = [Role("base", base, before), Role("head", head, after), Role("base", again, before)]
+    return Sides(roles, root, scratch, f"{revision} ({commit[:8]})")
+
+
+def _head_and_static(stack: contextlib.ExitStack, spec: Workload, options: Options, against: str) -> Sides:
+    """The dynamic network and its primary baseline, both of the working tree."""
+    root = _root_or_folder(spec.file)
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dynbench-check-")))
+    common = {
+        "options": options.model_dump(mode="json"), "names": first_party(root), "file": str(spec.file),
+        "tree": str(root), "stream_file": str(scratch / "head.npz"),
+    }  # fmt: skip
+    one, mine, two = (_nursery(stack, sys.executable, root, options.threads, scratch) for _ in range(3))
+    static, dynamic = ({**common, "static": flag} for flag in (True, False))
+    name = "its static baseline"
+    roles = [Role(name, one, static), Role("head", mine, dynamic), Role(name, two, static)]
+    return Sides(roles, root, scratch, against)
+
+
+def _nursery(stack: contextlib.ExitStack, python: str, tree: Path, threads: int, scratch: Path) -> Nursery:
+    made = Nursery(python, tree, threads, Path(tempfile.mkdtemp(dir=scratch)))
+    stack.callback(made.close)
+    return made
+
+
+def _root_or_folder(file: Path) -> Path:
+    try:
+        return top_level(file.parent)
+    except UserError:
+        return file.parent
+
+
+def _revision(root: Path) -> tuple[str | None, bool]:
+    """The commit of a tree, None if it is in no repository, and whether there are changes to it."""
+    try:
+        return git(root, "rev-parse", "HEAD"), bool(git(root, "status", "--porcelain", "--untracked-files=no"))
+    except UserError:
+        return None, False
+
+
+def _in_words(root: Path, commit: str | None, dirty: bool) -> str:
+    """'4f2a91c0' or '4f2a91c0 with changes'."""
+    if commit is None:
+        return f"the files in {root.name}"
+    return commit[:8] + " with changes" * dirty
+
+
+# --- the verdicts ----------------------------------------------------------------------------------------------------
 
 
 def exact_changes(base: dict[str, Any], head: dict[str, Any]) -> Iterator[ExactChange]:
@@ -240,25 +296,6 @@ def _exact(laps: Laps, cell: int, stored: dict[str, Any] | None, accept: set[str
     return [change.model_copy(update={"regression": matters(change)}) for change in changes]
 
 
-# --- where it ran ----------------------------------------------------------------------------------------------------
-
-
-def _root_or_folder(file: Path) -> Path:
-    try:
-        return top_level(file.parent)
-    except UserError:
-        return file.parent
-
-
-def _revision(root: Path) -> str:
-    """'4f2a91c0' or '4f2a91c0 with changes'."""
-    try:
-        dirty = " with changes" if git(root, "status", "--porcelain", "--untracked-files=no") else ""
-        return git(root, "rev-parse", "HEAD")[:8] + dirty
-    except UserError:
-        return f"the files in {root.name}"
-
-
 def _seen(found: list[Seen]) -> Witnesses:
     """What the witnesses of all sets saw together, of the shares of time; what the sides' clocks did nobody asked."""
     window_s = sum(s.window_s for s in found)
@@ -272,5 +309,6 @@ def _seen(found: list[Seen]) -> Witnesses:
     rest = Unavailable(unavailable="not asked of the sides' processes")
     return Witnesses(
         window_s=window_s, waited=share("waited"), stolen=share("stolen"), switched_per_s=rest, control_us=rest,
-        control_drift=rest, clock_mhz=rest, clock_drift=rest, temperature_c=rest, governor=governor(),
+        control_drift=rest, clock_mhz=rest, clock_low_mhz=rest, clock_drift=rest, temperature_c=rest,
+        governor=governor(),
     )  # fmt: skip

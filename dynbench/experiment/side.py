@@ -70,8 +70,9 @@ def scattered_heap() -> list[Any]:
     """Blocks of random sizes that stay where they are, so that what comes later lies elsewhere in every process.
 
     Children of one nursery have its address space: where their buffers lie relative to each other would be the same in
-    all of them and another one in those of the other side. On a small network that made 4 % (seen), which no number of
-    children averages out.
+    all of them and another one in those of the other side, which no number of children averages out. (Two sides of the
+    same code on a small network once differed by 4 % so; some of that may have been what glibc did with memory, which
+    `sides.KEEPING` ended later.)
     """
     import torch
 

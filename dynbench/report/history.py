@@ -17,7 +17,8 @@ from dynbench.report.palette import MUTED, tones_of
 from dynbench.report.tables import Block, Row, Section, make_table
 from dynbench.report.values import Value, interval, number, significant, times, words
 from dynbench.report.write import FORMATS, check_formats, write_pages
-from dynbench.store.history import History, Key, RecordedRun, Series
+from dynbench.store.gate import change_text
+from dynbench.store.history import History, Key, RecordedCheck, RecordedRun, Series
 
 MOST_TOLD = 12  # commits told at the head of the page, the newest first; the table has all
 
@@ -60,6 +61,23 @@ _RUNS = [
     _c("versions", "versions", kind="prose"),
     _c("machine", "machine", kind="prose"),
 ]
+
+
+_CHECKS = [
+    _c("commit", "commit", "", "The head, by its commit; a plus sign: with changes that were not committed.",
+       kind="name"),
+    _c("subject", "subject", kind="prose"),
+    _c("checked", "checked", "UTC", kind="text"),
+    _c("base", "base", "", "What it was compared with in the same job.", kind="text"),
+    _c("cell", "cell", "", "Workload, strategy and batch size.", kind="text"),
+    _c("change", "change of time", "95 % CI", "Time of the head / time of the base - 1.",
+       "The time itself: that of two jobs is not compared here."),
+    _c("resolution", "resolution", "", "What the base differed from itself by; nothing nearer to 0 is a difference."),
+    _c("verdict", "verdict", "", "FASTER and SLOWER: shown again by a second series of fresh processes. AMBIGUOUS: the "
+       "machine could not tell.", kind="text"),
+    _c("counted", "counted", "", "What does not depend on the clock and differs: work, decisions, answers.",
+       kind="prose"),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,34 +130,54 @@ def build(history: History, workloads: Sequence[str] = ()) -> HistoryPage:
         UserError: nothing is recorded, or nothing of one of `workloads`.
     """
     series = [s for s in history.series(workloads) if s.key.arm != "control"]
-    if not series:
-        raise UserError(f"{history.where} holds no results yet; `dynbench history add RUN` records a run")
+    checks = history.checks(workloads)
+    if not series and not checks:
+        raise UserError(
+            f"{history.where} holds no results yet; `dynbench history add RUN` records a run, and "
+            "`dynbench check --history` a check"
+        )
     recorded = [entry for entry in history.runs() if not workloads or set(entry[1]) & set(workloads)]
     runs = [run for run, _, _ in recorded]
     found = [change for s in series for change in changes(s)]
     tones = tones_of(s.key.name for s in series if s.key.arm == "strategy")
     told = _told(found, runs)
-    sections = [_changes(found, runs, series), _latest(series, found), _recorded(recorded), _compared(series)]
+    sections = [_changes(found, runs, series), _latest(series, found), _recorded(recorded)] if series else []
+    sections += [_checks(checks)] if checks else []
+    sections += [_compared(series)] if series else []
     tables = [b.table for s in sections for b in s.blocks if b.table is not None]
-    names = sorted({s.key.workload for s in series})
-    machines = sorted({s.key.machine for s in series})
-    dates = sorted(run.started[:10] for run in runs)
+    names = sorted({s.key.workload for s in series} | {c.gate.workload for c in checks})
+    machines = sorted({s.key.machine for s in series} | {c.gate.machine for c in checks})
+    counts = [_count(len(what), word) for what, word in ((runs, "run"), (checks, "check")) if what]
+    facts = [("workloads", ", ".join(names))]
+    if runs:
+        facts.append(("runs", f"{len(runs)} of {_span(runs)}"))
+    if checks:
+        codes = [c.gate.exit_code for c in checks]
+        facts.append(
+            ("checks", f"{len(checks)} of {_span(checks)}; {codes.count(1)} with a regression, {codes.count(3)} that "
+             "could not tell")
+        )  # fmt: skip
     return HistoryPage(
-        title=f"{len(names)} workload{'s' * (len(names) != 1)} over {len(runs)} run{'s' * (len(runs) != 1)}",
+        title=f"{_count(len(names), 'workload')} over {' and '.join(counts)}",
         where=history.where,
         status=None,
-        facts=[
-            ("workloads", ", ".join(names)),
-            ("runs", f"{len(runs)} of {len({run.label for run in runs})} commits, {dates[0]} to {dates[-1]}"),
-            ("machines", "; ".join(machines)),
-            ("kept in", history.where),
-        ],
+        facts=[*facts, ("machines", "; ".join(machines)), ("kept in", history.where)],
         told=told[:MOST_TOLD],
         untold=len(told[MOST_TOLD:]),
         figures=_figures(series, found, runs, tones),
         sections=[*sections, legend(tables)],
         tones=tones,
     )
+
+
+def _count(many: int, word: str) -> str:
+    return f"{many} {word}{'s' * (many != 1)}"
+
+
+def _span(found: Sequence[RecordedRun] | Sequence[RecordedCheck]) -> str:
+    """'7 commits, 2026-11-02 to 2026-11-20'."""
+    dates = sorted((f.gate.started if isinstance(f, RecordedCheck) else f.started)[:10] for f in found)
+    return f"{_count(len({f.label for f in found}), 'commit')}, {dates[0]} to {dates[-1]}"
 
 
 def cell_in_words(key: Key) -> str:
@@ -300,6 +338,24 @@ def _recorded(recorded: Sequence[tuple[RecordedRun, list[str], int]]) -> Section
     ]  # fmt: skip
     table = make_table("runs", "Runs", _RUNS, rows)
     return Section("runs", "Runs", "In the order of their commits, the newest first.", [Block(table=table)])
+
+
+def _checks(checks: Sequence[RecordedCheck]) -> Section:
+    rows: list[Row] = [
+        {
+            "commit": words(c.label), "subject": words(c.subject),
+            "checked": words(c.gate.started[:16].replace("T", " ")), "base": words(c.gate.base),
+            "cell": words(f"{c.gate.workload}: {cell.name}"),
+            "change": Value(change_text(cell.change), cell.change.value - 1),
+            "resolution": Value(f"{100 * cell.resolution:.1f} %", cell.resolution), "verdict": words(cell.outcome),
+            "counted": words("; ".join(e.text for e in cell.exact)),
+        }
+        for c in reversed(checks)
+        for cell in c.gate.cells
+    ]  # fmt: skip
+    table = make_table("checks", "Checks", _CHECKS, rows)
+    lead = "What checks found, the newest commit first; each compared two revisions, measured in one job."
+    return Section("checks", "Checks", lead, [Block(table=table)])
 
 
 def _versions(run: RecordedRun) -> str:

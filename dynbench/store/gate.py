@@ -49,6 +49,8 @@ class Gate(Record):
     title: str
     base: str  # what was compared with: a revision, or a baseline file
     head: str
+    commit: str | None = None  # of the head, in full; None: it is in no repository
+    dirty: bool = False  # there were changes that were not committed
     machine: str
     device: str
     threads: int

@@ -3,10 +3,12 @@
     dynbench_history   one row: the version of this schema
     dynbench_runs      a row per run: commit, machine, software, the whole manifest
     dynbench_cells     a row per timed cell of a run: its `Key`, its numbers, the whole record
+    dynbench_checks    a row per `dynbench check`: commit, verdict, the whole record
 
-A run directory stays the unit of truth; what is in here can be recorded again from it. Writers take turns: one takes a
-lock on the database before it looks, so that two that record at once lose nothing and record nothing twice. SQLite
-keeps its rollback journal: write-ahead logging needs memory that processes share, which network folders do not have.
+A run directory stays the unit of truth; what is in here of a run can be recorded again from it. Writers take turns: one
+takes a lock on the database before it looks, so that two that record at once lose nothing and record nothing twice.
+SQLite keeps its rollback journal: write-ahead logging needs memory that processes share, which network folders do not
+have.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynbench.errors import UserError
 from dynbench.store.files import make_folder
+from dynbench.store.gate import Gate
 from dynbench.store.jsonable import to_json, to_table
 from dynbench.store.run import Run
 from dynbench.store.schema import Cell, Manifest, Speedup
@@ -139,7 +142,31 @@ class RecordedRun:
     @property
     def label(self) -> str:
         """The short commit, '+' behind it for changes not committed; without one the day and time."""
-        return self.commit[:8] + "+" * self.dirty if self.commit else self.started[:16].replace("T", " ")
+        return _label(self.commit, self.dirty, self.started)
+
+
+@dataclass(frozen=True)
+class RecordedCheck:
+    """A check as the history knows it.
+
+    Attributes:
+        gate: what was found.
+        subject: of the head's commit, if the repository was there when it was recorded.
+        committed: when, ISO 8601, UTC; None as for `subject`.
+    """
+
+    gate: Gate
+    subject: str | None
+    committed: str | None
+
+    @property
+    def label(self) -> str:
+        """Of the head, as of a run."""
+        return _label(self.gate.commit, self.gate.dirty, self.gate.started)
+
+
+def _label(commit: str | None, dirty: bool, started: str) -> str:
+    return commit[:8] + "+" * dirty if commit else started[:16].replace("T", " ")
 
 
 @dataclass(frozen=True)
@@ -261,6 +288,46 @@ class History:
                 connection.execute(text(again), row)
         return Recorded(len(new), len(other), len(rows) - len(new) - len(other))
 
+    def record_check(self, gate: Gate, repository: Path | None = None) -> None:
+        """Records a check; the same one again changes nothing.
+
+        Args:
+            gate: what it found.
+            repository: a folder of the head's repository, that names its commit; None: the working folder.
+
+        Raises:
+            UserError: the database cannot be written.
+        """
+        from sqlalchemy import text
+
+        table = to_table(gate)
+        subject, committed = _about_commit(gate.commit, repository) if gate.commit else (None, None)
+        row = {
+            "identity": _digest(table), "workload": gate.workload, "started": gate.started, "git_commit": gate.commit,
+            "subject": subject, "committed": committed, "exit_code": gate.exit_code,
+            "record": json.dumps(table, sort_keys=True), "recorded": _now(),
+        }  # fmt: skip
+        with self._writing() as connection:
+            known = text("SELECT COUNT(*) FROM dynbench_checks WHERE identity = :identity")
+            if not connection.execute(known, {"identity": row["identity"]}).scalar_one():
+                connection.execute(_insert("dynbench_checks", row), row)
+
+    def checks(self, workloads: Sequence[str] = ()) -> list[RecordedCheck]:
+        """All checks in the order of their commits, where that is known, else in which they were done.
+
+        Args:
+            workloads: only of these; none: of all.
+        """
+        query = "SELECT workload, record, subject, committed, started, identity FROM dynbench_checks"
+        with self._reading() as connection:
+            rows = connection.exec_driver_sql(query).all()
+        ordered = sorted(rows, key=lambda r: (r.committed or r.started, r.started, r.identity))
+        return [
+            RecordedCheck(Gate.model_validate_json(r.record), r.subject, r.committed)
+            for r in ordered
+            if not workloads or r.workload in workloads
+        ]
+
     def runs(self) -> list[tuple[RecordedRun, list[str], int]]:
         """All runs in order, each with its workloads and how many cells of it are here."""
         from sqlalchemy import text
@@ -282,7 +349,7 @@ class History:
             workloads: only these; none: all.
 
         Raises:
-            UserError: there is nothing of one of these.
+            UserError: there is nothing of one of these, no check either.
         """
         from sqlalchemy import text
 
@@ -290,8 +357,9 @@ class History:
         with self._reading() as connection:
             runs = _runs(connection)
             cells = connection.execute(text(query)).all()
+            checked = connection.execute(text("SELECT DISTINCT workload FROM dynbench_checks")).scalars().all()
         for name in workloads:
-            if name not in (names := sorted({c.workload for c in cells})):
+            if name not in (names := sorted({*(c.workload for c in cells), *checked})):
                 raise UserError(f"{self.where} has no results of {name!r}; it has: {', '.join(names) or 'nothing yet'}")
         place = {run.identity: i for i, run in enumerate(runs)}
         found: dict[Key, list[tuple[int, Point]]] = {}
@@ -344,8 +412,17 @@ def _first(connection: Connection) -> None:
         connection.exec_driver_sql(statement)
 
 
+def _with_checks(connection: Connection) -> None:
+    """Version 2: what `dynbench check` found."""
+    connection.exec_driver_sql(
+        """CREATE TABLE dynbench_checks (
+            identity TEXT PRIMARY KEY, workload TEXT NOT NULL, started TEXT NOT NULL, git_commit TEXT, subject TEXT,
+            committed TEXT, exit_code INTEGER NOT NULL, record TEXT NOT NULL, recorded TEXT NOT NULL)"""
+    )
+
+
 # The step at index v makes version v + 1 of version v. A step that was ever released is not changed any more.
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first,)
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _with_checks)
 
 
 def _version(connection: Connection, where: str) -> int | None:
@@ -494,8 +571,12 @@ def _run_row(run: Run) -> dict[str, Any]:
         "git_commit": commit, "dirty": int(bool(m.git.get("dirty"))), "subject": subject, "committed": committed,
         "machine": machine_of(m.hardware), "dynbench_version": m.dynbench_version,
         "software": json.dumps({k: str(v) for k, v in versions.items()}, sort_keys=True), "manifest": to_json(m),
-        "recorded": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "recorded": _now(),
     }  # fmt: skip
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _cell_row(identity: str, manifest: Manifest, cell: Cell) -> dict[str, Any]:
@@ -529,11 +610,11 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _about_commit(commit: str) -> tuple[str | None, str | None]:
-    """Subject and time of a commit, if the repository of the working folder has it."""
+def _about_commit(commit: str, repository: Path | None = None) -> tuple[str | None, str | None]:
+    """Subject and time of a commit, if the repository, by default that of the working folder, has it."""
     command = ["git", "show", "--no-patch", "--format=%ct%n%s", f"{commit}^{{commit}}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, cwd=repository)
         seconds, subject = done.stdout.rstrip("\n").split("\n", 1)
         return subject, datetime.datetime.fromtimestamp(int(seconds), datetime.UTC).isoformat()
     except (OSError, subprocess.SubprocessError, ValueError):

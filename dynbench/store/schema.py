@@ -66,10 +66,11 @@ class Witnesses(Record):
     switched_per_s: Quantity  # times per second that the measuring process had to give its core to another
     control_us: Quantity  # median time of the control kernel: the same arithmetic in every run
     control_drift: Quantity  # how much slower it was in the second half of the window than in the first
-    clock_mhz: Quantity  # at the end
-    clock_drift: Quantity  # how much faster it was then than at the beginning
+    clock_mhz: Quantity  # median of the looks at it
+    clock_low_mhz: Quantity = Unavailable(unavailable="not recorded then")  # the lowest of them
+    clock_drift: Quantity  # how much faster it was in the second half of the looks than in the first
     temperature_c: Quantity  # at the end
-    governor: str  # how the clock is picked; of a GPU: what holds it down
+    governor: str  # how the clock is picked; of a GPU: what held it down, and in how many of the looks
 
 
 class Decisions(Record):

@@ -14,6 +14,7 @@ from dynbench.store.history import DEFAULT, History
 from tests.cli import QUICK, TINY, call
 from tests.cli.test_bad_input import refused
 from tests.store.histories import COMMIT, made_up_run
+from tests.store.test_gate import LESS, cell, gate
 
 
 @pytest.fixture
@@ -134,3 +135,15 @@ def test_a_history_that_cannot_be_is_told_before_anything_is_measured(tmp_path: 
         sentence = refused("run", TINY, *QUICK, "--out", tmp_path / "run", "--history", address)
         assert words in sentence and "secret" not in sentence
     assert not (tmp_path / "run").exists()
+
+
+def test_checks_are_shown(tmp_path: Path) -> None:
+    file = tmp_path / "h.sqlite"
+    History.open(str(file), create=True).record_check(gate(cell("SLOWER", 1.1, LESS), commit=COMMIT))
+    text = call("history", "checks", "--db", file).stdout
+    for said in (COMMIT[:8], "origin/main (4f2a91c0)", "+10.0 % (+9.0 to +11.0)", "SLOWER", "executed FLOPs: 9 -> 8"):
+        assert said in text
+    (row,) = json.loads(call("history", "checks", "my_net", "--json", "--db", file).stdout)
+    assert row["commit"] == COMMIT and row["cells"][0]["outcome"] == "SLOWER"
+    assert "no check of net is recorded" in refused("history", "checks", "net", "--db", file)
+    assert "checks only" in refused("history", "show", "my_net", "--db", file)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
 
 from dynbench.devices import witnesses
 from dynbench.devices.cpu import Cpu
+from dynbench.devices.cuda import Cuda
 from dynbench.devices.fake import FakeDevice
 from dynbench.devices.witnesses import CONTROL_CALLS, Watch
 
@@ -16,6 +18,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, kernel_ns: list[int]) -> Watch:
     """A watch whose control kernel takes these times, one after the other."""
     device, times = FakeDevice(), iter([0, *kernel_ns])  # the first call is not timed
     monkeypatch.setattr(witnesses, "control_kernel", lambda d: lambda: d.work(next(times)))
+    monkeypatch.setattr(witnesses, "LOOK_S", math.inf)
     watch = Watch(device)
     for _ in range(len(kernel_ns) // CONTROL_CALLS):
         watch.tick()
@@ -50,6 +53,61 @@ def test_a_system_that_tells_nothing_is_unavailable_and_not_zero(monkeypatch: py
     found = Watch(Cpu()).end()
     for fact in (found.stolen, found.waited, found.clock_mhz, found.clock_drift, found.temperature_c):
         assert str(fact).startswith("unavailable: the system ")
+
+
+class FakeGpu(Cuda):
+    """A GPU in name only; what NVML says of it is made up by the test."""
+
+    def synchronize(self) -> None:
+        """Nothing was launched."""
+
+
+def watched_gpu(monkeypatch: pytest.MonkeyPatch, looks: list[dict[str, object]]) -> witnesses.Witnesses:
+    told = iter(looks)
+    monkeypatch.setattr(witnesses, "control_kernel", lambda device: lambda: None)
+    monkeypatch.setattr(witnesses, "clock_facts", lambda index: next(told))
+    monkeypatch.setattr(witnesses, "nvml_facts", lambda index: {"temperature_c": 61})
+    monkeypatch.setattr(witnesses, "LOOK_S", -1.0)
+    watch = Watch(FakeGpu(0))
+    for _ in looks:
+        watch.tick()
+    return watch.end()
+
+
+def test_a_gpus_clock_is_looked_at_on_the_way_and_what_holds_it_down_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free: dict[str, object] = {"sm_clock_mhz": 1980, "throttled_by": []}
+    held: dict[str, object] = {"sm_clock_mhz": 1485, "throttled_by": ["power cap"]}
+    found = watched_gpu(monkeypatch, [free, free, free, held, held, free])
+    assert (found.clock_mhz, found.clock_low_mhz, found.temperature_c) == (1980.0, 1485.0, 61.0)
+    assert found.clock_drift == pytest.approx(-0.25) and found.governor == "power cap (in 2 of 6 looks)"
+    found = watched_gpu(monkeypatch, [free, held])
+    assert found.clock_low_mhz == 1485.0 and found.clock_drift == "unavailable: looked at 2 times"
+    assert watched_gpu(monkeypatch, [free] * 4).governor == "nothing"
+
+
+def test_a_gpu_that_tells_nothing_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "unavailable: NVML Shared Library Not Found"
+    found = watched_gpu(monkeypatch, [{"sm_clock_mhz": why, "throttled_by": why}] * 4)
+    assert found.clock_mhz == found.clock_low_mhz == found.clock_drift == found.governor == why
+
+
+def test_looks_at_the_clock_are_not_taken_at_every_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[float] = []
+
+    def look(device: object) -> witnesses.Look:
+        taken.append(1000.0 + len(taken))
+        return witnesses.Look(taken[-1], [])
+
+    device = FakeDevice()
+    monkeypatch.setattr(witnesses, "look", look)
+    monkeypatch.setattr(witnesses, "control_kernel", lambda device: lambda: device.work(1000))
+    monkeypatch.setattr(witnesses, "LOOK_S", 3600.0)
+    watch = Watch(device)
+    for _ in range(100):
+        watch.tick()
+    assert watch.end().clock_mhz == 1000.0 and len(taken) == 1
 
 
 def test_the_real_control_kernel_takes_time() -> None:

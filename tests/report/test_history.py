@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dynbench.store.history import History, record
 from dynbench.store.run import RunWriter
 from tests.report.test_pages import HOSTILE, Page, plain
 from tests.store.histories import COMMIT, made_up_manifest, made_up_run, timed
+from tests.store.test_gate import LESS, cell, gate
 
 RUNS, STEP = 24, 15
 
@@ -174,3 +176,26 @@ def test_what_users_write_stays_text(tmp_path: Path) -> None:
     assert HOSTILE.strip() in "".join(page.text)
     markdown = (tmp_path / "out" / "history.md").read_text(encoding="utf-8")
     assert "<script" not in markdown and "<b " not in markdown
+
+
+def test_checks_have_a_table_with_or_without_runs(tmp_path: Path) -> None:
+    history = History.open(str(tmp_path / "history.sqlite"), create=True)
+    checks = [gate(cell(), commit=COMMIT), gate(cell("SLOWER", 1.1, LESS), commit=f"0002{COMMIT[4:]}", dirty=True,
+                   started="2026-01-03T10:11:00+00:00")]  # fmt: skip
+    for found in checks:
+        history.record_check(found)
+    data = build(history)
+    assert data.title == "1 workload over 2 checks" and not data.figures
+    facts = dict(data.facts)
+    assert facts["checks"] == "2 of 2 commits, 2026-01-01 to 2026-01-03; 1 with a regression, 0 that could not tell"
+    html, md = write_history(history, (), (), tmp_path)
+    for text in (plain(Page(html.read_text(encoding="utf-8"))), unescape(md.read_text(encoding="utf-8"))):
+        assert "Only checks are recorded" in text and "No level changed" not in text
+        assert "+10.0 % (+9.0 to +11.0)" in text and "SLOWER" in text and "executed FLOPs: 9 -> 8" in text
+        assert text.index("00024567+") < text.index("01234567")
+    record(made_up_run(tmp_path), str(tmp_path / "history.sqlite"))
+    data = build(history)
+    assert data.title == "2 workloads over 1 run and 2 checks"
+    assert [s.key for s in data.sections[:5]] == ["changes", "latest", "runs", "checks", "compared"]
+    assert build(history, ["net"]).title == "1 workload over 1 run"
+    assert build(history, ["my_net"]).title == "1 workload over 2 checks"

@@ -21,6 +21,7 @@ from dynbench.store import history as store
 from dynbench.store.history import History, Key, Recorded, has_password, key_of, machine_of, record
 from dynbench.store.run import Run, RunWriter
 from tests.store.histories import COMMIT, MACHINE, SPEC, made_up_manifest, made_up_run, timed
+from tests.store.test_gate import ANSWERS, cell, gate
 
 NEWEST = len(store.MIGRATIONS)
 
@@ -258,6 +259,36 @@ for run""".replace("MOMENT", str(moment == "before the cells")), 1)  # fmt: skip
     assert record(run, address) == Recorded(2, 0, 0)
 
 
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def test_checks_are_recorded_once_and_read_in_order(address: str, tmp_path: Path) -> None:
+    later = gate(cell("SLOWER", 1.1, ANSWERS), commit=f"0002{COMMIT[4:]}", started="2026-01-02T00:00:00+00:00")
+    first = gate(cell(), workload="another", dirty=True, commit=COMMIT)
+    history = History.open(address, create=True)
+    for found in (later, first, later):
+        history.record_check(found, tmp_path)
+    assert [c.gate for c in History.open(address).checks()] == [first, later]
+    assert [(c.label, c.subject) for c in history.checks()] == [("01234567+", None), ("00024567", None)]
+    assert [c.gate for c in history.checks(["my_net"])] == [later] and history.checks(["net"]) == []
+    assert history.runs() == [] and history.series(["my_net"]) == []
+    rows = contents(address)["dynbench_checks"]
+    assert sorted(row[6] for row in rows) == [0, 1]  # exit codes
+    record(made_up_run(tmp_path), address)
+    assert len(history.checks()) == 2 and len(history.runs()) == 1
+
+
+def test_checks_are_named_by_the_commit_where_the_repository_is(address: str, tmp_path: Path) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=A", "-c", "user.email=a@example.org"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "it's {{{{"], check=True)
+    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    history = History.open(address, create=True)
+    history.record_check(gate(cell(), commit=commit), tmp_path)
+    (found,) = history.checks()
+    assert (found.subject, found.label) == ("it's {{{{", commit[:8]) and found.committed is not None
+
+
 # --- schemas ---------------------------------------------------------------------------------------------------------
 
 
@@ -313,7 +344,10 @@ def test_version_1_as_it_was_first_written_is_read(tmp_path: Path) -> None:
     (compaction, plain) = history.series()
     assert [p.speedup.value for p in compaction.points if p.speedup] == [1.5, 1.6]
     assert [p.item_ms for p in plain.points] == [2.0, 2.002]
-    assert contents(str(file))["dynbench_history"] == [(NEWEST,)]
+    assert contents(str(file))["dynbench_history"] == [(NEWEST,)] and NEWEST > 1
+    assert history.checks() == []
+    history.record_check(gate(cell()))
+    assert len(history.checks()) == 1
 
 
 def test_a_newer_schema_is_refused(address: str, tmp_path: Path) -> None:
