@@ -29,6 +29,7 @@ from dynbench.experiment.laps import Laps
 from dynbench.experiment.sides import Nursery, Role, blame
 from dynbench.experiment.spec import Options, Workload, load_spec
 from dynbench.experiment.trees import (
+    LOCKS,
     CannotTell,
     commit_of,
     dependencies_differ,
@@ -39,7 +40,7 @@ from dynbench.experiment.trees import (
     worktree,
 )
 from dynbench.store.gate import CellCheck, ExactChange, Gate
-from dynbench.store.schema import Interval, Unavailable, Witnesses
+from dynbench.store.schema import Interval, Unavailable, Warning_, Witnesses
 
 ANSWERS = 1e-4  # share of the largest value up to which an answer counts as the same
 ACCEPTED = ("answers", "decisions", "work")
@@ -98,7 +99,7 @@ def check(
         workload=spec.name, title=spec.title, base=sides.base, head=_in_words(sides.root, commit, dirty),
         commit=commit, dirty=dirty, machine=cpu_model(), device=options.device, threads=options.threads,
         started=started.isoformat(timespec="seconds"), seconds=time.monotonic() - begin, matters=matters, cells=cells,
-        warnings=doubts(_seen(laps.witnesses), None),
+        warnings=[*sides.doubts, *doubts(_seen(laps.witnesses), None)],
     )  # fmt: skip
     if save is not None:
         of_cells = {
@@ -123,12 +124,14 @@ class Sides(NamedTuple):
         root: of the head's source.
         scratch: folder for files that the sides write.
         base: what the head is compared with, in words.
+        doubts: what speaks against the comparison.
     """
 
     roles: list[Role]
     root: Path
     scratch: Path
     base: str
+    doubts: list[Warning_]
 
 
 def _head_and_base(
@@ -144,17 +147,25 @@ def _head_and_base(
     file = tree / spec.file.relative_to(root)
     if not file.is_file():
         raise CannotTell(f"{revision} has no {spec.file.relative_to(root)}: there is nothing to compare with")
-    python = sys.executable
+    python, other = sys.executable, []
     if not same_environment and (differ := dependencies_differ(tree, root)):
         say(f"{', '.join(differ)} differ: an environment for the base (cached)")
         python = str(environment_of(tree))
+        other = [
+            Warning_(
+                id="DB-LOCK-01", text=f"{name} differs, and is not followed: what only it pins is as on the head",
+                remedy="pin in requirements.txt or constraints.txt what matters for time",
+            )
+            for name in differ
+            if name in LOCKS
+        ]  # fmt: skip
     common = {"options": options.model_dump(mode="json"), "names": first_party(tree, root), "static": False}
     before = {**common, "file": str(file), "tree": str(tree), "stream_file": str(scratch / "base.npz")}
     after = {**common, "file": str(spec.file), "tree": str(root), "stream_file": str(scratch / "head.npz")}
     where = [(python, tree), (sys.executable, root), (python, tree)]
     base, head, again = (_nursery(stack, *place, options.threads, scratch) for place in where)
     roles = [Role("base", base, before), Role("head", head, after), Role("base", again, before)]
-    return Sides(roles, root, scratch, f"{revision} ({commit[:8]})")
+    return Sides(roles, root, scratch, f"{revision} ({commit[:8]})", other)
 
 
 def _head_and_static(stack: contextlib.ExitStack, spec: Workload, options: Options, against: str) -> Sides:
@@ -169,7 +180,7 @@ def _head_and_static(stack: contextlib.ExitStack, spec: Workload, options: Optio
     static, dynamic = ({**common, "static": flag} for flag in (True, False))
     name = "its static baseline"
     roles = [Role(name, one, static), Role("head", mine, dynamic), Role(name, two, static)]
-    return Sides(roles, root, scratch, against)
+    return Sides(roles, root, scratch, against, [])
 
 
 def _nursery(stack: contextlib.ExitStack, python: str, tree: Path, threads: int, scratch: Path) -> Nursery:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dynbench.errors import DynbenchError, UserError
 from dynbench.paths import cache_dir
@@ -19,6 +22,7 @@ from dynbench.paths import cache_dir
 DEPENDENCY_FILES = (
     "pyproject.toml", "setup.py", "setup.cfg", "requirements.txt", "constraints.txt", "uv.lock", "poetry.lock",
 )  # fmt: skip
+LOCKS = ("uv.lock", "poetry.lock")  # read by their own tools only, which may not be here
 INSTALL_S = 1800.0
 
 # Waits for the end of its standard input, which comes however its parent ends, and removes the worktree.
@@ -114,25 +118,40 @@ def first_party(*trees: Path) -> list[str]:
 
 
 def dependencies_differ(base: Path, head: Path) -> list[str]:
-    """Names of the dependency files that are not the same on both sides."""
+    """Names of the files that do not ask for the same dependencies on both sides."""
+    return [name for name in DEPENDENCY_FILES if _wanted(base / name) != _wanted(head / name)]
 
-    def content(file: Path) -> bytes | None:
-        return file.read_bytes() if file.is_file() else None
 
-    return [name for name in DEPENDENCY_FILES if content(base / name) != content(head / name)]
+def _wanted(file: Path) -> Any:
+    """What a file says of dependencies: its content, but of pyproject.toml not what it says of other things."""
+    if not file.is_file():
+        return None
+    content = file.read_bytes()
+    if file.name != "pyproject.toml":
+        return content.hex()
+    try:
+        table = tomllib.loads(content.decode())
+        project, tools = table.get("project", {}), table.get("tool", {})
+        return [
+            [table.get(k) for k in ("build-system", "dependency-groups")],
+            [project.get(k) for k in ("dependencies", "optional-dependencies", "dynamic", "requires-python")],
+            [tools.get("poetry", {}).get(k) for k in ("dependencies", "group", "extras")],
+            tools.get("setuptools", {}).get("dynamic"),
+        ]
+    except (ValueError, AttributeError):  # no TOML, or no pyproject.toml
+        return content.hex()
 
 
 def environment_of(tree: Path) -> Path:
     """The interpreter of an environment with the tree's dependencies: this one's packages, and over them its own.
 
-    It is made once for the same dependency files and kept in the cache.
+    It is made once for the same dependencies and kept in the cache. Lock files are not followed.
 
     Raises:
         CannotTell: it cannot be made.
     """
     key = hashlib.sha256(sys.version.encode() + sys.prefix.encode())
-    for name in DEPENDENCY_FILES:
-        key.update((tree / name).read_bytes() if (tree / name).is_file() else b"none")
+    key.update(json.dumps([_wanted(tree / name) for name in DEPENDENCY_FILES], default=str).encode())
     folder = cache_dir() / "environments" / key.hexdigest()[:16]
     python = folder / "bin" / "python"
     if (folder / "made").is_file():
@@ -146,9 +165,10 @@ def environment_of(tree: Path) -> Path:
         wanted = [str(tree)] if any((tree / n).is_file() for n in ("pyproject.toml", "setup.py")) else []
         if (tree / "requirements.txt").is_file():
             wanted += ["-r", str(tree / "requirements.txt")]
-        if (tree / "constraints.txt").is_file():
+        if wanted and (tree / "constraints.txt").is_file():
             wanted += ["-c", str(tree / "constraints.txt")]
-        _quiet([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted])
+        if wanted:
+            _quiet([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted])
     except (OSError, subprocess.SubprocessError) as e:
         words = (str(getattr(e, "stderr", "") or e).strip().splitlines() or ["no reason given"])[-1]
         raise CannotTell(

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,36 @@ def test_a_base_with_another_version_of_dynbench_leaves_the_outcome_open(reposit
         checked(repository)
     git(repository, "commit", "-qam", "with this one")
     (cell,) = checked(repository).cells  # the code of dynbench itself is first-party then
+    assert cell.exact == []
+
+
+def test_a_base_with_other_dependencies_runs_with_them(repository: Path, tmp_path: Path) -> None:
+    wheel, about = tmp_path / "offset-1.0-py3-none-any.whl", "offset-1.0.dist-info"
+    files = {
+        "offset.py": "OFFSET = 0.5\n",
+        f"{about}/METADATA": "Metadata-Version: 2.1\nName: offset\nVersion: 1.0\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: by hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    with zipfile.ZipFile(wheel, "w") as packed:
+        for name, text in files.items():
+            packed.writestr(name, text)
+        packed.writestr(f"{about}/RECORD", "".join(f"{name},,\n" for name in [*files, f"{about}/RECORD"]))
+    taken = "try:\n    from offset import OFFSET\nexcept ImportError:\n    OFFSET = 0.0\n\n\nclass "
+    edit(repository, "x = self.stem(x)", "x = self.stem(x) + OFFSET")
+    (repository / "net.py").write_text((repository / "net.py").read_text().replace("class ", taken, 1))
+    (repository / "requirements.txt").write_text(f"{wheel}\n")
+    git(repository, "add", "-A")
+    git(repository, "commit", "-qm", "needs another package")
+    (repository / "requirements.txt").unlink()  # the head, here, has to do without
+    (repository / "uv.lock").write_text("more")
+    said: list[str] = []
+    for _ in range(2):
+        gate = checked(repository, say=said.append)
+        assert [e.what for e in gate.cells[0].exact if e.regression][-1:] == ["answers"]
+        assert [w.text.partition(",")[0] for w in gate.warnings if w.id == "DB-LOCK-01"] == ["uv.lock differs"]
+    assert said[0] == "requirements.txt, uv.lock differ: an environment for the base (cached)"
+    assert len(list((tmp_path / "cache" / "environments").iterdir())) == 1
+    (cell,) = checked(repository, same_environment=True).cells
     assert cell.exact == []
 
 

@@ -132,6 +132,31 @@ def test_other_dependency_files_are_named(tmp_path: Path) -> None:
     assert dependencies_differ(tmp_path / "a", tmp_path / "a") == []
 
 
+def test_of_pyproject_only_dependencies_count(tmp_path: Path) -> None:
+    text = '[project]\nversion = "1"\ndependencies = ["torch"]\n[tool.ruff]\nline-length = 100\n'
+    changes = {
+        "same": text, "version": text.replace('"1"', '"2"'), "style": text.replace("100", "120"),
+        "more": text.replace('"torch"', '"torch", "numpy"'), "build": text + '[build-system]\nrequires = ["x"]\n',
+        "broken": "[project", "odd": "project = 1\n",
+    }  # fmt: skip
+    for name, content in changes.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pyproject.toml").write_text(content)
+    differ = [name for name in changes if dependencies_differ(tmp_path / name, tmp_path / "same")]
+    assert differ == ["more", "build", "broken", "odd"]
+    assert dependencies_differ(tmp_path / "odd", tmp_path / "odd") == []
+
+
+def test_a_base_that_asks_for_nothing_has_an_environment_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYNBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    (tmp_path / "constraints.txt").write_text("there-is-no-such-package==1\n")
+    python = environment_of(tmp_path)
+    code = "import sys, numpy; print(sys.prefix)"
+    assert subprocess.check_output([python, "-c", code], text=True).strip() == str(python.parents[1])
+    assert environment_of(tmp_path) == python
+
+
 def test_an_environment_that_cannot_be_made_leaves_the_outcome_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
