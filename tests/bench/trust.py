@@ -343,7 +343,7 @@ def curves(rows: list[dict[str, Any]], folder: Path) -> None:
         if seen:
             sns.ecdfplot(x=seen, ax=right, label=name)
     right.set(xlabel="change that the check saw in %", ylabel="share of the trials")
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3, frameon=False)
     for kind in ("svg", "png"):
         figure.savefig(folder / f"trust.{kind}", dpi=150)
     plt.close(figure)
