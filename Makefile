@@ -1,14 +1,14 @@
-# On a fresh machine: `make run` makes .venv, installs dynbench there and measures the default suite on the CPU.
+# On a new machine, `make run` makes .venv, installs dynbench there and measures the default suite on the CPU.
 #
 #   make run       measure and write a report        make run ARGS="--device cuda"
-#   make report    write the newest run's report again
+#   make report    write the report of the newest run again
 #   make test      the tests                         make test ARGS="tests/cli -k help"
-#   make lint      style, types, layering
-#   make verify-all    is every workload's answer the same under every strategy
-#   make bench     how much dynbench itself costs, as ratios
-#   make clean     remove .venv and what tools left; runs/ stays
+#   make lint      style, types, layers
+#   make verify-all    check that all workloads give the same answers under all strategies
+#   make bench     the overhead of dynbench itself, as ratios
+#   make clean     remove .venv and the caches of tools, but not runs/
 #
-# SYSTEM_TORCH=1 keeps the torch that $(PYTHON) can import and installs everything else.
+# SYSTEM_TORCH=1 uses the torch that $(PYTHON) can import and installs everything else.
 
 PYTHON ?= python3
 SYSTEM_TORCH ?=
@@ -25,7 +25,7 @@ run: $(INSTALLED)
 report: $(INSTALLED)
 	$(BIN)/dynbench report $(ARGS)
 
-# One thread per process: small tensors gain nothing from more, and the processes do not fight for cores.
+# One thread per process: small tensors do not gain from more, and the processes do not compete for cores.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
@@ -39,19 +39,19 @@ verify-all: $(INSTALLED)
 	$(BIN)/dynbench verify all $(ARGS)
 
 bench: $(INSTALLED)
-	$(BIN)/python -m tests.bench $(ARGS)
+	$(BIN)/python -m bench $(ARGS)
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-# An environment with the machine's torch is told by .venv/system-torch, which holds that torch's version.
+# An environment that uses the machine's torch has a file .venv/system-torch, which contains that torch's version.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(check)
 	@$(make_venv)
 	@$(install)
 	@touch $@
 
-# Asked for the machine's torch, but .venv was made with its own: start anew.
+# The machine's torch is wanted, but .venv has its own: install again.
 ifneq ($(SYSTEM_TORCH),)
 ifeq ($(wildcard .venv/system-torch),)
 .PHONY: $(INSTALLED)
@@ -67,7 +67,7 @@ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
     fail "Python's venv module is missing (apt install python3-venv)"; \
 command -v git >/dev/null || \
-    fail "git is missing; it tells which version of dynbench was run (apt install git)"
+    fail "git is missing; results record the revision that was measured (apt install git)"
 endef
 
 define find_torch
@@ -77,7 +77,7 @@ try:
 except ImportError as e:
     sys.exit(f"dynbench: SYSTEM_TORCH=1, but {sys.executable} cannot import torch: {e}")
 if not (2, 11) <= tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14):
-    sys.exit(f"dynbench: SYSTEM_TORCH=1, but torch is {torch.__version__}; tested are 2.11 to 2.13")
+    sys.exit(f"dynbench: SYSTEM_TORCH=1, but torch is {torch.__version__}; supported are 2.11 to 2.13")
 print(torch.__version__, pathlib.Path(torch.__file__).parents[1])
 endef
 export find_torch
@@ -94,7 +94,7 @@ elif [ ! -x $(BIN)/python ]; then \
 fi
 endef
 
-# torch is named in the same command as all else, so that pip settles on one torch and never pulls another.
+# torch is named in the same command as everything else, so that pip never installs a second one.
 define install
 set -e; \
 torch=$$(sed -n 's/^torch==//p' constraints.txt); \

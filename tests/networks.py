@@ -1,16 +1,23 @@
-"""Small networks that between them use every decision point, nested in every way. Each factory gives (net, args)."""
+"""Small networks that together use every decision point, nested in many ways. Each factory returns (net, args)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dynbench.dynamic import Ahead, Each, Exits, Loop, Op, Pick, Program, Route, Shared, Skip, Weights, Width, current
+from dynbench.strategies import STRATEGIES
 
-FOR_WEIGHTS = ("batch_union", "specialised")  # strategies that are compaction but for Weights, and refuse without
+DYNAMIC = [name for name in STRATEGIES if name != "dense"]  # dense computes another function: the static twin
+REFUSALS = {  # strategy -> why it is refused for some networks
+    "cascading": "lets items leave a Loop or Exits early; this model has none",
+    "batch_union": "slices a layer to the channels that a batch uses; this model has no Width",
+    "specialised": "keeps a layer for each task or width; this model has no Weights with few, known codes",
+}
 
 
 def mlp(d: int, m: int) -> nn.Module:
@@ -333,7 +340,7 @@ def one_expert(n: int = 8) -> tuple[nn.Module, tuple[Any, ...]]:
 
 
 class Informed(nn.Module):
-    """A body inside which a Skip is reached that was decided before: fewer items come by than were asked."""
+    """A body with a Skip that was decided before: fewer items reach it than were decided about."""
 
     def __init__(self, inner: Skip) -> None:
         super().__init__()
@@ -381,7 +388,7 @@ class Leaf(nn.Module):
 
 
 class Sometimes(nn.Module):
-    """A module of one argument in which a Skip is asked."""
+    """A module of one argument that contains a Skip."""
 
     def __init__(self, d: int) -> None:
         super().__init__()
@@ -552,3 +559,14 @@ def make(name: str, n: int | None = None, seed: int = 0) -> tuple[nn.Module, tup
     torch.manual_seed(seed)
     net, args = NETWORKS[name]() if n is None else NETWORKS[name](n)
     return net.eval(), args
+
+
+@functools.cache
+def _accepts(strategy: str, name: str) -> bool:
+    return STRATEGIES[strategy]().refuses(make(name)[0]) is None
+
+
+def accepted(strategies: Iterable[str] = DYNAMIC, without: Collection[str] = ()) -> list[tuple[str, str]]:
+    """The (network, strategy) pairs that are not refused, but for some networks, to parametrize tests with."""
+    networks = [name for name in NETWORKS if name not in without]
+    return [(name, strategy) for name in networks for strategy in strategies if _accepts(strategy, name)]

@@ -1,12 +1,11 @@
 """Where a series of results over commits changes its level: pure functions of arrays.
 
-First what stands out alone is left out (Hampel's identifier), because one slow run would hide a step or look like two.
-Then the series is cut into levels, the cut with the least squares at a price per cut (Jackson et al., An algorithm for
-optimal partitioning of data on an interval, 2005), and neighbouring levels that a t-test does not tell apart are merged
-again, the weakest first.
+Outliers are left out first (Hampel identifier), because one slow run would hide a step or look like two. Then the
+series is segmented by least squares with a penalty per cut (Jackson et al., An algorithm for optimal partitioning of
+data on an interval, 2005), and neighbouring levels that a t-test does not separate are merged again, the weakest first.
 
-Chosen by what it finds in made-up series of 60 runs with 2 % noise, a step at run 40, and 0, 1 or 3 single runs that
-are 10 to 50 % too slow (`python -m tests.bench.change_points`, seeds 0 to 399; the last three rows: 40 to 60 series):
+Chosen by what it finds in simulated series of 60 runs with 2 % noise, a step at run 40, and 0, 1 or 3 single runs that
+are 10 to 50 % too slow (`python -m bench.change_points`, seeds 0 to 399; the last three rows: 40 to 60 series):
 
 ====================================  ====================  ============  ===============  ===============
 method                                false points/series   3 % step      5 % step         10 % step found
@@ -18,8 +17,8 @@ Hampel's, then Otava 0.8              0.05, 0.00, 0.07      82, 85, 72 %  98, 98
 ruptures PELT L1, 4 ln(n) sigma       0.00, 0.00, 0.00      17, 13, 13 %  93, 88, 77 %     100, 100, 100 %
 ====================================  ====================  ============  ===============  ===============
 
-Three runs after a step of 5, 10, 20 % it is found in 37, 96, 100 %, five runs after it in 72, 100, 100 %. Where
-neighbouring runs are alike (correlation 0.3, 0.6) there are 0.03 and 0.15 false points per series.
+Three runs after a step of 5, 10, 20 % it is found in 37, 96, 100 % of the series, five runs after it in 72, 100, 100 %.
+Where neighbouring runs are correlated (0.3, 0.6) there are 0.03 and 0.15 false points per series.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 SIGNIFICANCE = 0.003  # of a change, corrected for all the places where it could have been found
-LEAST_CHANGE = 0.01  # smaller ones are not worth a name, however certain
+LEAST_CHANGE = 0.01  # smaller ones are not reported, however certain
 SHORTEST = 3  # runs of a level: the first two after a change could still be two slow runs
 HAMPEL_HALF, HAMPEL_LIMIT = 3, 3.0  # neighbours on each side; standard deviations from their median
-PRICE = 3.0  # of a cut, in ln(n) noise variances: low, since the t-test comes after
+PENALTY = 3.0  # of a cut, in ln(n) noise variances: low, since the t-test comes after
 
 Floats = NDArray[np.float64]
 
@@ -44,8 +43,8 @@ class ChangePoint:
 
     Attributes:
         index: of the first value of the new level.
-        last: of the last value of the old level; any between the two stand out alone.
-        before: geometric mean of the values on the old level, those that stand out alone left out.
+        last: of the last value of the old level; any values between the two are outliers.
+        before: geometric mean of the values on the old level without outliers.
         after: the same of the new level.
         p: probability of a change this clear anywhere between the neighbouring ones if there is none (t-test,
             Bonferroni over the places).
@@ -69,9 +68,9 @@ def change_points(
     """Finds changes of level.
 
     Args:
-        values: [n] one per run, in the order of the commits; positive. Their logarithms are looked at.
+        values: [n] one per run, in the order of the commits; positive.
         significance: see `ChangePoint.p`.
-        least_change: relative; smaller changes are not told.
+        least_change: relative; smaller changes are not reported.
 
     Returns:
         In order. A level has 3 values or more, so that a change is found from the third run after it on.
@@ -80,7 +79,7 @@ def change_points(
         ValueError: not one-dimensional, or a value is not positive and finite.
     """
     y = _logs(values)
-    kept = np.flatnonzero(~_alone(y))
+    kept = np.flatnonzero(~_outliers(y))
     z = y[kept]
     cuts = _levels(z)
     while cuts:
@@ -97,10 +96,10 @@ def change_points(
     return []
 
 
-def stand_alone(values: ArrayLike) -> NDArray[np.bool_]:
-    """Which values stand out from their neighbours: 3 standard deviations of the noise from the median of seven.
+def outliers(values: ArrayLike) -> NDArray[np.bool_]:
+    """Which values are more than 3 standard deviations of the noise from the median of the seven around them.
 
-    The noise is estimated from the differences of neighbours, so that steps and values that stand out do not count.
+    The noise is estimated from the differences of neighbours, so that steps and outliers do not count.
 
     Args:
         values: [n], positive.
@@ -108,7 +107,7 @@ def stand_alone(values: ArrayLike) -> NDArray[np.bool_]:
     Raises:
         ValueError: not one-dimensional, or a value is not positive and finite.
     """
-    return _alone(_logs(values))
+    return _outliers(_logs(values))
 
 
 def _logs(values: ArrayLike) -> Floats:
@@ -118,14 +117,14 @@ def _logs(values: ArrayLike) -> Floats:
     return np.log(x)
 
 
-def _alone(y: Floats) -> NDArray[np.bool_]:
+def _outliers(y: Floats) -> NDArray[np.bool_]:
     windows = [np.sort(y[max(0, i - HAMPEL_HALF) : i + HAMPEL_HALF + 1]) for i in range(len(y))]
     # At the ends a window may be even: the middle between its two middle values could lie between two levels.
     low = np.array([w[(len(w) - 1) // 2] for w in windows])
     high = np.array([w[len(w) // 2] for w in windows])
     limit = max(HAMPEL_LIMIT * _noise(y), np.log1p(LEAST_CHANGE))
-    alone: NDArray[np.bool_] = (y < low - limit) | (y > high + limit)
-    return alone
+    found: NDArray[np.bool_] = (y < low - limit) | (y > high + limit)
+    return found
 
 
 def _noise(y: Floats) -> float:
@@ -134,7 +133,7 @@ def _noise(y: Floats) -> float:
 
 
 def _levels(z: Floats) -> list[int]:
-    """Where the best levels begin: least squares in units of the noise, plus the price of each cut."""
+    """Where the best levels begin: least squares in units of the noise, plus the penalty of each cut."""
     n = len(z)
     if n < 2 * SHORTEST:
         return []
@@ -145,7 +144,7 @@ def _levels(z: Floats) -> list[int]:
     for end in range(SHORTEST, n + 1):
         begin = np.arange(end - SHORTEST + 1)  # best[1], best[2] are infinite: too short
         squares = two[end] - two[begin] - (one[end] - one[begin]) ** 2 / (end - begin)
-        costs = best[begin] + squares / variance + PRICE * np.log(n) * (begin > 0)
+        costs = best[begin] + squares / variance + PENALTY * np.log(n) * (begin > 0)
         came_from[end] = int(np.argmin(costs))
         best[end] = costs[came_from[end]]
     cuts, at = [], int(came_from[n])
@@ -158,9 +157,9 @@ def _levels(z: Floats) -> list[int]:
 def _difference(z: Floats, begin: int, cut: int, end: int) -> tuple[float, float]:
     """Step of the level at `cut`, and its p-value corrected for the places it was chosen from.
 
-    Student's t; where neighbouring runs resemble each other (a slow week), there are in effect fewer of them.
+    Student's t; where neighbouring runs resemble each other (a slow week), the effective sample size is smaller.
     """
-    from scipy.special import stdtr  # imported only where it is needed: it takes a while
+    from scipy.special import stdtr  # imported late: it takes a while
 
     left, right = z[begin:cut], z[cut:end]
     rest = np.concatenate([left - left.mean(), right - right.mean()])

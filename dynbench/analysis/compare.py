@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dynbench.analysis.formatting import change_text
 from dynbench.analysis.gap import primary_speedup
 from dynbench.analysis.judge import MATTERS, Judgement, judge
 from dynbench.analysis.resolution import FLOOR
 from dynbench.analysis.statistics import median_interval, quotient
 from dynbench.errors import UserError
+from dynbench.store.quantities import Quantity, quantities
 from dynbench.store.run import Run
-from dynbench.store.schema import Cell, Interval, Unavailable
+from dynbench.store.schema import Arm, Cell, Interval, WorkloadInfo
+from dynbench.unavailable import Unavailable
 
 CHECKED = ("machine", "threads", "software", "inputs", "decisions", "weights")
-"""What must be alike before two runs say something about code; dtype, device and batch size are part of a cell."""
+"""What must be the same before two runs say something about code; dtype, device and batch size are part of a cell."""
 
 UNKNOWN_RESOLUTION = 0.05
-"""Of a run without A/A arms. Two separate blocks of the same network differ by several percent on a shared machine."""
+"""Of a run without A/A arms: two runs of the same network differ by several percent on a shared machine."""
+
+Address = tuple[str, Arm]  # what a cell is found by in another run: its group and its arm
 
 
 @dataclass(frozen=True)
@@ -29,14 +35,16 @@ class Change:
     """One cell in both runs.
 
     Attributes:
+        old: in the earlier run.
         cell: in the later run.
-        time: later time / earlier time of the stream, as the clock says.
+        time: later time / earlier time of the stream, as measured.
         machine: the same of the control kernel, whose code never changes; None: a run has none.
         against_baseline: the same of the time relative to the primary baseline of the run; None for that one itself.
-        judged: of the time with the machine's change taken out.
-        exact: quantities that are counted, not timed, and differ: 'executed FLOPs: 120 -> 140'.
+        judged: of the time, corrected for the machine's change.
+        exact: counted quantities that differ: 'executed FLOPs per item: 120 -> 140'.
     """
 
+    old: Cell
     cell: Cell
     time: Interval
     machine: float | None
@@ -45,26 +53,36 @@ class Change:
     exact: list[str]
 
 
+class Comparison(NamedTuple):
+    """Two runs side by side.
+
+    Attributes:
+        changes: of the cells that both runs have measured.
+        single: cells that only one of the runs has measured, in words.
+        differ: what of `CHECKED` differs and was allowed to, in words.
+    """
+
+    changes: list[Change]
+    single: list[str]
+    differ: list[str]
+
+
 def differences(a: Run, b: Run) -> dict[str, str]:
-    """What of `CHECKED` is not alike in two runs, in words, by key."""
+    """What of `CHECKED` differs between two runs, in words, by key."""
     found = {}
 
-    def check(key: str, one: object, other: object) -> None:
-        if one != other:
-            found[key] = f"{key}: {one} and {other}"
+    def check(key: str, before: object, after: object, show: Callable[[Any], str] = str, of: str = "") -> None:
+        if before != after:
+            found[key] = f"{key}{of}: {show(before)} and {show(after)}"
 
     check("machine", a.manifest.hardware.get("name"), b.manifest.hardware.get("name"))
     check("threads", a.manifest.environment.get("threads"), b.manifest.environment.get("threads"))
     check("software", _versions(a), _versions(b))
-    for key, told in (("inputs", "stream_hash"), ("weights", "weights_sha256"), ("decisions", "trace_hashes")):
-        both = a.manifest.workloads.keys() & b.manifest.workloads.keys()
-        for name in sorted(both):
-            one, other = (getattr(r.manifest.workloads[name], told) for r in (a, b))
-            if isinstance(one, dict):
-                labels = sorted(label for label in one.keys() & other.keys() if one[label] != other[label])
-                one, other = ({k: v[:8] for k, v in t.items() if k in labels} for t in (one, other))
-            if one != other:
-                found[key] = f"{key} of {name}: {_short(one)} and {_short(other)}"
+    for name in sorted(a.manifest.workloads.keys() & b.manifest.workloads.keys()):
+        before, after = a.manifest.workloads[name], b.manifest.workloads[name]
+        check("inputs", before.stream_hash, after.stream_hash, _hash, f" of {name}")
+        check("weights", before.weights_sha256, after.weights_sha256, _hash, f" of {name}")
+        check("decisions", *_other_traces(before, after), of=f" of {name}")
     return found
 
 
@@ -72,65 +90,72 @@ def _versions(run: Run) -> str:
     return f"python {str(run.manifest.software.get('python'))[:4]}, torch {run.manifest.software.get('torch')}"
 
 
-def _short(value: object) -> str:
-    return value[:12] if isinstance(value, str) else str(value)
+def _other_traces(before: WorkloadInfo, after: WorkloadInfo) -> tuple[dict[str, str], dict[str, str]]:
+    """The hashes of decisions that both have under one label and that differ."""
+    both = before.trace_hashes.keys() & after.trace_hashes.keys()
+    labels = sorted(label for label in both if before.trace_hashes[label] != after.trace_hashes[label])
+    one, other = ({label: i.trace_hashes[label][:8] for label in labels} for i in (before, after))
+    return one, other
 
 
-def compare(
-    a: Run, b: Run, *, allow: Sequence[str] = (), matters: float = MATTERS
-) -> tuple[list[Change], list[str], list[str]]:
+def compare(a: Run, b: Run, *, allow: Sequence[str] = (), matters: float = MATTERS) -> Comparison:
     """Sets the cells of run `b` beside those of run `a`.
 
     Args:
         a: the earlier run.
         b: the later one.
         allow: keys of `CHECKED` that may differ.
-        matters: smallest change that anybody cares about.
-
-    Returns:
-        The changes; the cells that only one of the runs has a result of; what was allowed to differ.
+        matters: smallest change worth reporting, as a share.
 
     Raises:
         UserError: the runs differ in what was not allowed to, or have no cell in common.
     """
-    unlike = differences(a, b)
-    refused = [text for key, text in unlike.items() if key not in allow]
+    differ = differences(a, b)
+    refused = [text for key, text in differ.items() if key not in allow]
     if refused:
         raise UserError(
             f"{a.path} and {b.path} are not comparable: {'; '.join(refused)}; "
-            f"allow it with --allow {','.join(k for k in unlike if k not in allow)}"
+            f"allow it with --allow {','.join(k for k in differ if k not in allow)}"
         )
-    before, after = ({c.cell_id: c for c in run.cells if c.status == "ok" and c.latency} for run in (a, b))
-    both = [cell_id for cell_id in after if cell_id in before]
+    before, after = _timed(a), _timed(b)
+    both = [address for address in after if address in before]
     if not both:
         raise UserError(f"{a.path} and {b.path} have no measured cell in common")
-    changes = [_change(a, b, before[i], after[i], matters) for i in both]
-    single = [f"{i}: only in {run.path}" for run, mine, other in ((a, before, after), (b, after, before))
-              for i in mine if i not in other]  # fmt: skip
-    return changes, single, list(unlike.values())
+    known = quantities([*a.manifest.workloads.values(), *b.manifest.workloads.values()])
+    streams_a, streams_b = _Streams(a), _Streams(b)
+    changes = []
+    for address in both:
+        old, new = before[address], after[address]
+        time = quotient(streams_b.of(new), streams_a.of(old))
+        changes.append(_change(old, new, time, matters, known))
+    single = [f"{c.cell_id}: only in {a.path}" for address, c in before.items() if address not in after]
+    single += [f"{c.cell_id}: only in {b.path}" for address, c in after.items() if address not in before]
+    return Comparison(changes, single, list(differ.values()))
 
 
-def _change(a: Run, b: Run, old: Cell, new: Cell, matters: float) -> Change:
-    time = quotient(_stream(b, new), _stream(a, old))
+def _timed(run: Run) -> dict[Address, Cell]:
+    return {(c.group_id, c.arm): c for c in run.cells if c.status == "ok" and c.latency is not None}
+
+
+def _change(old: Cell, new: Cell, time: Interval, matters: float, known: Iterable[Quantity]) -> Change:
     machine = _machine(old, new)
     ours, theirs = primary_speedup(new), primary_speedup(old)
     relative = None if ours is None or theirs is None else quotient(theirs, ours)
-    tells = _combined([_tells(old), _tells(new)])
-    unknown = machine is None
+    resolution = _combined([_resolution(old), _resolution(new)])
     corrected = time if machine is None else _scaled(time, 1 / machine)
-    judged = judge(corrected, tells, matters=matters)
+    judged = judge(corrected, resolution, matters=matters)
     if judged.outcome in ("FASTER", "SLOWER"):
         doubt = None
-        if unknown:
+        if machine is None:
             doubt = "no control kernel says whether the machine changed meanwhile"
-        elif relative is not None and judge(relative, tells, matters=matters).outcome != judged.outcome:
+        elif relative is not None and judge(relative, resolution, matters=matters).outcome != judged.outcome:
             doubt = (
-                f"against {_baseline(new)}, measured in the same rounds, it changed by {relative.value - 1:+.1%} only: "
-                "the machine may have changed in a way that the control kernel does not see"
+                f"against {_baseline(new)}, measured in the same rounds, it changed by {change_text(relative.value)} "
+                "only: the machine may have changed in a way that the control kernel does not see"
             )
         if doubt is not None:
-            judged = Judgement("AMBIGUOUS", corrected, tells, f"{judged.reason}; {doubt}")
-    return Change(new, time, machine, relative, judged, list(_exact(old, new)))
+            judged = Judgement("AMBIGUOUS", corrected, resolution, f"{judged.reason}; {doubt}")
+    return Change(old, new, time, machine, relative, judged, list(_exact(old, new, known)))
 
 
 def _baseline(cell: Cell) -> str:
@@ -139,14 +164,14 @@ def _baseline(cell: Cell) -> str:
 
 
 def _machine(old: Cell, new: Cell) -> float | None:
-    times = [None if c.witnesses is None else c.witnesses.control_us for c in (old, new)]
-    if any(t is None or isinstance(t, Unavailable) for t in times):
-        return None
-    before, after = times
-    return float(after) / float(before)  # type: ignore[arg-type]
+    before, after = (None if c.witnesses is None else c.witnesses.control_us for c in (old, new))
+    if isinstance(before, float) and isinstance(after, float):
+        return after / before
+    return None
 
 
-def _tells(cell: Cell) -> float:
+def _resolution(cell: Cell) -> float:
+    """How small a difference this cell's run can resolve, as a share."""
     known = [s.resolution for s in cell.speedups if s.resolution is not None]
     if known:
         return known[0]
@@ -159,87 +184,110 @@ def _combined(shares: Sequence[float]) -> float:
     return math.sqrt(sum(s * s for s in shares))
 
 
-def _stream(run: Run, cell: Cell) -> Interval:
-    """Median time of the stream over the rounds, with its interval, in ms."""
-    name = f"baseline:{cell.name}" if cell.arm == "baseline" else cell.name
-    samples = run.samples(cell.group_id)
-    mine = samples[samples["arm"] == name]
-    totals: NDArray[np.float64] = (
-        mine.groupby(["process", "round"])["duration_ns"].sum().to_numpy().astype(np.float64) / 1e6
-    )
-    if totals.size < 2:
-        assert cell.latency is not None
-        return Interval(value=cell.latency.stream_ms, low=cell.latency.stream_ms, high=cell.latency.stream_ms)
-    return median_interval(totals)
+class _Streams:
+    """The times of the streams of a run; the samples of a group are read once, as its cells are asked for in turn."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._group: str | None = None
+        self._totals: dict[str, NDArray[np.float64]] = {}
+
+    def of(self, cell: Cell) -> Interval:
+        """Median time of the stream over the rounds, with its interval, in ms."""
+        if cell.group_id != self._group:
+            samples = self._run.samples(cell.group_id)
+            sums = samples.groupby(["arm", "process", "round"], observed=True)["duration_ns"].sum()
+            by_arm = sums.groupby(level="arm", observed=True)
+            self._totals = {str(arm): rounds.to_numpy(dtype=np.float64) / 1e6 for arm, rounds in by_arm}
+            self._group = cell.group_id
+        totals = self._totals.get(cell.arm.key)
+        if totals is None or totals.size < 2:
+            assert cell.latency is not None
+            return Interval(value=cell.latency.stream_ms, low=cell.latency.stream_ms, high=cell.latency.stream_ms)
+        return median_interval(totals)
 
 
-def _scaled(interval: Interval, factor: float) -> Interval:
-    return Interval(value=interval.value * factor, low=interval.low * factor, high=interval.high * factor,
-                    confidence=interval.confidence)  # fmt: skip
+def _scaled(found: Interval, factor: float) -> Interval:
+    ends = {end: getattr(found, end) * factor for end in ("value", "low", "high")}
+    return Interval(**ends, confidence=found.confidence)
 
 
-def _exact(old: Cell, new: Cell) -> Iterator[str]:
+def _exact(old: Cell, new: Cell, known: Iterable[Quantity]) -> Iterator[str]:
     """Counted quantities that differ. Where one of the two is unavailable, nothing is said."""
-    counted: dict[str, Callable[[Cell], object]] = {
-        "executed FLOPs per item": lambda c: c.flops and c.flops.executed,
-        "required FLOPs per item": lambda c: c.flops and c.flops.required_total,
-        "operator calls per stream": lambda c: c.operator_calls,
-        "host waits per stream": lambda c: c.host_syncs,
-        "parameters": lambda c: c.params,
-    }
-    for what, read in counted.items():
-        one, other = read(old), read(new)
-        if isinstance(one, (int, float)) and isinstance(other, (int, float)) and one != other:
-            yield f"{what}: {one:,.6g} -> {other:,.6g}"
+    for quantity in known:
+        before, after = quantity.of(old), quantity.of(new)
+        if quantity.exact and isinstance(before, int | float) and isinstance(after, int | float) and before != after:
+            per = f" per {quantity.per}" if quantity.per else ""
+            yield f"{quantity.name}{per}: {before:,.6g} -> {after:,.6g}"
+
+
+# --- a run repeated --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Exact:
-    """A quantity that does not depend on the clock, in both runs."""
+    """What does not depend on the clock, in both runs.
+
+    Attributes:
+        what: 'inputs of skipnet38', 'executed FLOPs of <cell>'.
+        before: in the earlier run.
+        after: in the later one.
+        hashed: both are hashes, of a whole workload.
+    """
 
     what: str
     before: str
     after: str
+    hashed: bool = field(default=False, kw_only=True)
 
     @property
     def same(self) -> bool:
-        """Whether both runs say the same."""
+        """Whether it is the same in both runs."""
         return self.before == self.after
 
 
 def exact_quantities(a: Run, b: Run) -> list[Exact]:
-    """What another run of the same thing must show again exactly: inputs, weights, decisions, FLOPs, outcomes.
+    """What must be exactly the same when a run is repeated: inputs, weights, decisions, outcomes and what is counted.
 
     A workload, or a cell, that one of the runs does not have is a difference, too.
     """
-    rows = []
+    rows: list[Exact] = []
     for name in dict.fromkeys([*a.manifest.workloads, *b.manifest.workloads]):
-        one, other = (r.manifest.workloads.get(name) for r in (a, b))
-        told = [("inputs", "stream_hash"), ("weights", "weights_sha256")]
-        rows += [
-            Exact(f"{what} of {name}", *(_hash(i and getattr(i, key)) for i in (one, other))) for what, key in told
-        ]
-        labels = dict.fromkeys(label for i in (one, other) if i is not None for label in i.trace_hashes)
-        rows += [
-            Exact(f"decisions of {name}, {label}", *(_hash(i and i.trace_hashes.get(label)) for i in (one, other)))
-            for label in labels
-        ]
-    before, after = ({c.cell_id: c for c in run.cells} for run in (a, b))
-    for cell_id in dict.fromkeys([*before, *after]):
-        cells = [before.get(cell_id), after.get(cell_id)]
-        rows.append(Exact(f"outcome of {cell_id}", *("not there" if c is None else c.status for c in cells)))
-        for what, key in (("executed", "executed"), ("required", "required_total")):
-            if any(c is not None and c.flops is not None for c in cells):
-                rows.append(Exact(f"{what} FLOPs of {cell_id}", *(_count(c, key) for c in cells)))
+        rows += _hashes(name, a.manifest.workloads.get(name), b.manifest.workloads.get(name))
+    known = quantities([*a.manifest.workloads.values(), *b.manifest.workloads.values()])
+    counted = [q for q in known if q.exact and not q.depends_on_software]
+    before, after = ({(c.group_id, c.arm): c for c in run.cells} for run in (a, b))
+    for address in dict.fromkeys([*before, *after]):
+        rows += _counts(before.get(address), after.get(address), counted)
     return rows
+
+
+def _hashes(workload: str, before: WorkloadInfo | None, after: WorkloadInfo | None) -> Iterator[Exact]:
+    infos = (before, after)
+    yield Exact(f"inputs of {workload}", *(_hash(i and i.stream_hash) for i in infos), hashed=True)
+    yield Exact(f"weights of {workload}", *(_hash(i and i.weights_sha256) for i in infos), hashed=True)
+    for label in dict.fromkeys(label for i in infos if i is not None for label in i.trace_hashes):
+        hashes = (_hash(i and i.trace_hashes.get(label)) for i in infos)
+        yield Exact(f"decisions of {workload}, {label}", *hashes, hashed=True)
+
+
+def _counts(before: Cell | None, after: Cell | None, counted: Iterable[Quantity]) -> Iterator[Exact]:
+    cells = (before, after)
+    name = next(c.cell_id for c in cells if c is not None)
+    yield Exact(f"outcome of {name}", *("not there" if c is None else c.status for c in cells))
+    for quantity in counted:
+        found = [None if c is None else quantity.of(c) for c in cells]
+        if any(value is not None for value in found):
+            yield Exact(f"{quantity.name} of {name}", *map(_count, found))
 
 
 def _hash(value: object) -> str:
     return str(value)[:12] if value else "none"
 
 
-def _count(cell: Cell | None, key: str) -> str:
-    if cell is None or cell.flops is None:
+def _count(found: object) -> str:
+    if isinstance(found, Unavailable):
+        return f"unavailable: {found.unavailable}"
+    if not isinstance(found, int | float):
         return "not counted"
-    found = getattr(cell.flops, key)
-    return f"unavailable: {found.unavailable}" if isinstance(found, Unavailable) else f"{found:,.0f}"
+    return f"{found:,.0f}" if abs(found) >= 1000 else f"{found:.6g}"

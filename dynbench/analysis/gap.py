@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dynbench.store.schema import Cell, Flops, Phases, Speedup
 
 REACHED = 0.95  # efficiency from which there is no gap to explain
-WORTH_SAYING = 1.02  # a loss below 2 % is within the precision that is measured to
+WORTH_SAYING = 1.02  # a loss below 2 % is within the precision of the measurement
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ def _in_words(
         if isinstance(dense, float) and isinstance(executed, float) and executed >= 0.99 * dense:
             ratio = executed / dense
             equal = "equal dense" if ratio < WORTH_SAYING else f"are {ratio:.2f}x dense"
-            return f"executed FLOPs {equal}: {cell.name} computes everything"
-        return f"{cell.name} executes {losses[name]:.2f}x the FLOPs that the decisions ask for"
+            return f"executed FLOPs {equal}: {cell.arm.name} computes everything"
+        return f"{cell.arm.name} executes {losses[name]:.2f}x the FLOPs that the decisions ask for"
     if name == "utilisation":
         assert against is not None
         return f"what it computes runs at {100 / losses[name]:.0f} % of the speed per FLOP of {against.baseline}"

@@ -48,10 +48,10 @@ def all_cuts(
         device_ms: of each layer on the device.
         cloud_ms: of each layer in the cloud.
         sent_bytes: of each cut; one more than there are layers, the last 0: all is on the device.
-        request_ms: time of the network for so many bytes, its answer in it; not asked where nothing is sent.
+        request_ms: time of the network for that many bytes, the answer included; not called where nothing is sent.
 
     Raises:
-        ValueError: the lengths do not fit, or something is sent by a network that is all on the device.
+        ValueError: the lengths do not fit, or something is sent where all layers are on the device.
     """
     layers = len(device_ms)
     if len(cloud_ms) != layers or len(sent_bytes) != layers + 1 or sent_bytes[-1] != 0:
@@ -65,7 +65,7 @@ def all_cuts(
 
 
 def best(cuts: Sequence[Cut]) -> Cut:
-    """The cut of least total; of equal ones the one that sends least, then the one that leaves most to the cloud."""
+    """The cut of least total; of several the one that sends least, then the one that leaves most to the cloud."""
     return min(cuts, key=lambda cut: (cut.total_ms, cut.sent_bytes, cut.after))
 
 

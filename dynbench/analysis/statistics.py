@@ -9,10 +9,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dynbench.store.schema import Interval, Quantity, Unavailable
+from dynbench.store.schema import Interval
+from dynbench.unavailable import Measured, Unavailable
 
 PERCENTILE_CONFIDENCE = 0.99  # MLPerf LoadGen's, whence 64 samples for p90 and 662 for p99
-TRIMMED, TRIM_FROM = 0.2, 10  # share of the processes at either end; how many there have to be
+TRIMMED, TRIM_FROM = 0.2, 10  # share of the processes trimmed at either end; from how many processes on
 TUKEY_MILD, TUKEY_SEVERE = 1.5, 3.0  # interquartile ranges beyond the quartiles (Tukey 1977; criterion.rs)
 
 
@@ -77,7 +78,7 @@ def median_interval(ratios: ArrayLike, confidence: float = 0.95) -> Interval:
     if k:
         low, high = x[k - 1], x[n - k]
     else:
-        from scipy.special import stdtrit  # imported only where it is needed: it takes a while
+        from scipy.special import stdtrit  # imported late: it takes a while
 
         half = float(stdtrit(n - 1, (1 + confidence) / 2)) * x.std(ddof=1) / math.sqrt(n)
         low, high = x.mean() - half, x.mean() + half
@@ -88,11 +89,11 @@ def median_interval(ratios: ArrayLike, confidence: float = 0.95) -> Interval:
 def process_interval(ratios: Sequence[ArrayLike], confidence: float = 0.95) -> Interval:
     """The ratio that other processes would show, from rounds within processes: Student's t over their medians.
 
-    Rounds of one process share what that process got (where its memory lies, which core it runs on), so they say little
-    about the next one: it is processes that count (Kalibera and Jones, "Rigorous benchmarking in reasonable time", ISMM
-    2013, section 6), and how their medians differ holds the noise of the rounds already. From `TRIM_FROM` processes on
+    Rounds of one process share its conditions (where its memory lies, which core it runs on), so they say little about
+    the next one: the unit is the process (Kalibera and Jones, "Rigorous benchmarking in reasonable time", ISMM
+    2013, section 6), and the spread of their medians includes the noise of the rounds. From `TRIM_FROM` processes on
     the mean is trimmed, its standard error taken from the winsorised variance (Yuen, "The two-sample trimmed t for
-    unequal population variances", Biometrika 1974): a process that met a neighbour does not spoil the others.
+    unequal population variances", Biometrika 1974): one disturbed process does not spoil the others.
 
     Args:
         ratios: per process [rounds], positive.
@@ -104,7 +105,7 @@ def process_interval(ratios: Sequence[ArrayLike], confidence: float = 0.95) -> I
     Raises:
         ValueError: fewer than 2 processes, one without rounds, or a ratio that is not positive and finite.
     """
-    from scipy.special import stdtrit  # imported only where it is needed: it takes a while
+    from scipy.special import stdtrit  # imported late: it takes a while
 
     logs = [np.log(_positive(np.asarray(r, np.float64), "ratios")) for r in ratios]
     m = len(logs)
@@ -162,7 +163,7 @@ def samples_needed(quantile: float) -> int:
     return n
 
 
-def percentile(values: ArrayLike, quantile: float) -> Quantity:
+def percentile(values: ArrayLike, quantile: float) -> Measured:
     """A percentile, or why it is not given.
 
     Args:

@@ -31,7 +31,7 @@ class Stopping:
 
     Attributes:
         precision: half-width that every ratio must reach, as a share of its value.
-        time_limit_s: seconds after which the group ends whatever was reached.
+        time_limit_s: seconds after which the group ends, whether the precision was reached or not.
         confidence: of the intervals.
         half_widths: the largest half-width at each look so far.
     """
@@ -43,7 +43,7 @@ class Stopping:
     _next_look: int = FIRST_CHECK
 
     def finished(self, rounds: int, elapsed_s: float, ratios: Sequence[ArrayLike]) -> Reason | None:
-        """Asked after each round.
+        """Decides after each round whether the group has been measured long enough.
 
         Args:
             rounds: so far.

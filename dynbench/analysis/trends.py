@@ -8,7 +8,7 @@ from typing import Literal
 from dynbench.analysis.change_points import SHORTEST, ChangePoint, change_points
 from dynbench.store.history import RecordedRun, Series
 
-FEWEST = 2 * SHORTEST  # runs before a change can be told
+FEWEST = 2 * SHORTEST  # runs before a change can be seen
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,4 @@ def _also(before: RecordedRun, after: RecordedRun) -> list[str]:
     old = {**before.software, "dynbench": before.dynbench_version}
     new = {**after.software, "dynbench": after.dynbench_version}
     names = sorted(old.keys() | new.keys())
-    return [
-        f"{n} {old.get(n, 'not told')} -> {new.get(n, 'not told')}" for n in names if old.get(n) != new.get(n)
-    ]  # fmt: skip
+    return [f"{n} {old.get(n, 'unknown')} -> {new.get(n, 'unknown')}" for n in names if old.get(n) != new.get(n)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from dynbench.analysis.formatting import digits_of, interval, percent, times
 from dynbench.analysis.gap import gap, primary_speedup
-from dynbench.analysis.resolution import call
-from dynbench.store.schema import Accuracy, Cell, Decisions, Speedup, Unavailable, WorkloadInfo
-
-SOURCES = ("learned", "replay", "published", "synthetic")  # whose decisions a verdict is about, if there are several
+from dynbench.analysis.headline import Timed, contest, timed
+from dynbench.analysis.resolution import direction
+from dynbench.store.schema import Accuracy, Cell, Decisions, Speedup, WorkloadInfo
+from dynbench.unavailable import Unavailable
 
 
 def verdict(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> str:
@@ -21,98 +23,89 @@ def verdict(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> str:
 
     Args:
         info: the workload.
-        cells: of the run; those of other workloads are left aside.
+        cells: of the run; those of other workloads are left out.
         device_phrase: where it ran, as a noun phrase: 'this CPU', 'one thread of this CPU'.
     """
     mine = [c for c in cells if c.workload == info.name]
-    arms = [c for c in mine if c.arm == "strategy" and c.name != "dense"]
-    if not arms and not info.points:
+    found = contest(info.name, mine)
+    if found is None and not info.points:
         return _static(info, mine, device_phrase)
-    if not arms:
+    if found is None:
         return f"{info.title}: no dynamic strategy was measured."
-    timed = [c for c in arms if c.status == "ok" and primary_speedup(c) is not None]
-    source = _source(timed or arms)
-    arms = [c for c in arms if c.decisions.label == source.label]
-    timed = [c for c in timed if c.decisions.label == source.label]
-    sentences = [_saved(info, source, arms, _baseline(mine)), *_declared(info, source)]
-    if timed:
-        sizes = sorted({c.batch_size for c in timed}, reverse=True)
-        at = {n: sorted((c for c in timed if c.batch_size == n), key=_rank, reverse=True) for n in sizes}
-        sentences.append(f"On {device_phrase} {_measured(at[sizes[0]])}.")
-        sentences += _otherwise(at)
-        sentences += _failures([c for c in arms if c.status == "failed" and c.batch_size == sizes[0]])
-    elif any(c.status == "ok" for c in arms):
+    sentences = [_saved(info, found.source, found.entrants, _baseline(mine)), *_declared(info, found.source)]
+    if found.ranked:
+        largest = max(found.ranked)
+        sentences.append(f"On {device_phrase} {_measured(found.ranked[largest])}.")
+        sentences += _otherwise(found.ranked)
+        sentences += _failures([c for c in found.entrants if c.status == "failed" and c.batch_size == largest])
+    elif any(c.status == "ok" for c in found.entrants):
         sentences.append(_no_baseline(mine))
     else:
-        sentences.append(f"Nothing was timed: {_reasons(arms)}.")
+        sentences.append(f"Nothing was timed: {_reasons(found.entrants)}.")
     return " ".join(sentences)
 
 
 def _static(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> str:
     """Of networks without decisions: what each gave against the primary one."""
     head = f"{info.title}: nothing depends on the input"
-    timed = [c for c in cells if c.status == "ok" and primary_speedup(c) is not None]
-    if not timed:
+    measured = timed(cells)
+    if not measured:
         return f"{head}."
-    largest = max(c.batch_size for c in timed)
-    said = ", ".join(
-        f"{c.name if c.arm == 'baseline' else info.model.rpartition(':')[2]} {_with_interval(_speedup(c))[0]}"
-        f"{_doubt(c)}"
-        for c in timed
-        if c.batch_size == largest
-    )
-    return f"{head}. On {device_phrase} at batch {largest}, against {_speedup(timed[0]).baseline}: {said}."
+    largest = max(t.cell.batch_size for t in measured)
+    each = [
+        f"{_static_name(info, t.cell)} {times(t.speedup.value, digits_of(t.speedup))}{_doubt(t.speedup)}"
+        for t in measured
+        if t.cell.batch_size == largest
+    ]
+    against = measured[0].speedup.baseline
+    return f"{head}. On {device_phrase} at batch {largest}, against {against}: {', '.join(each)}."
 
 
-def _source(arms: list[Cell]) -> Decisions:
-    return min((c.decisions for c in arms), key=lambda d: SOURCES.index(d.source))
+def _static_name(info: WorkloadInfo, cell: Cell) -> str:
+    """A baseline's own name; of the workload's own network the name of its function."""
+    return cell.arm.title if cell.arm.kind == "baseline" else _in_its_way(info.model.rpartition(":")[2], cell)
 
 
-def _baseline(cells: list[Cell]) -> str | None:
-    names = [c.name for c in cells if c.arm == "baseline" and c.primary]
-    names += [s.baseline for c in cells if (s := primary_speedup(c)) is not None]
-    return next(iter(names), None)
+@dataclass(frozen=True)
+class _Baseline:
+    """The primary baseline: its name, and what it is called in a sentence."""
+
+    name: str | None
+    phrase: str
 
 
-def _speedup(cell: Cell) -> Speedup:
-    found = primary_speedup(cell)
-    assert found is not None
-    return found
-
-
-def _value(cell: Cell) -> float:
-    return _speedup(cell).value
-
-
-def _rank(cell: Cell) -> tuple[int, float]:
-    """What is certain counts before how much: 1.1x that may be none comes after a certain 1.05x."""
-    return ("slower", "unclear", "faster").index(_call(_speedup(cell))), _value(cell)
+def _baseline(cells: list[Cell]) -> _Baseline:
+    for cell in cells:
+        if cell.arm.kind == "baseline" and cell.primary:
+            return _Baseline(cell.arm.name, "the dense network" if cell.static_twin else cell.arm.name)
+    name = next((s.baseline for c in cells if (s := primary_speedup(c)) is not None), None)
+    return _Baseline(name, name or "the dense network")
 
 
 # --- what is saved ---------------------------------------------------------------------------------------------------
 
 
-def _saved(info: WorkloadInfo, source: Decisions, arms: list[Cell], baseline: str | None) -> str:
-    ideal = next((g.ideal for c in arms if (g := gap(c)).ideal is not None), None)
-    whose = "the dense network" if baseline in (None, "dense") else baseline
-    doing = _doing(info, source)
-    percent = None if ideal is None else round(100 * (1 - 1 / ideal))
+def _saved(info: WorkloadInfo, source: Decisions, strategies: list[Cell], baseline: _Baseline) -> str:
+    ideal = next((g.ideal for c in strategies if (g := gap(c)).ideal is not None), None)
+    doing = _doing(info)
     unknown = ""
-    if percent is None:
+    if ideal is None:
         doing = ["skips part of its computation"] if doing == ["skips"] else doing
-        unknown = f"; how much computation that saves is {_why_no_ideal(arms)}"
-    elif percent > 0 and doing == ["skips"]:
-        doing = [f"skips {percent} % of the computation of {whose}"]
-    elif percent > 0:
-        doing.append(f"saves {percent} % of the computation of {whose}")
+        unknown = f"; how much computation that saves is {_why_no_ideal(strategies)}"
     else:
-        asks = f"asks for {-percent} % more computation than" if percent else "saves nothing against"
-        doing.append(f"{asks} {whose}")
-    return f"{_given(source)}{info.title} {_listed(doing)}{_accuracy(info, source, baseline)}{unknown}."
+        saved = round(100 * (1 - 1 / ideal))
+        if saved > 0 and doing == ["skips"]:
+            doing = [f"skips {saved} % of the computation of {baseline.phrase}"]
+        elif saved > 0:
+            doing.append(f"saves {saved} % of the computation of {baseline.phrase}")
+        else:
+            asks = f"asks for {-saved} % more computation than" if saved else "saves nothing against"
+            doing.append(f"{asks} {baseline.phrase}")
+    return f"{_given(source)}{info.title} {_listed(doing)}{_accuracy(info, source, baseline.name)}{unknown}."
 
 
 def _declared(info: WorkloadInfo, source: Decisions) -> list[str]:
-    """Sentences on who else is asked: its time is in no speed-up."""
+    """Sentences on what is asked of others: their time is in no speed-up."""
     return [
         f"{100 * d.share:.0f} % of the items end at a {d.what}, whose {d.latency_s:g} s and {d.cost:g} {d.unit} per "
         "query are declared, not measured, and in no time below."
@@ -121,26 +114,9 @@ def _declared(info: WorkloadInfo, source: Decisions) -> list[str]:
     ]
 
 
-def _doing(info: WorkloadInfo, source: Decisions) -> list[str]:
-    doing = [_experts(info, source)] if "Route" in info.points else []
-    if "Program" in info.points:
-        doing.append("composes its modules for each item")
-    if "Skip" in info.points:
-        doing.append("skips")
-    if "Exits" in info.points or "Loop" in info.points:
-        doing.append("leaves early")
-    if not doing and set(info.points) == {"Choice"}:
-        return ["decides what to look at"]
-    return doing or ["decides what to compute"]
-
-
-def _experts(info: WorkloadInfo, source: Decisions) -> str:
-    metrics = " ".join(a.metric for a in info.accuracies.values())
-    item = "token" if any(w in f"{info.inputs} {metrics}".lower() for w in ("token", "byte", "text")) else "item"
-    experts, k = info.model_args.get("experts"), info.model_args.get("k")
-    if k is None and isinstance(experts, int) and source.keep_rate is not None and len(info.points) == 1:
-        k = round(source.keep_rate * experts)
-    return f"uses {k} of {experts} experts per {item}" if k and experts else f"uses some of its experts per {item}"
+def _doing(info: WorkloadInfo) -> list[str]:
+    """What the model does, in the words of its decision points."""
+    return [*info.actions] or ["decides what to compute"]
 
 
 def _given(source: Decisions) -> str:
@@ -153,8 +129,8 @@ def _given(source: Decisions) -> str:
     }[source.source]
 
 
-def _why_no_ideal(arms: list[Cell]) -> str:
-    for flops in (c.flops for c in arms if c.flops is not None):
+def _why_no_ideal(cells: list[Cell]) -> str:
+    for flops in (c.flops for c in cells if c.flops is not None):
         for found in (flops.dense, flops.required_region):
             if isinstance(found, Unavailable):
                 return f"unavailable ({_short(found.unavailable)})"
@@ -178,11 +154,11 @@ def _accuracy(info: WorkloadInfo, source: Decisions, baseline: str | None) -> st
     both = f"{100 * ours.value:.1f} against {100 * theirs.value:.1f} %"
     if abs(points) < 0.05:
         return f" at the same {ours.metric} ({both})"
-    change = f"{abs(points):.1f} points {'more' if points > 0 else 'less'} {ours.metric}"
+    difference = f"{abs(points):.1f} points {'more' if points > 0 else 'less'} {ours.metric}"
     n = min(ours.items, theirs.items)
     variance = sum(max(0.0, p * (1 - p)) for p in (ours.value, theirs.value))
     doubt = f", less than {n} inputs can resolve" if n and abs(points) < 196 * math.sqrt(variance / n) else ""
-    return f" at {change} ({both}{doubt})"
+    return f" at {difference} ({both}{doubt})"
 
 
 def _level(accuracy: Accuracy, value: float) -> str:
@@ -193,37 +169,37 @@ def _level(accuracy: Accuracy, value: float) -> str:
 # --- what it becomes -------------------------------------------------------------------------------------------------
 
 
-def _measured(ranked: list[Cell]) -> str:
-    """`ranked`: timed cells of one batch size, best first."""
-    best, others = ranked[0], [c for c in ranked[1:] if c.name != "per_sample"]
-    against = f"{_speedup(best).baseline} at batch {best.batch_size}"
-    call = _call(_speedup(best))
-    ideal = next((g.ideal for c in ranked if (g := gap(c)).ideal is not None), None)
-    if call == "faster":
-        value, interval = _with_interval(_speedup(best))
-        becomes, into = ("gives", "") if ideal is not None and ideal <= 1 else ("turns that into", "into ")
-        head = f"{_name(best)} {becomes} {value} against {against} ({interval})"
+def _measured(ranked: list[Timed]) -> str:
+    """`ranked`: the cells of one batch size, best first."""
+    (best, speedup), *rest = ranked
+    others = [t for t in rest if not t.cell.item_by_item]
+    against = f"{speedup.baseline} at batch {best.batch_size}"
+    ideal = next((g.ideal for t in ranked if (g := gap(t.cell)).ideal is not None), None)
+    into = ""
+    if direction(speedup) == "faster":
+        gives = "gives"
+        if ideal is None or ideal > 1:
+            gives, into = "turns that into", "into "
+        head = f"{_name(best)} {gives} {times(speedup.value, digits_of(speedup))} against {against} ({_ends(speedup)})"
     else:
-        if call == "unclear":
+        if direction(speedup) == "unclear":
             head = f"no strategy is measurably faster than {against}"
         else:
             head = f"{'every strategy measured' if len(ranked) > 1 else _name(best)} is slower than {against}"
-        head += f": {_name(best)} gives {' ('.join(_with_interval(_speedup(best)))})"
-        into = ""
-    tail = "".join(f", {_name(c)} {into}{_times(_value(c))}{_doubt(c)}" for c in others)
-    return f"{head}{tail}" + ("" if ideal is None else f"; the ideal is {_times(ideal)}")
+        head += f": {_gives(ranked[0])}"
+    tail = "".join(f", {_name(t.cell)} {into}{times(t.speedup.value)}{_doubt(t.speedup)}" for t in others)
+    return f"{head}{tail}" + ("" if ideal is None else f"; the ideal is {times(ideal)}")
 
 
-def _otherwise(at: dict[int, list[Cell]]) -> list[str]:
+def _otherwise(ranked: dict[int, list[Timed]]) -> list[str]:
     """A sentence on the smallest batch size whose best strategy ends otherwise than at the largest."""
-    largest = max(at)
-    for size in sorted(at):
-        best = at[size][0]
-        call = _call(_speedup(best))
-        if call == _call(_speedup(at[largest][0])):
-            continue
-        what = {"faster": "", "unclear": "nothing is measurably faster: ", "slower": "everything is slower: "}[call]
-        return [f"At batch {size} {what}{_name(best)} gives {' ('.join(_with_interval(_speedup(best)))})."]
+    at_largest = direction(ranked[max(ranked)][0].speedup)
+    for size in sorted(ranked):
+        best = ranked[size][0]
+        found = direction(best.speedup)
+        if found != at_largest:
+            what = {"faster": "", "unclear": "nothing is measurably faster: ", "slower": "everything is slower: "}
+            return [f"At batch {size} {what[found]}{_gives(best)}."]
     return []
 
 
@@ -232,7 +208,7 @@ def _failures(failed: list[Cell]) -> list[str]:
 
 
 def _no_baseline(cells: list[Cell]) -> str:
-    bases = [c for c in cells if c.arm == "baseline" and c.primary]
+    bases = [c for c in cells if c.arm.kind == "baseline" and c.primary]
     why = f": {_reasons(bases)}" if bases and all(c.status != "ok" for c in bases) else ""
     return f"No speed-up can be given, as there is no measured primary baseline{why}."
 
@@ -249,31 +225,30 @@ def _reasons(cells: list[Cell]) -> str:
     return "; ".join(f"{', '.join(who)} {what}" for what, who in names.items())
 
 
-def _call(found: Speedup) -> str:
-    return ("unclear", "faster", "slower")[call(found)]
+def _doubt(found: Speedup) -> str:
+    return " (not told apart from 1x)" if direction(found) == "unclear" else ""
 
 
-def _doubt(cell: Cell) -> str:
-    return " (not told apart from 1x)" if _call(_speedup(cell)) == "unclear" else ""
+def _gives(best: Timed) -> str:
+    """'compaction gives 1.02x (95 % CI 0.98 to 1.06)'."""
+    value = times(best.speedup.value, digits_of(best.speedup))
+    return f"{_name(best.cell)} gives {value} ({_ends(best.speedup)})"
 
 
-def _with_interval(found: Speedup) -> tuple[str, str]:
-    """Value and interval, with a digit more where rounding would move an end of the interval onto 1."""
-    ends = (found.low, found.high)
-    digits = 3 if any(round(e, 2) == 1 and e != 1 for e in ends) else 2
-    low, high = (f"{e:.{digits}f}" if e >= 0.1 else f"{e:.2g}" for e in ends)
-    inside = ""
-    if found.resolution is not None and call(found) == 0 and (found.low > 1 or found.high < 1):
-        inside = f"; the baseline measured twice may differ by {100 * found.resolution:.1f} %"
-    return _times(found.value, digits), f"{100 * found.confidence:g} % CI {low} to {high}{inside}"
-
-
-def _times(value: float, digits: int = 2) -> str:
-    return f"{value:.{digits}f}x" if value >= 0.1 else f"{value:.2g}x"
+def _ends(found: Speedup) -> str:
+    """The interval, and why it says nothing where it seems to."""
+    text = f"{percent(found.confidence)} CI {interval(found)}"
+    if found.resolution is not None and direction(found) == "unclear" and (found.low > 1 or found.high < 1):
+        text += f"; the baseline measured twice may differ by {percent(found.resolution, 1)}"
+    return text
 
 
 def _name(cell: Cell) -> str:
-    return "per-sample execution" if cell.name == "per_sample" else cell.name
+    return _in_its_way("per-sample execution", cell) if cell.item_by_item else cell.arm.title
+
+
+def _in_its_way(name: str, cell: Cell) -> str:
+    return f"{name}, {cell.arm.way}" if cell.arm.way else name
 
 
 def _listed(parts: Sequence[str]) -> str:

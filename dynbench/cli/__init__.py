@@ -1,4 +1,4 @@
-"""The command `dynbench`: one file per command, thin. Asking for help imports neither torch, pandas nor matplotlib."""
+"""The command `dynbench`: one thin file per command. `dynbench --help` imports neither torch, pandas nor matplotlib."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from dynbench import __version__
 from dynbench.cli import (
     check,
     compare,
@@ -24,28 +23,29 @@ from dynbench.cli import (
     verify,
 )
 from dynbench.errors import DynbenchError, UserError
+from dynbench.version import __version__
 
 __all__ = ["main"]
 
 
 class _Failure(click.ClickException):
-    """Ends the command with one sentence."""
+    """Ends the command with exit code 1 and one sentence on stderr."""
 
     def __init__(self, error: DynbenchError) -> None:
         super().__init__(" ".join(str(error).split()))
 
 
 class _Refusal(_Failure):
-    """The same, of something that the user can put right."""
+    """The same with exit code 2, for an error that the user can correct."""
 
     exit_code = 2
 
 
 class _Commands(click.Group):
-    """What the user got wrong is told in one sentence, without usage and without a traceback."""
+    """Reports a user's error in one sentence, without usage and without a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order a newcomer meets them
+        return list(self.commands)  # in the order in which a new user needs them
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -68,8 +68,20 @@ def main() -> None:
     """
 
 
-_IN_ORDER = (
-    run, show, cost, partition, search, verify, doctor, train, report, check, compare, reproduce, history, export,
-)  # fmt: skip
-for command in _IN_ORDER:
-    main.add_command(command.command)
+for module in (
+    run,
+    show,
+    cost,
+    partition,
+    search,
+    verify,
+    doctor,
+    train,
+    report,
+    check,
+    compare,
+    reproduce,
+    history,
+    export,
+):
+    main.add_command(module.command)

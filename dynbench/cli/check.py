@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dynbench.cli.common import Names, Sizes, data_option, device_option, flat
 from dynbench.errors import UserError
 
+if TYPE_CHECKING:
+    from dynbench.store.gate import Gate
+
 BAD_USE, CANNOT_TELL = 2, 3
 
 
-def _file(option: str, what: str) -> Any:
+def _file(option: str, what: str) -> Callable[..., Any]:
     return click.option(option, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=what)
 
 
@@ -23,20 +27,41 @@ def _file(option: str, what: str) -> Any:
 @click.option("--base", metavar="REVISION", help="What to compare with, such as origin/main: measured in the same job.")
 @_file("--baseline", "Instead of a base: what --save wrote; compared through a static network that is measured again.")
 @_file("--save", "Write a baseline file; nothing is judged.")
-@click.option("--strategy", "strategies", type=Names(), multiple=True, help="[default: the first of cascading, "
-              "compaction, batch_union, masking that fits]")  # fmt: skip
+@click.option(
+    "--strategy",
+    "strategies",
+    type=Names(),
+    multiple=True,
+    help="[default: the first of cascading, compaction, batch_union, masking that fits]",
+)
 @click.option("--batch", "batch_sizes", type=Sizes(), multiple=True, help="[default: the largest of the workload]")
 @device_option
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="CPU threads.")
-@click.option("--time", "seconds", type=click.FloatRange(5), default=60.0, show_default=True, metavar="S",
-              help="Seconds for everything.")  # fmt: skip
-@click.option("--matters", type=click.FloatRange(0, min_open=True), default=3.0, show_default=True, metavar="PERCENT",
-              help="Smallest change of time that matters; smaller ones may be called SAME.")  # fmt: skip
+@click.option(
+    "--time",
+    "seconds",
+    type=click.FloatRange(5),
+    default=60.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds for everything.",
+)
+@click.option(
+    "--matters",
+    type=click.FloatRange(0, min_open=True),
+    default=3.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="Smallest change of time that matters; smaller ones may be called SAME.",
+)
 @click.option(
     "--accept", type=Names(), multiple=True, help="What may change without failing: answers, decisions, work."
 )
-@click.option("--same-environment", is_flag=True, help="Run the base with the installed packages, also where its "
-              "dependency files differ.")  # fmt: skip
+@click.option(
+    "--same-environment",
+    is_flag=True,
+    help="Run the base with the installed packages, also where its dependency files differ.",
+)
 @data_option
 @_file("--markdown", "Write the summary there; in a GitHub Action it is also put on the job's page.")
 @_file("--junit", "Write JUnit XML.")
@@ -45,17 +70,28 @@ def _file(option: str, what: str) -> Any:
 @_file("--bencher", "Write JSON in Bencher's metric format.")
 @click.option("--history", metavar="PATH|URL", help="Record what was found here; see `dynbench history checks`.")
 def command(
-    workload: str, base: str | None, baseline: Path | None, save: Path | None, strategies: tuple[list[str], ...],
-    batch_sizes: tuple[list[int], ...], device: str, threads: int, seconds: float, matters: float,
-    accept: tuple[list[str], ...], same_environment: bool, data_dir: Path | None, history: str | None,
+    workload: str,
+    base: str | None,
+    baseline: Path | None,
+    save: Path | None,
+    strategies: tuple[list[str], ...],
+    batch_sizes: tuple[list[int], ...],
+    device: str,
+    threads: int,
+    seconds: float,
+    matters: float,
+    accept: tuple[list[str], ...],
+    same_environment: bool,
+    data_dir: Path | None,
+    history: str | None,
     **outputs: Path | None,
-) -> None:  # fmt: skip
+) -> None:
     """Measure WORKLOAD as it is here (the head) against a base revision, both at once, and say which is slower.
 
-    The base is checked out beside the working tree; both sides run in processes of their own, with their own source
-    first on the path, in turns of a few batches. The base takes part twice, which tells how small a difference this
-    machine can show now. A difference is said only if a second series of fresh processes shows it, too. Answers,
-    decisions, FLOPs and operator calls must be the same, unless accepted.
+    The base is checked out beside the working tree; each revision runs in processes of its own, with its own source
+    first on the path, in turns of a few batches. The base takes part twice, which shows how small a difference this
+    machine can resolve now. A difference is reported only if a second series of fresh processes shows it, too.
+    Answers, decisions, FLOPs and operator calls must be the same, unless accepted.
 
     \b
     Exit code 0: no regression
@@ -64,32 +100,37 @@ def command(
               3: could not tell
     """  # noqa: D301
     from dynbench import devices
-    from dynbench.experiment.check import ACCEPTED, CannotTell, check
     from dynbench.experiment.spec import Options, load_spec
+    from dynbench.gate import check as gate_check
+    from dynbench.gate.trees import CannotTell
     from dynbench.store.files import make_folder
     from dynbench.store.history import History
 
     accepted = flat(accept) or []
-    if unknown := [a for a in accepted if a not in ACCEPTED]:
-        raise click.UsageError(f"--accept {unknown[0]}: what may change is {', '.join(ACCEPTED)}")
-    ways = [base is not None, baseline is not None, save is not None]
-    if sum(ways) != 1:
-        raise click.UsageError("give one of --base REVISION, --baseline FILE and --save FILE")
-    sizes = flat(batch_sizes) or [max(load_spec(workload).run.batch_sizes)]
+    _check_use(base, baseline, save, accepted, history)
     options = Options(
-        device=devices.device(device).name, threads=threads, strategies=flat(strategies), batch_sizes=sizes,
+        device=devices.device(device).name,
+        threads=threads,
+        strategies=flat(strategies),
+        batch_sizes=flat(batch_sizes) or [max(load_spec(workload).run.batch_sizes)],
         data_dir=data_dir,
-    )  # fmt: skip
-    if save is not None and history is not None:
-        raise click.UsageError("--save judges nothing, so there is nothing for --history")
+    )
     for file in filter(None, (save, *outputs.values())):  # before anything is measured
         make_folder(file.parent)
     database = None if history is None else History.open(history, create=True)
     try:
-        gate = check(
-            workload, options, base=base, baseline=baseline, save=save, seconds=seconds, matters=matters / 100,
-            accept=accepted, same_environment=same_environment, say=lambda text: click.echo(text, err=True),
-        )  # fmt: skip
+        gate = gate_check.check(
+            workload,
+            options,
+            base=base,
+            baseline=baseline,
+            save=save,
+            seconds=seconds,
+            matters=matters / 100,
+            accept=accepted,
+            same_environment=same_environment,
+            say=lambda text: click.echo(text, err=True),
+        )
     except CannotTell as e:
         click.echo(f"Could not tell: {' '.join(str(e).split())}", err=True)
         raise click.exceptions.Exit(CANNOT_TELL) from e
@@ -107,20 +148,35 @@ def command(
         raise click.exceptions.Exit(gate.exit_code)
 
 
-def _write(gate: Any, outputs: dict[str, Path | None]) -> None:
-    from dynbench.store import gate as forms
+def _check_use(
+    base: str | None, baseline: Path | None, save: Path | None, accepted: list[str], history: str | None
+) -> None:
+    from dynbench.gate.exact import ACCEPTED
+
+    if unknown := next((a for a in accepted if a not in ACCEPTED), None):
+        raise click.UsageError(f"--accept {unknown}: what may change is {', '.join(ACCEPTED)}")
+    if sum(given is not None for given in (base, baseline, save)) != 1:
+        raise click.UsageError("give one of --base REVISION, --baseline FILE and --save FILE")
+    if save is not None and history is not None:
+        raise click.UsageError("--save judges nothing, so there is nothing for --history")
+
+
+def _write(gate: Gate, outputs: dict[str, Path | None]) -> None:
+    """Prints the summary and writes the files that were asked for."""
+    from dynbench.report import gate as forms
     from dynbench.store.files import write_text
 
-    markdown = forms.to_markdown(gate)
-    click.echo(markdown, nl=False)
-    made = {
-        "markdown": lambda: markdown, "junit": lambda: forms.to_junit(gate),
-        "json": lambda: gate.model_dump_json(indent=1) + "\n", "bencher": lambda: forms.to_bencher(gate),
-        "github_action_benchmark": lambda: forms.to_github_action_benchmark(gate),
-    }  # fmt: skip
-    for name, make in made.items():
+    renderers: dict[str, Callable[[Gate], str]] = {
+        "markdown": forms.to_markdown,
+        "junit": forms.to_junit,
+        "json": lambda gate: gate.model_dump_json(indent=1) + "\n",
+        "github_action_benchmark": forms.to_github_action_benchmark,
+        "bencher": forms.to_bencher,
+    }
+    click.echo(forms.to_markdown(gate), nl=False)
+    for name, render in renderers.items():
         if (file := outputs[name]) is not None:
-            write_text(file, make())
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(summary).open("a", encoding="utf-8") as page:
-            page.write(markdown)
+            write_text(file, render(gate))
+    if page := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(page).open("a", encoding="utf-8") as summary:
+            summary.write(forms.to_markdown(gate))

@@ -1,4 +1,4 @@
-"""What several commands share: kinds of arguments, and printing."""
+"""What several commands share: parameter types, options and printing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import click
 
 RUNS = Path("runs")
-WIDEST = 44  # characters of a column
+COLUMN_WIDTH = 44  # characters; longer texts are wrapped
 
 
 class Names(click.ParamType):
-    """Comma-separated names; the option may also be given several times."""
+    """Comma-separated names; the option may be repeated."""
 
     name = "NAME,.."
 
@@ -27,7 +27,7 @@ class Names(click.ParamType):
 
 
 class Sizes(click.ParamType):
-    """Comma-separated whole numbers from 1."""
+    """Comma-separated positive integers."""
 
     name = "N,.."
 
@@ -43,12 +43,12 @@ class Sizes(click.ParamType):
 
 
 def flat(given: Sequence[list[Any]]) -> list[Any] | None:
-    """The parts of an option that may be given several times; None: not given."""
+    """All values of an option that may be repeated, without duplicates; None: the option was not given."""
     return list(dict.fromkeys(part for parts in given for part in parts)) or None
 
 
 def newest_run() -> Path:
-    """The run directory under `runs/` that was begun last.
+    """The run directory under `runs/` that was started last.
 
     Raises:
         click.UsageError: there is none.
@@ -60,17 +60,18 @@ def newest_run() -> Path:
 
 
 def print_json(value: Any) -> None:
-    """Prints JSON for a script."""
+    """Prints a value as JSON."""
     click.echo(json.dumps(value, indent=2))
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Prints rows under their keys, long texts wrapped; what a row has not is left empty."""
+    """Prints rows as a table with their keys as headers; long texts are wrapped, missing values are empty."""
     from tabulate import tabulate
 
     texts = [{k.replace("_", " "): "" if v is None else v for k, v in row.items()} for row in rows]
-    # Only the columns that need it: tabulate 0.10 stumbles over 12,501,632 in a column that is wrapped.
-    widths = [WIDEST if any(len(str(t.get(key, ""))) > WIDEST for t in texts) else None for key in (texts or [{}])[0]]
+    # Only columns that need it, because tabulate 0.10 fails on numbers like 12,501,632 in a wrapped column.
+    long = {key for text in texts for key, value in text.items() if len(str(value)) > COLUMN_WIDTH}
+    widths = [COLUMN_WIDTH if key in long else None for key in (texts or [{}])[0]]
     click.echo(tabulate(texts, headers="keys", maxcolwidths=widths))
 
 
@@ -78,7 +79,10 @@ device_option = click.option(
     "--device", default="cpu", show_default=True, metavar="cpu|cuda|cuda:N", help="Where to run."
 )
 data_option = click.option(
-    "--data", "data_dir", type=click.Path(path_type=Path), metavar="DIR",
-    help="Folder of a data set that is not part of dynbench, such as CIFAR-10.",
-)  # fmt: skip
+    "--data",
+    "data_dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of a data set that does not come with dynbench, such as CIFAR-10.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

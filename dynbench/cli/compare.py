@@ -16,18 +16,28 @@ if TYPE_CHECKING:
 @click.command("compare", short_help="Set two runs side by side: what changed, the code or the machine?")
 @click.argument("run_a", type=click.Path(path_type=Path))
 @click.argument("run_b", type=click.Path(path_type=Path))
-@click.option("--allow", type=Names(), multiple=True, help="What may differ: machine, threads, software, inputs, "
-              "decisions, weights.")  # fmt: skip
-@click.option("--matters", type=click.FloatRange(0, min_open=True), default=3.0, show_default=True, metavar="PERCENT",
-              help="Smallest change of time that matters; smaller ones may be called SAME.")  # fmt: skip
+@click.option(
+    "--allow",
+    type=Names(),
+    multiple=True,
+    help="What may differ: machine, threads, software, inputs, decisions, weights.",
+)
+@click.option(
+    "--matters",
+    type=click.FloatRange(0, min_open=True),
+    default=3.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="Smallest change of time that matters; smaller ones may be called SAME.",
+)
 @json_option
 def command(run_a: Path, run_b: Path, allow: tuple[list[str], ...], matters: float, as_json: bool) -> None:
     """Compare RUN_B, the later run directory, with RUN_A, cell by cell.
 
-    Two runs are two blocks of time, and a shared machine changes between them by more than most code does. So the time
-    of the control kernel, the same arithmetic in every run, is taken out first, and a verdict stands only if the time
-    against the primary baseline, measured in the same rounds, says so too. To judge a change of code, `dynbench check`
-    measures both sides at once and sees smaller differences.
+    A shared machine changes between two runs by more than most code does. So the time is first corrected by that of the
+    control kernel, the same arithmetic in every run, and a verdict stands only if the time against the primary
+    baseline, measured in the same rounds, confirms it. To judge a change of code, `dynbench check` measures both
+    revisions at once and sees smaller differences.
 
     Exit code 1: something became slower.
     """
@@ -39,9 +49,9 @@ def command(run_a: Path, run_b: Path, allow: tuple[list[str], ...], matters: flo
     if unknown:
         raise click.UsageError(f"--allow {unknown[0]}: what may differ is one of {', '.join(CHECKED)}")
     a, b = Run.open(run_a), Run.open(run_b)
-    changes, single, unlike = compare(a, b, allow=allowed, matters=matters / 100)
+    changes, single, differ = compare(a, b, allow=allowed, matters=matters / 100)
     if as_json:
-        print_json({"changes": [_json(c) for c in changes], "only_in_one": single, "differ": unlike})
+        print_json({"changes": [_json(c) for c in changes], "only_in_one": single, "differ": differ})
     else:
         print_table([_row(c) for c in changes])
         for change in changes:
@@ -49,7 +59,7 @@ def command(run_a: Path, run_b: Path, allow: tuple[list[str], ...], matters: flo
                 click.echo(f"\n{change.cell.cell_id}: {change.judged.outcome}: {change.judged.reason}")
                 for line in change.exact:
                     click.echo(f"  {line}")
-        for line in [*single, *(f"allowed to differ: {text}" for text in unlike)]:
+        for line in [*single, *(f"allowed to differ: {text}" for text in differ)]:
             click.echo(line)
         outcomes = [c.judged.outcome for c in changes]
         click.echo("\n" + ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes)))
@@ -58,16 +68,18 @@ def command(run_a: Path, run_b: Path, allow: tuple[list[str], ...], matters: flo
 
 
 def _row(change: Change) -> dict[str, Any]:
-    cell, corrected, relative = change.cell, change.judged.change, change.against_baseline
+    from dynbench.analysis.formatting import change_text, change_with_interval, percent
+
+    cell, relative = change.cell, change.against_baseline
     return {
         "cell": f"{cell.workload}, {cell.decisions.label}",
         "batch": cell.batch_size,
-        "what_ran": cell.name,
-        "time": f"{change.time.value - 1:+.1%}",
-        "control_kernel": "n/a" if change.machine is None else f"{change.machine - 1:+.1%}",
-        "corrected": f"{corrected.value - 1:+.1%} ({corrected.low - 1:+.1%} to {corrected.high - 1:+.1%})",
-        "against_baseline": "" if relative is None else f"{relative.value - 1:+.1%}",
-        "resolution": f"{change.judged.resolution:.1%}",
+        "what_ran": cell.arm.title,
+        "time": change_text(change.time.value),
+        "control_kernel": "n/a" if change.machine is None else change_text(change.machine),
+        "corrected": change_with_interval(change.judged.change),
+        "against_baseline": "" if relative is None else change_text(relative.value),
+        "resolution": percent(change.judged.resolution, 1),
         "verdict": change.judged.outcome,
     }
 
@@ -75,8 +87,13 @@ def _row(change: Change) -> dict[str, Any]:
 def _json(change: Change) -> dict[str, Any]:
     judged, relative = change.judged, change.against_baseline
     return {
-        "cell_id": change.cell.cell_id, "outcome": judged.outcome, "reason": judged.reason,
-        "time_ratio": change.time.model_dump(), "machine_ratio": change.machine,
-        "corrected_ratio": judged.change.model_dump(), "resolution": judged.resolution,
-        "against_baseline_ratio": None if relative is None else relative.model_dump(), "exact": change.exact,
-    }  # fmt: skip
+        "cell_id": change.cell.cell_id,
+        "outcome": judged.outcome,
+        "reason": judged.reason,
+        "time_ratio": change.time.model_dump(),
+        "machine_ratio": change.machine,
+        "corrected_ratio": judged.change.model_dump(),
+        "resolution": judged.resolution,
+        "against_baseline_ratio": None if relative is None else relative.model_dump(),
+        "exact": change.exact,
+    }

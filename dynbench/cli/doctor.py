@@ -13,12 +13,15 @@ MARKS = {"ok": ("ok     ", "green"), "note": ("note   ", "cyan"), "warning": ("w
 
 @click.command("doctor", short_help="Is this machine fit to measure on?")
 @click.option(
-    "--seconds", default=3.0, show_default=True, type=click.FloatRange(min=0, max=60, min_open=True),
+    "--seconds",
+    default=3.0,
+    show_default=True,
+    type=click.FloatRange(min=0, max=60, min_open=True),
     help="How long to measure the noise.",
-)  # fmt: skip
+)
 @json_option
 def command(seconds: float, as_json: bool) -> None:
-    """Devices, sensors, threads, how noisy this machine is now, what that means for results, what to change."""
+    """Checks devices, sensors, threads and noise of this machine: what it means for results, and what to change."""
     from dynbench.devices.doctor import examine
 
     findings = examine(seconds)

@@ -9,27 +9,31 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dynbench.cli.common import Names, Sizes, flat, json_option, print_json, print_table
-from dynbench.errors import UserError
+from dynbench.errors import UserError, suggestion
 
 if TYPE_CHECKING:
     from dynbench.store.history import Series
 
-DEFAULT = "runs/history.sqlite"  # dynbench.store.history.DEFAULT, which takes a while to import
-
 database_option = click.option(
-    "--db", "database", default=DEFAULT, show_default=True, envvar="DYNBENCH_HISTORY", show_envvar=True,
-    metavar="PATH|URL", help="The database: an SQLite file, or postgresql://USER:PASSWORD@HOST:PORT/DATABASE.",
-)  # fmt: skip
+    "--db",
+    "database",
+    default="runs/history.sqlite",
+    show_default=True,
+    envvar="DYNBENCH_HISTORY",
+    show_envvar=True,
+    metavar="PATH|URL",
+    help="The database: an SQLite file, or postgresql://USER:PASSWORD@HOST:PORT/DATABASE.",
+)
 
 
 @click.group("history", short_help="Results over commits: record, list, show, report.")
 def command() -> None:
     """Results over commits and machines, kept in a database.
 
-    `dynbench run --history PATH|URL` records a run when it ends, `add` one that is there already, and
-    `dynbench check --history PATH|URL` a check. Only what is
-    comparable is compared: the same workload, networks, inputs, decisions, strategy, batch size, number type, threads,
-    device, and the same kind of machine. PostgreSQL needs `pip install 'dynbench[postgresql]'`.
+    `dynbench run --history PATH|URL` records a run when it ends, `add` one that exists already, and
+    `dynbench check --history PATH|URL` a check. Only comparable results are compared: those of the same workload,
+    networks, inputs, decisions, strategy, form, engine, load, batch size, number type, threads, device, and the same
+    kind of machine. PostgreSQL needs `pip install 'dynbench[postgresql]'`.
     """
 
 
@@ -37,7 +41,7 @@ def command() -> None:
 @click.argument("runs", nargs=-1, required=True, metavar="RUN_DIR...", type=click.Path(path_type=Path))
 @database_option
 def add(runs: tuple[Path, ...], database: str) -> None:
-    """Record run directories. One that is recorded already changes nothing; one that went on gains what is new."""
+    """Record run directories. One that is recorded already changes nothing; one that was resumed gains what is new."""
     from dynbench.store.history import History
     from dynbench.store.run import Run
 
@@ -50,11 +54,11 @@ def add(runs: tuple[Path, ...], database: str) -> None:
         click.echo(f"{run.path}: {', '.join(new) or f'recorded before, all {done.same} cells'}")
 
 
-@command.command("list", short_help="The runs that are recorded.")
+@command.command("list", short_help="The recorded runs.")
 @database_option
 @json_option
 def list_(database: str, as_json: bool) -> None:
-    """The runs that are recorded, in the order of their commits."""
+    """The recorded runs, in the order of their commits."""
     from dynbench.store.history import History
 
     found = History.open(database).runs()
@@ -63,11 +67,16 @@ def list_(database: str, as_json: bool) -> None:
         return
     rows = [
         {
-            "commit": run.label, "subject": run.subject, "measured": run.started[:16].replace("T", " "),
-            "run": run.run_id, "workloads": ", ".join(workloads), "cells": cells, "machine": run.machine,
+            "commit": run.label,
+            "subject": run.subject,
+            "measured": run.started[:16].replace("T", " "),
+            "run": run.run_id,
+            "workloads": ", ".join(workloads),
+            "cells": cells,
+            "machine": run.machine,
         }
         for run, workloads, cells in found
-    ]  # fmt: skip
+    ]
     if rows:
         print_table(rows)
 
@@ -77,6 +86,7 @@ def list_(database: str, as_json: bool) -> None:
 @click.option("--strategy", "names", type=Names(), multiple=True, help="Only these strategies or baselines.")
 @click.option("--batch", "batch_sizes", type=Sizes(), multiple=True, help="Batch sizes.  [default: the largest]")
 @click.option("--decisions", "labels", type=Names(), multiple=True, help="Such as learned.  [default: the first]")
+@click.option("--quantity", "keys", type=Names(), multiple=True, help="Also these, by key: executed_flops_per_item.")
 @database_option
 @json_option
 def show(
@@ -84,12 +94,14 @@ def show(
     names: tuple[list[str], ...],
     batch_sizes: tuple[list[int], ...],
     labels: tuple[list[str], ...],
+    keys: tuple[list[str], ...],
     database: str,
     as_json: bool,
 ) -> None:
     """How a workload's speed-up and time changed from commit to commit, a table per cell.
 
-    The speed-up is against the primary baseline of the same run; a mark shows where its level changes.
+    The speed-up is against the primary baseline of the same run; a mark shows where its level changes. Other quantities
+    are shown as they are stored, without a scale; --json has all of them.
     """
     from dynbench.store.history import History
 
@@ -100,19 +112,22 @@ def show(
         for s in _chosen([s for s in found if s.key.workload == workload], flat(names), flat(batch_sizes), flat(labels))
     ]
     if not found:
-        raise UserError(f"of {', '.join(workloads)} there are no runs but checks only; see `dynbench history checks`")
+        raise UserError(f"of {', '.join(workloads)} no runs are recorded, only checks; see `dynbench history checks`")
     if not chosen:
-        cells = dict.fromkeys(f"{s.key.name} at batch {s.key.batch_size}, {s.key.decisions}" for s in found)
+        cells = dict.fromkeys(f"{s.key.arm.name} at batch {s.key.batch_size}, {s.key.decisions}" for s in found)
         raise UserError(f"no such cell; of {', '.join(workloads)} there are: {'; '.join(cells)}")
+    extra = flat(keys) or []
+    if extra:
+        _check_quantities(extra, chosen)
     if as_json:
-        print_json([{"key": vars(s.key), "points": _rows(s, as_json)} for s in chosen])
+        print_json([{"key": s.key.model_dump(), "points": _json_rows(s)} for s in chosen])
         return
     for s in chosen:
         k = s.key
-        click.secho(f"\n{k.workload}, {k.decisions}, batch {k.batch_size}: {k.name}", bold=True)
-        against = "the primary baseline itself" if k.baseline == k.name else f"against {k.baseline}"
-        click.echo(f"{against}; {k.device}, {k.dtype}, {k.threads} threads, {k.engine}; {k.machine}")
-        print_table(_rows(s, as_json))
+        click.secho(f"\n{k.workload}, {k.decisions}, batch {k.batch_size}: {k.arm.title}", bold=True)
+        against = "the primary baseline itself" if k.baseline == k.arm.name else f"against {k.baseline}"
+        click.echo(f"{against}; {k.device}, {k.dtype}, {k.threads} threads, {k.arm.engine}; {k.machine}")
+        print_table(_rows(s, extra))
 
 
 @command.command("checks", short_help="What checks found, commit by commit.")
@@ -121,8 +136,7 @@ def show(
 @json_option
 def checks(workloads: tuple[str, ...], database: str, as_json: bool) -> None:
     """What `dynbench check --history PATH|URL` found, in the order of the commits (default: of all workloads)."""
-    from dynbench.report.values import significant
-    from dynbench.store.gate import change_text
+    from dynbench.analysis.formatting import change_with_interval, percent, significant
     from dynbench.store.history import History
 
     found = History.open(database).checks(workloads)
@@ -134,28 +148,37 @@ def checks(workloads: tuple[str, ...], database: str, as_json: bool) -> None:
     if as_json:
         print_json([{"subject": c.subject, "committed": c.committed, **c.gate.model_dump(mode="json")} for c in found])
         return
-    print_table(
-        [
-            {
-                "commit": c.label, "subject": c.subject, "checked": c.gate.started[:16].replace("T", " "),
-                "base": c.gate.base, "workload": c.gate.workload, "cell": cell.name,
-                "head ms": significant(cell.head_ms), "change of time": change_text(cell.change),
-                "resolution": f"{100 * cell.resolution:.1f} %", "verdict": cell.outcome,
-                "counted": "; ".join(e.text for e in cell.exact) or None,
-            }
-            for c in found
-            for cell in c.gate.cells
-        ]
-    )  # fmt: skip
+    rows = [
+        {
+            "commit": c.label,
+            "subject": c.subject,
+            "checked": c.gate.started[:16].replace("T", " "),
+            "base": c.gate.base,
+            "workload": c.gate.workload,
+            "cell": cell.name,
+            "head ms": significant(cell.head_ms),
+            "change of time": change_with_interval(cell.change),
+            "resolution": percent(cell.resolution, 1),
+            "verdict": cell.outcome,
+            "counted": "; ".join(e.text for e in cell.exact) or None,
+        }
+        for c in found
+        for cell in c.gate.cells
+    ]
+    print_table(rows)
 
 
 @command.command("report", short_help="A page of curves and change points.")
 @click.argument("workloads", nargs=-1, metavar="[WORKLOAD]...")
 @click.option("--format", "formats", type=Names(), multiple=True, help="html, md.  [default: both]")
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", default=Path("history"), show_default=True,
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    default=Path("history"),
+    show_default=True,
     help="Where to write history.html and history.md.",
-)  # fmt: skip
+)
 @database_option
 def report(workloads: tuple[str, ...], formats: tuple[list[str], ...], out: Path, database: str) -> None:
     """Write a page with a curve per cell, and the commits at which its level changes (default: all workloads)."""
@@ -170,36 +193,66 @@ def report(workloads: tuple[str, ...], formats: tuple[list[str], ...], out: Path
 def _chosen(
     found: list[Series], names: list[str] | None, batch_sizes: list[int] | None, labels: list[str] | None
 ) -> list[Series]:
-    """Those asked for; by default the strategies at the largest batch size under the decisions that come first."""
+    """The requested ones; by default the strategies at the largest batch size under the decisions that come first."""
     if not found:
         return []
     labels = labels or [min({s.key.decisions for s in found}, key=lambda label: (label != "learned", label))]
     found = [s for s in found if s.key.decisions in labels]
-    found = [s for s in found if (s.key.name in names if names else s.key.arm == "strategy")]
+    found = [s for s in found if (s.key.arm.name in names if names else s.key.arm.kind == "strategy")]
     batch_sizes = batch_sizes or [max((s.key.batch_size for s in found), default=1)]
     return [s for s in found if s.key.batch_size in batch_sizes]
 
 
-def _rows(series: Series, as_json: bool) -> list[dict[str, Any]]:
+def _check_quantities(keys: list[str], series: list[Series]) -> None:
+    known = dict.fromkeys(key for s in series for point in s.points for key in point.numbers)
+    for key in keys:
+        if key not in known:
+            raise UserError(f"no quantity {key!r} is recorded of these cells; {suggestion(key, known)}")
+
+
+def _rows(series: Series, keys: list[str]) -> list[dict[str, Any]]:
+    """For people."""
+    from dynbench.analysis.formatting import change_text, significant, times_with_interval
     from dynbench.analysis.trends import changes
-    from dynbench.report.values import interval, significant, times
 
     marks = {c.found.index: c for c in changes(series)}
-    rows: list[dict[str, Any]] = []
-    for i, p in enumerate(series.points):
-        mark, found = marks.get(i), p.speedup
-        row: dict[str, Any] = {"commit": p.run.label, "subject": p.run.subject, "measured": p.run.started}
-        if as_json:
-            row |= {"commit": p.run.commit, "run": p.run.run_id, "item_ms": p.item_ms}
-            row |= {"speedup": None if found is None else found.model_dump()}
-            row |= {"change": mark and mark.found.change, "p": mark and mark.found.p, "also": mark and mark.also}
-        else:
-            row["measured"] = p.run.started[:16].replace("T", " ")
-            row["speed-up"] = None if found is None else f"{times(found.value)} ({interval(found)})"
-            row["ms/item"] = significant(p.item_ms)
-            row["change of level"] = None
-            if mark is not None:
-                also = f" (also {'; '.join(mark.also)})" if mark.also else ""
-                row["change of level"] = f"{mark.found.change:+.1%}".replace("%", " %") + also
-        rows.append(row)
+    rows = []
+    for i, point in enumerate(series.points):
+        found, mark = point.speedup, marks.get(i)
+        change = None
+        if mark is not None:
+            also = f" (also {'; '.join(mark.also)})" if mark.also else ""
+            change = change_text(1 + mark.found.change) + also
+        row = {
+            "commit": point.run.label,
+            "subject": point.run.subject,
+            "measured": point.run.started[:16].replace("T", " "),
+            "speed-up": None if found is None else times_with_interval(found),
+            "ms/item": significant(point.item_ms),
+        }
+        numbers = point.numbers if keys else {}
+        extra = {key: significant(numbers[key]) if key in numbers else None for key in keys}
+        rows.append({**row, **extra, "change of level": change})
     return rows
+
+
+def _json_rows(series: Series) -> list[dict[str, Any]]:
+    """For programs."""
+    from dynbench.analysis.trends import changes
+
+    marks = {c.found.index: c for c in changes(series)}
+    return [
+        {
+            "commit": point.run.commit,
+            "subject": point.run.subject,
+            "measured": point.run.started,
+            "run": point.run.run_id,
+            "item_ms": point.item_ms,
+            "speedup": None if point.speedup is None else point.speedup.model_dump(),
+            "change": mark and mark.found.change,
+            "p": mark and mark.found.p,
+            "also": mark and mark.also,
+            "numbers": point.numbers,
+        }
+        for point, mark in ((point, marks.get(i)) for i, point in enumerate(series.points))
+    ]

@@ -11,7 +11,7 @@ from dynbench.cli.common import Sizes, data_option, device_option, flat, json_op
 
 if TYPE_CHECKING:
     from dynbench.devices.network import Network
-    from dynbench.experiment.partition import Partition, Question, Way
+    from dynbench.partition.split import Partition, Question, Way
 
 AT_LEAST_0 = click.FloatRange(min=0)
 BUSY = 1.5  # times as long as predicted, with no network in it
@@ -80,7 +80,7 @@ def command(
     from dynbench import devices
     from dynbench.devices.network import load_network
     from dynbench.errors import UserError
-    from dynbench.experiment.partition import Question
+    from dynbench.partition.split import Question
 
     for name in (device, cloud):
         devices.device(name)
@@ -104,7 +104,7 @@ def _ask(
     from dynbench.cli.cost import arguments, find_model, shape_of
     from dynbench.errors import UserError
     from dynbench.experiment import workload_files
-    from dynbench.experiment.partition import of_model, of_workload
+    from dynbench.partition.split import of_model, of_workload
     from dynbench.models import MODELS
 
     if what in workload_files() or what.endswith(".toml"):

@@ -1,4 +1,4 @@
-"""What a user sees while a run goes on: a bar and a line per finished group, on stderr."""
+"""Progress of a run on stderr: a bar, and a line per finished group."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dynbench.store.schema import Cell
 
 
 class Terminal(Observer):
-    """A context manager that shows a run."""
+    """A context manager that shows the progress of a run."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -27,26 +27,26 @@ class Terminal(Observer):
         self._progress.stop()
 
     def planned(self, plan: Plan) -> None:
-        """The bar gets its length."""
+        """Sets the length of the bar."""
         self._progress.update(self._task, total=len(plan.groups), description="measuring")
 
     def group(self, group: Group) -> None:
-        """The bar says what is measured."""
+        """Shows which group is measured."""
         self._progress.update(self._task, description=_title(group))
 
     def finished(self, group: Group, cells: list[Cell]) -> None:
-        """A line with the speed-ups, and the bar advances."""
-        found = [_result(c) for c in cells if c.arm == "strategy"]
+        """Prints the speed-ups of the group and advances the bar."""
+        found = [_result(c) for c in cells if c.arm.kind == "strategy"]
         self.say(f"{_title(group)}: {', '.join(found) or 'nothing measured'}")
         self._progress.advance(self._task)
 
     def event(self, group: Group, event: dict[str, Any]) -> None:
-        """The bar says how many rounds are done."""
+        """Shows the number of finished rounds."""
         if event["event"] == "round":
             self._progress.update(self._task, description=f"{_title(group)}, round {event['n']}")
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Prints a line above the bar."""
         self._progress.console.print(text, markup=False, soft_wrap=True)
 
 
@@ -56,4 +56,4 @@ def _title(group: Group) -> str:
 
 def _result(cell: Cell) -> str:
     primary = next((s for s in cell.speedups if s.primary), None)
-    return f"{cell.name} {cell.status}" if primary is None else f"{cell.name} {primary.value:.2f}x"
+    return f"{cell.arm.title} {cell.status}" if primary is None else f"{cell.arm.title} {primary.value:.2f}x"

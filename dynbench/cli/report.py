@@ -21,17 +21,15 @@ def command(run: Path | None, formats: tuple[list[str], ...], out: Path | None) 
 
 
 def write(run: Path, formats: list[str] | None = None, out: Path | None = None) -> None:
-    """Writes a report, and says its verdicts and where it is."""
-    from dynbench.analysis.verdict import verdict
-    from dynbench.report import write_report
-    from dynbench.report.selection import device_phrase
-    from dynbench.report.write import FORMATS
+    """Writes a report, and prints its verdicts and where it is."""
+    from dynbench.report.content import build
+    from dynbench.report.write import FORMATS, check_formats, write_pages
     from dynbench.store.run import Run
 
-    found = Run.open(run)
-    files = write_report(run, formats or FORMATS, out=out)
-    where = device_phrase(found.manifest, found.cells)
-    for info in found.manifest.workloads.values():
-        click.echo(verdict(info, found.cells, where))
+    check_formats(formats or FORMATS)
+    report = build(Run.open(run))
+    files = write_pages(report, "report", formats or FORMATS, out or run)
+    for verdict in report.verdicts:
+        click.echo(verdict.sentence)
     for file in files:
         click.echo(f"report: {file}")

@@ -14,8 +14,9 @@ from dynbench.cli.common import RUNS, data_option, print_table
 from dynbench.errors import UserError
 
 if TYPE_CHECKING:
-    from dynbench.analysis.compare import Change
+    from dynbench.analysis.compare import Change, Exact
     from dynbench.store.run import Run
+    from dynbench.store.schema import Cell
 
 NOT_AGAIN = ("--out", "--history", "--resume")  # options of a run, with a value, that belong to it alone
 
@@ -23,19 +24,29 @@ NOT_AGAIN = ("--out", "--history", "--resume")  # options of a run, with a value
 @click.command("reproduce", short_help="Run again what a run or report says, and set both side by side.")
 @click.argument("source", type=click.Path(path_type=Path), metavar="RUN|REPORT")
 @data_option
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the new run goes.  "
-              "[default: runs/DATE-TIME-again]")  # fmt: skip
-@click.option("--with", "again", type=click.Path(path_type=Path), metavar="RUN",
-              help="Compare with this run instead of running again.")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the new run goes.  [default: runs/DATE-TIME-again]",
+)
+@click.option(
+    "--with",
+    "again",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Compare with this run instead of running again.",
+)
 def command(source: Path, data_dir: Path | None, out: Path | None, again: Path | None) -> None:
     """Run again on this machine what the manifest of RUN, or of the run beside a REPORT, says.
 
     Inputs, weights, decisions and FLOPs must match exactly (their hashes are shown). Times are flagged where they
-    differ by more than both runs can tell from none; on another machine they always may.
+    differ by more than both runs can resolve; on another machine they always may.
 
-    Exit code 1: something that does not depend on the clock is another.
+    Exit code 1: something that does not depend on the clock differs.
     """
     from dynbench.analysis.compare import CHECKED, compare, differences, exact_quantities
+    from dynbench.analysis.formatting import change_text, percent
     from dynbench.store.run import Run
 
     before = Run.open(_folder(source))
@@ -45,29 +56,29 @@ def command(source: Path, data_dir: Path | None, out: Path | None, again: Path |
         click.echo(f"dynbench run {' '.join(arguments)} --out {again}")
         done = subprocess.run([sys.executable, "-m", "dynbench", "run", *arguments, "--out", str(again)], check=False)
         if done.returncode == 2 or not (again / "manifest.json").is_file():
-            raise UserError(f"the run could not be repeated (exit code {done.returncode}); its own words are above")
+            raise UserError(f"the run could not be repeated (exit code {done.returncode}); its message is above")
     after = Run.open(again)
     rows = exact_quantities(before, after)
-    print_table([_row(r.what, r.before, r.after, r.same) for r in rows if _is_shown(r.what) or not r.same])
+    print_table([_row(r) for r in rows if r.hashed or not r.same])
     other_machine = "machine" in differences(before, after)
-    changes, _, unlike = compare(before, after, allow=CHECKED)
+    changes, _, differ = compare(before, after, allow=CHECKED)
     flagged = [c for c in changes if not _is_within(c)]
     click.echo()
     print_table(
         [
             {
                 "cell": c.cell.cell_id,
-                "speed-up before": _speedup(before, c.cell.cell_id),
-                "speed-up now": _speedup(after, c.cell.cell_id),
-                "time": f"{c.time.value - 1:+.1%}",
-                "resolution": f"{c.judged.resolution:.1%}",
+                "speed-up before": _speedup(c.old),
+                "speed-up now": _speedup(c.cell),
+                "time": change_text(c.time.value),
+                "resolution": percent(c.judged.resolution, 1),
                 "": "" if _is_within(c) else f"flagged: {c.judged.outcome}",
             }
             for c in changes
         ]
     )
-    for text in unlike:
-        click.echo(f"not alike: {text}")
+    for text in differ:
+        click.echo(f"differs: {text}")
     wrong = [r for r in rows if not r.same]
     place = "another machine" if other_machine else "the same machine"
     click.echo(
@@ -104,21 +115,19 @@ def _arguments(run: Run, data_dir: Path | None) -> list[str]:
 
 
 def _is_within(change: Change) -> bool:
-    """Whether the time, the machine's own change taken out, differs by no more than both runs can tell from none."""
+    """Whether the time, corrected for the machine's change, differs by no more than both runs can resolve."""
     bound = 1 + change.judged.resolution
     return 1 / bound <= change.judged.change.value <= bound
 
 
-def _is_shown(what: str) -> bool:
-    return what.startswith(("inputs", "weights", "decisions"))
+def _row(exact: Exact) -> dict[str, str]:
+    verdict = "same" if exact.same else "DIFFERENT"
+    return {"must_be_the_same": exact.what, "before": exact.before, "now": exact.after, "": verdict}
 
 
-def _row(what: str, before: str, after: str, same: bool) -> dict[str, str]:
-    return {"must_be_the_same": what, "before": before, "now": after, "": "same" if same else "DIFFERENT"}
-
-
-def _speedup(run: Run, cell_id: str) -> str:
+def _speedup(cell: Cell) -> str:
+    from dynbench.analysis.formatting import times_with_interval
     from dynbench.analysis.gap import primary_speedup
 
-    found = next(primary_speedup(c) for c in run.cells if c.cell_id == cell_id)
-    return "" if found is None else f"{found.value:.2f}x ({found.low:.2f} to {found.high:.2f})"
+    found = primary_speedup(cell)
+    return "" if found is None else times_with_interval(found)

@@ -29,7 +29,11 @@ class _KeepsArguments(click.Command):
 @click.argument("workloads", nargs=-1, metavar="[WORKLOAD|FILE.toml|all]...")
 @device_option
 @click.option(
-    "--strategy", "strategies", type=Names(), multiple=True, help="Only these; see `dynbench list strategies`."
+    "--strategy",
+    "strategies",
+    type=Names(),
+    multiple=True,
+    help="Only these: names of `dynbench list strategies`, or your own as FILE.py:NAME.",
 )
 @click.option("--batch", "batch_sizes", type=Sizes(), multiple=True, help="Batch sizes, such as 1,8,32.")
 @click.option(
@@ -41,16 +45,29 @@ class _KeepsArguments(click.Command):
 @click.option(
     "--dtype", default="float32", show_default=True, metavar="NAME", help="float32, float64, bfloat16 or float16."
 )
-@click.option("--engine", default="eager", show_default=True, metavar="NAME", help="What executes the regions.")
+@click.option(
+    "--engine",
+    "engines",
+    type=Names(),
+    multiple=True,
+    help="What executes the regions; of several, every arm runs under each.  [default: eager]",
+)
+@click.option("--load", default="closed loop", show_default=True, metavar="NAME", help="How batches are issued.")
+@click.option("--target", default="local", show_default=True, metavar="NAME", help="Where the measuring process runs.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="CPU threads.")
 @click.option(
-    "--time-limit", "time_limit_s", type=click.FloatRange(min=0, min_open=True), metavar="S",
+    "--time-limit",
+    "time_limit_s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="S",
     help="Seconds of sampling at most per group of compared cells.",
-)  # fmt: skip
+)
 @click.option(
-    "--precision", type=click.FloatRange(0, 100, min_open=True, max_open=True), metavar="PERCENT",
+    "--precision",
+    type=click.FloatRange(0, 100, min_open=True, max_open=True),
+    metavar="PERCENT",
     help="A group is done when its speed-ups are known this well (half the 95 % interval).",
-)  # fmt: skip
+)
 @click.option(
     "--seed", default=0, show_default=True, metavar="N", help="Of the stream, the order and random decisions."
 )
@@ -59,9 +76,11 @@ class _KeepsArguments(click.Command):
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run directory.  [default: runs/DATE-TIME-DEVICE]"
 )
 @click.option(
-    "--resume", type=click.Path(path_type=Path), metavar="DIR",
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
     help="Go on with the run in DIR, as it was asked for; give nothing else.",
-)  # fmt: skip
+)
 @click.option("--history", metavar="PATH|URL", help="Record the run here when it ends; see `dynbench history`.")
 @click.option(
     "--dry-run", is_flag=True, help="Show what would be measured, what is refused and why, and how long it takes."
@@ -101,6 +120,7 @@ def _run(
     resume: bool,
     workloads: tuple[str, ...],
     strategies: tuple[list[str], ...],
+    engines: tuple[list[str], ...],
     batch_sizes: tuple[list[int], ...],
     decisions: tuple[list[str], ...],
     device: str,
@@ -119,6 +139,7 @@ def _run(
     options = Options(
         device=devices.device(device).name,
         strategies=flat(strategies),
+        engines=flat(engines) or ["eager"],
         batch_sizes=flat(batch_sizes),
         decisions=flat(decisions),
         **{k: v for k, v in limits.items() if v is not None},
@@ -129,9 +150,14 @@ def _run(
         _check_history(history)
     with Terminal() as terminal:
         result = run_experiment(
-            chosen_workloads(workloads), options, out,
-            command=asked, resume=resume, dry_run=dry_run, observer=terminal,
-        )  # fmt: skip
+            chosen_workloads(workloads),
+            options,
+            out,
+            command=asked,
+            resume=resume,
+            dry_run=dry_run,
+            observer=terminal,
+        )
     if dry_run:
         if not result.plan.infos:
             raise UserError("; ".join(result.failures.values()))
@@ -167,7 +193,7 @@ def _record(out: Path, address: str) -> None:
 def _print_plan(plan: Plan) -> None:
     rows = []
     for g in plan.groups:
-        measured = [c.name for c in g.cells if c.status != "refused"]
+        measured = [c.arm.title for c in g.cells if c.status != "refused"]
         rows.append(
             {
                 "workload": g.workload,
@@ -178,7 +204,7 @@ def _print_plan(plan: Plan) -> None:
             }
         )
     print_table(rows)
-    refused = {(c.workload, c.name): c.reason for g in plan.groups for c in g.refused}
+    refused = {(c.workload, c.arm.title): c.reason for g in plan.groups for c in g.refused}
     for (workload, name), reason in refused.items():
         click.echo(f"n/a: {name} on {workload}: {reason}")
     for workload, reason in plan.failures.items():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dynbench.cli.common import data_option, device_option
+from dynbench.cli.common import Names, data_option, device_option, flat
 from dynbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @click.command("verify", short_help="Same answer under every strategy?")
 @click.argument("workloads", nargs=-1, metavar="[WORKLOAD|FILE.toml|all]...")
 @device_option
+@click.option("--strategy", "strategies", type=Names(), multiple=True, help="Only these, or your own as FILE.py:NAME.")
 @click.option(
     "--dtype", default="float32", show_default=True, metavar="NAME", help="float32, float64, bfloat16 or float16."
 )
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
 @data_option
 @click.pass_context
 def command(
-    ctx: click.Context, workloads: tuple[str, ...], device: str, dtype: str, seed: int, data_dir: Path | None
+    ctx: click.Context,
+    workloads: tuple[str, ...],
+    strategies: tuple[list[str], ...],
+    device: str,
+    dtype: str,
+    seed: int,
+    data_dir: Path | None,
 ) -> None:
     """Check that every strategy gives the answer of `per_sample`, edge cases included.
 
@@ -33,12 +40,19 @@ def command(
     be checked.
     """
     from dynbench import devices
-    from dynbench.experiment import Options, check_options, chosen_workloads, load_spec
+    from dynbench.experiment import Options, check_options, chosen_workloads, load_specs
     from dynbench.experiment.verify import verify_workloads
 
-    options = Options(device=devices.device(device).name, dtype=dtype, seed=seed, data_dir=data_dir)
-    check_options(options)
-    specs = [load_spec(w) for w in chosen_workloads(workloads)]
+    options = check_options(
+        Options(
+            device=devices.device(device).name,
+            strategies=flat(strategies),
+            dtype=dtype,
+            seed=seed,
+            data_dir=data_dir,
+        )
+    )
+    specs = load_specs(chosen_workloads(workloads))
     click.echo(f"{'workload':<24}{'strategy':<14}{'largest difference':>20}{'tolerance':>12}  verdict")
     failed = left_out = 0
     for spec in specs:

@@ -1,8 +1,7 @@
-"""Inputs: procedural generators and loaders of real data sets. Naming them imports none of them."""
+"""Inputs: procedural generators and loaders of real data sets. A data set's module is imported when it is loaded."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dynbench.data.dataset import Dataset, content_hash
-from dynbench.errors import UserError
+from dynbench.errors import UserError, suggestion
 from dynbench.paths import load_function
 
 __all__ = ["INPUTS", "SPLITS", "Dataset", "content_hash", "load_inputs", "stream"]
@@ -25,10 +24,10 @@ INPUTS = {
     "photo": "grey crops of a photograph of a face, from scikit-image",
     "shapes": "SHAPES: questions about coloured shapes on a grid, generated, or released ones from a folder",
     "text": "bytes of a text, by default an excerpt of Shakespeare",
-    "with_expert": "other labelled images, with what an expert would say of each as one more plane",
-    "attribute_objects": "coloured shapes; some pairs of colour and shape are never in the training part",
-    "image_features": "made-up features of images, as a frozen network would give them",
-    "digit_tasks": "images of digits, with which questions are asked about each as one more plane",
+    "with_expert": "other labelled images, with the class an expert would name as an additional channel",
+    "attribute_objects": "coloured shapes; some pairs of colour and shape do not occur in the training split",
+    "image_features": "synthetic image features, like the output of a frozen network",
+    "digit_tasks": "images of digits, with the tasks to solve for each as an additional channel",
 }
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]
@@ -37,20 +36,20 @@ Split = Literal["train", "validation", "test"]
 def load_inputs(
     name: str, split: Split, *, data_dir: Path | None = None, limit: int | None = None, seed: int = 0, **options: Any
 ) -> Dataset:
-    """A part of a data set.
+    """One split of a data set.
 
     Args:
-        name: one of `INPUTS`, or a user's own `path/to/file.py:function` or `package.module:function`, called as
-            `function(split=..., limit=..., seed=..., **options)` with those of these arguments it takes; it returns a
-            `Dataset`, `(inputs, labels)` or inputs, as arrays.
+        name: one of `INPUTS`, or a user's own `path/to/file.py:function` or `package.module:function`. It is called
+            with those of `split`, `limit`, `seed`, `data_dir` and the options that its signature accepts, and returns
+            a `Dataset`, `(inputs, labels)` or inputs, as arrays.
         split: 'train', 'validation' or 'test'.
-        data_dir: folder of a data set that is not part of dynbench (cifar10).
-        limit: at most so many items.
-        seed: of what is generated.
+        data_dir: folder of a data set that does not come with dynbench (cifar10).
+        limit: maximum number of items.
+        seed: of generated data.
         **options: of the data set.
 
     Raises:
-        UserError: no such data set, split or option, an option out of range, or data that cannot be had.
+        UserError: an unknown data set, split or option, an option out of range, or data that cannot be read.
     """
     if split not in SPLITS:
         raise UserError(f"inputs {name!r}: split {split!r} is none of {', '.join(SPLITS)}")
@@ -60,25 +59,21 @@ def load_inputs(
     if ":" in name:
         return _own(name, load_function(name, Path.cwd()), given, options, limit)
     if name not in INPUTS:
-        near = difflib.get_close_matches(name, INPUTS, n=2, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(INPUTS)}"
-        raise UserError(f"no inputs {name!r}, nor is that file.py:function; {hint}")
+        raise UserError(f"no inputs {name!r}, nor is that file.py:function; {suggestion(name, INPUTS)}")
     load = importlib.import_module(f"dynbench.data.{name}").load
     dataset: Dataset = load(**_arguments(name, load, given, options))
     return dataset
 
 
 def _arguments(name: str, load: Callable[..., Any], given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """What of `given` the function takes, and the options, which it must take."""
-    takes = inspect.signature(load).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
-    own = [p for p in takes if p not in given]
+    """The arguments for `load`: those of `given` that it accepts, and all options, which it must accept."""
+    parameters = inspect.signature(load).parameters
+    any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    own = [p for p in parameters if p not in given]
     for option in options:
-        if option not in own and not anything:
-            near = difflib.get_close_matches(option, own, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"accepted: {', '.join(own) or 'none'}"
-            raise UserError(f"inputs {name!r}: unknown option {option!r}; {hint}")
-    return {**{k: v for k, v in given.items() if k in takes or anything}, **options}
+        if option not in own and not any_keyword:
+            raise UserError(f"inputs {name!r}: unknown option {option!r}; {suggestion(option, own)}")
+    return {**{k: v for k, v in given.items() if k in parameters or any_keyword}, **options}
 
 
 def _own(
@@ -95,9 +90,11 @@ def _own(
     inputs, labels = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     inputs, labels = np.asarray(inputs), None if labels is None else np.asarray(labels)
     if inputs.dtype.kind not in "fiu" or inputs.ndim == 0:
-        raise UserError(f"inputs {name} gave {type(made).__name__}; wanted: inputs, or (inputs, labels), as arrays")
+        raise UserError(
+            f"inputs {name} returned {type(made).__name__}; expected: inputs or (inputs, labels), as arrays"
+        )
     if labels is not None and labels.shape[:1] != inputs.shape[:1]:
-        raise UserError(f"inputs {name} gave {len(inputs)} inputs and {labels.size} labels")
+        raise UserError(f"inputs {name} returned {len(inputs)} inputs and {labels.size} labels")
     inputs, labels = inputs[:limit], None if labels is None else labels[:limit]
     inputs = inputs.astype(np.float32 if inputs.dtype.kind == "f" else np.int64, copy=False)
     classes = 0
@@ -108,7 +105,7 @@ def _own(
 
 
 def stream(dataset: Dataset, items: int, seed: int) -> Dataset:
-    """A fixed, seeded list of items; where there are too few, each comes as often as any other, or once more.
+    """A fixed random choice of items. If the data set has too few, items repeat, equally often up to one.
 
     Raises:
         UserError: the data set is empty.

@@ -1,7 +1,7 @@
-"""Attributes and objects: a coloured shape in each image, some pairs of colour and shape never in the training part.
+"""Attributes and objects: one coloured shape per image; some pairs of colour and shape are not in the training split.
 
-For compositional zero-shot learning: what is learned of `red square` and `green disc` is asked of `red disc`. Texture,
-place, size, rotation, shade, background and noise are drawn anew for each image and say nothing about the label.
+For compositional zero-shot learning: a model that has seen `red square` and `green disc` is tested on `red disc`.
+Texture, position, size, rotation, shade, background and noise are drawn for each image, independently of the label.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ITEMS = {"train": 10000, "validation": 2000, "test": 2000}
 ATTRIBUTES = ("red", "yellow", "green", "cyan", "blue", "magenta")  # hues 60 degrees apart
 OBJECTS = ("disc", "square", "triangle", "cross", "ring", "bar")
 TEXTURES = 3  # plain, striped, dotted
-HUE = 15.0  # degrees that a colour is off its hue, at most
+HUE = 15.0  # largest deviation of a colour from its hue, degrees
 RADIUS = (0.22, 0.36)  # of the object, relative to the image
 MEAN, STD = 0.2, 0.25
 CHUNK = 2000  # images drawn at once, to bound memory
@@ -31,7 +31,7 @@ def is_unseen(attribute: np.ndarray, thing: np.ndarray) -> np.ndarray:
 
 
 def pairs_of(which: Literal["all", "seen", "unseen"]) -> np.ndarray:
-    """The labels `attribute * 6 + object`, ascending, of all pairs, or of those that are (not) in the training part."""
+    """The labels `attribute * 6 + object`, ascending, of all pairs, or of those (not) in the training split."""
     label = np.arange(len(ATTRIBUTES) * len(OBJECTS))
     unseen = is_unseen(*np.divmod(label, len(OBJECTS)))
     return {"all": label, "seen": label[~unseen], "unseen": label[unseen]}[which]
@@ -47,16 +47,16 @@ def load(
     palette: Literal["named", "other"] = "named",
     noise: float = 0.05,
 ) -> Dataset:
-    """Images [N, 3, size, size] and labels `attribute * 6 + object`, every pair as likely as any other.
+    """Images [N, 3, size, size] and labels `attribute * 6 + object`, with equally likely pairs.
 
     Args:
-        split: 'train', 'validation' or 'test'; 'train' has seen pairs only, whatever `pairs` says.
-        limit: so many images; default 10000 for training, 2000 for the others.
-        seed: other images.
+        split: 'train', 'validation' or 'test'; 'train' has seen pairs only, whatever `pairs` is.
+        limit: number of images; default 10000 for training, 2000 for the others.
+        seed: of all random choices.
         size: side of an image, pixels.
-        pairs: which pairs the validation or test part shows.
-        palette: 'named': the colours of `ATTRIBUTES`; 'other': six half-way between them, in which every part shows
-            every pair, to learn features from that are good for any colour and shape.
+        pairs: which pairs the validation and test splits contain.
+        palette: 'named': the colours of `ATTRIBUTES`; 'other': six colours half-way between them, with all pairs in
+            every split, to learn features that suit any colour and shape.
         noise: standard deviation; brightness is 0..1.
 
     Raises:
@@ -100,7 +100,7 @@ def _images(rng: np.random.Generator, attribute: np.ndarray, thing: np.ndarray, 
 
 
 def _own_coordinates(rng: np.random.Generator, radius: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each pixel lies for an object of this radius [n], turned and placed at random: u, v [n, size, size]."""
+    """Coordinates u, v [n, size, size] of each pixel relative to an object of this radius [n], at a random pose."""
     n = len(radius)
     pixels = np.arange(size, dtype=np.float32) + 0.5
     centre = radius + rng.uniform(0, 1, (2, n)).astype(np.float32) * (size - 2 * radius)
@@ -111,7 +111,7 @@ def _own_coordinates(rng: np.random.Generator, radius: np.ndarray, size: int) ->
 
 
 def _distance(thing: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """How far outside (below 0: inside) each object is a place, about, in radii: [n, size, size]."""
+    """Approximate signed distance to each object's edge, in radii, negative inside: [n, size, size]."""
     a, b, r = np.abs(u), np.abs(v), np.hypot(u, v)
     return np.choose(
         thing[:, None, None],
@@ -133,7 +133,7 @@ def _texture(texture: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _colours(rng: np.random.Generator, attribute: np.ndarray) -> np.ndarray:
-    """Red, green and blue [n, 3] of an attribute, off its hue, paler or darker."""
+    """Red, green and blue [n, 3] of an attribute, with random hue deviation, saturation and brightness."""
     n = len(attribute)
     hue = (attribute / len(ATTRIBUTES) + rng.uniform(-HUE, HUE, n) / 360) % 1
     saturation, value = rng.uniform(0.55, 1, n), rng.uniform(0.6, 1, n)

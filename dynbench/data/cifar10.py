@@ -28,10 +28,10 @@ FOLDER = "cifar-10-batches-bin"
 TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 TEST_FILES = ("test_batch.bin",)
 RECORD = 1 + 3 * 32 * 32  # a label, then the planes red, green, blue
-VALIDATION = 5000  # so many of the official training images are held out
+VALIDATION = 5000  # official training images that are held out
 MEAN = np.array([0.4914, 0.4822, 0.4465], np.float32)
 STD = np.array([0.2470, 0.2435, 0.2616], np.float32)
-Rows = Callable[[int], np.ndarray]  # of so many images, which
+Rows = Callable[[int], np.ndarray]  # number of images -> indices of those to use
 
 
 def load(split: str, *, data_dir: Path | None = None, limit: int | None = None) -> Dataset:
@@ -39,11 +39,11 @@ def load(split: str, *, data_dir: Path | None = None, limit: int | None = None) 
 
     Args:
         split: 'train', 'validation' or 'test'.
-        data_dir: where the files are; None: the cache, downloaded when they are not there.
-        limit: only so many, a fixed choice.
+        data_dir: folder of the files; None: the cache, into which they are downloaded if needed.
+        limit: maximum number of images, a fixed choice.
 
     Raises:
-        UserError: the folder holds none of the forms, a file is damaged, or the download fails.
+        UserError: the folder contains none of the three forms, a file is damaged, or the download fails.
     """
     folder, half = download() if data_dir is None else data_dir, "test" if split == "test" else "train"
     images, labels, form = _read(folder, half, partial(_rows, split, limit))
@@ -52,14 +52,14 @@ def load(split: str, *, data_dir: Path | None = None, limit: int | None = None) 
 
 
 def _rows(split: str, limit: int | None, count: int) -> np.ndarray:
-    """Which of the `count` images of a half belong to a split. Shuffled: some copies are sorted by class."""
+    """Indices of a split among the `count` images of a half. Shuffled, because some copies are sorted by class."""
     shuffled = np.random.default_rng(0).permutation(count)
     parts = {"train": shuffled[VALIDATION:], "validation": shuffled[:VALIDATION], "test": shuffled}
     return parts[split][:limit]
 
 
 def _read(folder: Path, half: str, rows: Rows) -> tuple[np.ndarray, np.ndarray, str]:
-    """Images [n, 3, 32, 32] uint8, labels [n] int64, and in which form they came."""
+    """Images [n, 3, 32, 32] uint8, labels [n] int64, and the form of the files."""
     for place in (folder, folder / FOLDER):
         files = [place / name for name in (TEST_FILES if half == "test" else TRAIN_FILES)]
         if all(f.is_file() for f in files):
@@ -99,10 +99,10 @@ def _read_npz(file: Path, half: str, rows: Rows) -> tuple[np.ndarray, np.ndarray
 
 
 def download() -> Path:
-    """The folder of the official files in the cache; fetched, checked and unpacked the first time.
+    """The folder of the official files in the cache; downloads, checks and unpacks them the first time.
 
     Raises:
-        UserError: the archive cannot be fetched, or is not the one published.
+        UserError: the archive cannot be downloaded, or is not the published one.
     """
     cache = cache_dir()
     folder = cache / FOLDER
@@ -118,7 +118,7 @@ def download() -> Path:
             for file in (Path(aside) / FOLDER).iterdir():
                 os.replace(file, folder / file.name)
     except (OSError, tarfile.TarError) as e:
-        raise UserError(f"CIFAR-10 cannot be fetched from {URL}: {e}; give a folder that holds it with --data") from e
+        raise UserError(f"CIFAR-10 cannot be fetched from {URL}: {e}; name a folder that has it with --data") from e
     return folder
 
 
@@ -133,11 +133,11 @@ def _fetch(archive: Path) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Only the files asked for, by their own name: nothing in the archive decides where anything is written."""
+    """Unpacks only the expected files, under their own names: no path in the archive is used for writing."""
     folder.mkdir()
     with tarfile.open(archive) as tar:
         for name in (*TRAIN_FILES, *TEST_FILES):
             member = tar.extractfile(f"{FOLDER}/{name}")
             if member is None:
-                raise tarfile.TarError(f"{name} is no file")
+                raise tarfile.TarError(f"{name} is not a file")
             (folder / name).write_bytes(member.read())

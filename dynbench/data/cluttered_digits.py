@@ -1,8 +1,8 @@
 """Cluttered digits: scenes composed from real handwritten digits, some easy, some hard.
 
-Each scene holds one whole digit, the label, over pieces of other digits and noise. How hard a scene is, is drawn per
-item: with difficulty d in 0..1 the digit is smaller and paler, there are more pieces, and the noise is stronger.
-The scenes of train, validation and test are made from disjoint source digits.
+Each scene contains one whole digit, the label, over pieces of other digits and noise. The difficulty d in 0..1 is drawn
+per scene: the greater it is, the smaller and paler is the digit, the more pieces there are, and the stronger is the
+noise. The scenes of train, validation and test are made from disjoint source digits.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def load(
 
     Args:
         split: 'train', 'validation' or 'test'.
-        limit: so many scenes; default 10000 for training, 2000 for the others.
-        seed: other scenes.
+        limit: number of scenes; default 10000 for training, 2000 for the others.
+        seed: of all random choices.
         size: side of a scene, pixels.
-        clutter: most pieces of other digits in a scene.
-        noise: strongest standard deviation of the noise; brightness is 0..1.
-        difficulty: the hardest scene's; each scene's is drawn evenly between 0 and this.
+        clutter: greatest number of pieces of other digits in a scene.
+        noise: greatest standard deviation of the noise; brightness is 0..1.
+        difficulty: greatest difficulty; each scene's is uniform between 0 and this.
 
     Raises:
         UserError: an option out of range.
@@ -100,7 +100,7 @@ def _scenes(
 
 
 def _windows(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
-    """Of each image [n, 8, 8] all but a random PIECE x PIECE window is wiped out."""
+    """Clears all of each image [n, 8, 8] but a random PIECE x PIECE window."""
     rows, h = np.arange(images.shape[-1]), images.shape[-1]
     y, x = rng.integers(0, h - PIECE + 1, size=(2, len(images), 1))
     inside_y, inside_x = (rows >= y) & (rows < y + PIECE), (rows >= x) & (rows < x + PIECE)
@@ -108,7 +108,7 @@ def _windows(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
 
 
 def _corner(rng: np.random.Generator, side: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Left and upper edge [n] of something of this side, wholly inside the scene."""
+    """Random left and top edge [n] of a square of this side inside the scene."""
     at = rng.uniform(0, 1, (2, len(side))).astype(np.float32) * (size - side)
     return at[0], at[1]
 

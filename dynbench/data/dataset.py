@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the house."""
+"""The data set type that all inputs are delivered in."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Dataset:
-    """Inputs exactly as the model eats them, and what they are.
+    """Inputs in the form that a model takes, labels and a description.
 
     Attributes:
         inputs: images [N, 3, H, W] float32, normalised; or tokens [N, T] int64.
         labels: classes [N] int64, or the next tokens [N, T] int64; None: unlabelled.
         description: one sentence.
-        classes: how many classes, or tokens, there are.
+        classes: number of classes, or of tokens.
         content_hash: 16 hex digits of the SHA-256 of inputs and labels.
     """
 

@@ -1,4 +1,4 @@
-"""Digit scenes: one or two small, real handwritten digits somewhere in a large scene, among pieces of others.
+"""Digit scenes: one or two small, real handwritten digits at random positions in a large scene, with distractors.
 
 One digit is its own label. Of two, the label needs both: their sum, the larger one, or whether they are equal. The
 scenes of train, validation and test are made from disjoint source digits.
@@ -16,7 +16,7 @@ ITEMS = {"train": 10000, "validation": 2000, "test": 2000}
 CHUNK = 2000  # scenes made at once, to bound memory
 SMALLEST, LARGEST = 0.28, 0.36  # side of a digit relative to the scene
 PIECE = 3  # a piece is a 3 x 3 window of an 8 x 8 digit
-RULES = {"sum": 19, "sum_mod_10": 10, "larger": 10, "equal": 2}  # what the label is, and how many there are
+RULES = {"sum": 19, "sum_mod_10": 10, "larger": 10, "equal": 2}  # rule for the label -> number of classes
 
 
 def load(
@@ -35,16 +35,16 @@ def load(
 
     Args:
         split: 'train', 'validation' or 'test'.
-        limit: so many scenes; default 10000 for training, 2000 for the others.
-        seed: other scenes.
+        limit: number of scenes; default 10000 for training, 2000 for the others.
+        seed: of all random choices.
         size: side of a scene, pixels.
         digits: whole digits in a scene, 1 or 2.
-        rule: the label of two digits a and b: 'sum', 'sum_mod_10', 'larger' (the larger one), or 'equal' (are they?
-            half are).
+        rule: the label of two digits: 'sum', 'sum_mod_10', 'larger' (the larger one), or 'equal' (0 or 1, each
+            in about half of the scenes).
         clutter: pieces of other digits in a scene.
         noise: standard deviation of the noise; brightness is 0..1.
-        guidance: labels are rows of the class and, for each digit, left, top, right and bottom in pixels, right and
-            bottom outside: [N, 1 + 4 digits].
+        guidance: labels are rows [N, 1 + 4 digits]: the class and, for each digit, left, top, right and bottom in
+            pixels, right and bottom exclusive.
 
     Raises:
         UserError: an option out of range.
@@ -93,7 +93,7 @@ def _label(rule: str, a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
 
 
 def _alike(rng: np.random.Generator, classes: np.ndarray, a: np.ndarray) -> np.ndarray:
-    """For each digit a [n] another of the same class."""
+    """For each digit a [n] a random digit of the same class."""
     order = np.argsort(classes, kind="stable")
     counts = np.bincount(classes, minlength=10)
     first = np.cumsum(counts) - counts
@@ -126,7 +126,7 @@ def _scenes(
 
 
 def _pieces(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
-    """Of each image [n, 8, 8] all but a random PIECE x PIECE window is wiped out."""
+    """Clears all of each image [n, 8, 8] but a random PIECE x PIECE window."""
     at = np.arange(8)
     y, x = rng.integers(0, 8 - PIECE + 1, size=(2, len(images), 1))
     rows, columns = (at >= y) & (at < y + PIECE), (at >= x) & (at < x + PIECE)
@@ -134,9 +134,9 @@ def _pieces(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
 
 
 def _apart(rng: np.random.Generator, a: np.ndarray, b: np.ndarray, size: int) -> np.ndarray:
-    """Corners (left, top) of squares of side a and b [n] that do not overlap, inside the scene: [2, 2, n].
+    """Corners (left, top) [2, 2, n] of squares of side a and b [n] that do not overlap, inside the scene.
 
-    Along one axis, drawn per scene, one square lies beyond the other; along the other both lie anywhere.
+    Along one axis, drawn per scene, the squares are disjoint; along the other axis their positions are independent.
     """
     free = rng.uniform(0, 1, (4, len(a))).astype(np.float32)
     axis, swap = rng.integers(0, 2, (2, len(a)))

@@ -1,7 +1,7 @@
-"""Questions about digits: labelled images, each with the tasks that are asked of it as one more plane.
+"""Tasks about digits: labelled images, each with the tasks to solve for it as an additional channel.
 
-The tasks are functions of the digit that is the image's label. The plane holds, from its first pixel on, 1 for each
-task that is asked and 0 for the others.
+The tasks are functions of the digit that is the image's label. Pixel k of the channel, in row order, is 1 if task k is
+to be solved, and 0 otherwise.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dynbench.data.dataset import Dataset
-from dynbench.errors import UserError
+from dynbench.errors import UserError, suggestion
 
 TASKS: dict[str, tuple[int, ...]] = {  # the answer for each digit from 0 to 9
     "digit": tuple(range(10)),
@@ -38,17 +38,17 @@ def load(
 ) -> Dataset:
     """Images of digits [N, 3, H, W] -> [N, 4, H, W].
 
-    Which tasks are asked of an image is drawn evenly. Where it is one, the label is `task * K + answer`, K the most
-    answers that a task has; where there are more, there is no one label.
+    The tasks of an image are a uniform random choice. If it is one task, the label is `task * K + answer`, where K is
+    the greatest number of answers of a task; if it is more than one, the images are unlabelled.
 
     Args:
         split: 'train', 'validation' or 'test'.
         of: inputs whose labels are digits, by name.
-        tasks: names of `TASKS`, or so many of them.
-        asked: tasks that are asked of each image.
-        limit: at most so many images.
-        seed: of the images, and of what is asked.
-        data_dir: folder of a data set that is not part of dynbench.
+        tasks: names of `TASKS`, or the number of them to use.
+        asked: number of tasks for each image.
+        limit: maximum number of images.
+        seed: of the images, and of the choice of tasks.
+        data_dir: folder of a data set that does not come with dynbench.
         **options: of the other inputs.
 
     Raises:
@@ -58,11 +58,11 @@ def load(
 
     names = list(TASKS)[:tasks] if isinstance(tasks, int) else list(tasks)
     if unknown := [name for name in names if name not in TASKS]:
-        raise UserError(f"inputs 'digit_tasks': task {unknown[0]!r}; known: {', '.join(TASKS)}")
+        raise UserError(f"inputs 'digit_tasks': unknown task {unknown[0]!r}; {suggestion(unknown[0], TASKS)}")
     if not names or (isinstance(tasks, int) and len(names) != tasks) or not 1 <= asked <= len(names):
         raise UserError(
-            f"inputs 'digit_tasks': tasks={tasks!r}, asked={asked}; there are 1 to {len(TASKS)} tasks, and 1 to all of "
-            "them are asked"
+            f"inputs 'digit_tasks': tasks={tasks!r}, asked={asked}; tasks are 1 to {len(TASKS)}, and asked is 1 to the "
+            "number of tasks"
         )
     data = load_inputs(of, split, data_dir=data_dir, limit=limit, seed=seed, **options)
     if data.labels is None or data.classes != 10 or data.inputs.ndim != 4:
@@ -90,5 +90,5 @@ def labels_of(names: list[str], digits: np.ndarray) -> np.ndarray:
 
 
 def answers_per_task(names: list[str]) -> int:
-    """K, the most answers that one of the tasks has."""
+    """K: the greatest number of answers that one of the tasks has."""
     return max(max(TASKS[name]) + 1 for name in names)

@@ -22,7 +22,7 @@ def sources(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def place(images: np.ndarray, side: np.ndarray, left: np.ndarray, top: np.ndarray, size: int) -> np.ndarray:
-    """Scales each image bilinearly and puts it on an empty square.
+    """Scales each image bilinearly and places it on an empty square.
 
     Args:
         images: [n, h, h].
@@ -45,7 +45,7 @@ def place(images: np.ndarray, side: np.ndarray, left: np.ndarray, top: np.ndarra
 
 
 def load(split: str, *, limit: int | None = None, size: int = 32) -> Dataset:
-    """The digits as they are, filling `size` x `size` pixels, three equal channels.
+    """The plain digits, scaled to `size` x `size` pixels, three equal channels.
 
     Raises:
         UserError: a size below 8.

@@ -1,6 +1,6 @@
-"""Made-up features of images: not negative, many of them near 0, as a network's last ReLU leaves them after pooling.
+"""Synthetic image features: not negative, many of them near 0, like a network's last ReLU after pooling.
 
-For networks that begin where a frozen one ends. Nothing can be learned from them.
+For networks that take the output of a frozen one. They carry no information.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ def load(split: str, *, limit: int | None = None, seed: int = 0, features: int =
 
     Args:
         split: 'train', 'validation' or 'test'.
-        limit: so many; default 10000 for training, 2000 for the others.
-        seed: other features.
-        features: of each image.
+        limit: number of items; default 10000 for training, 2000 for the others.
+        seed: of the features.
+        features: number per image.
 
     Raises:
         UserError: no features.

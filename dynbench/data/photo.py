@@ -1,7 +1,7 @@
 """Grey crops of one photograph: the astronaut Eileen Collins, 512 x 512 pixels (NASA, public domain), by scikit-image.
 
-There is one face in it, about 110 pixels wide. The parts are different crops of the same photograph: nothing is to be
-learned from it.
+There is one face in it, about 110 pixels wide. All splits are crops of this one photograph: it is not
+for training.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ ITEMS = 64  # unless a limit says otherwise
 def load(
     split: str, *, limit: int | None = None, seed: int = 0, height: int = 72, width: int = 96, reduce: int = 1
 ) -> Dataset:
-    """Crops at places drawn evenly, inputs [N, 1, height, width] uint8, without labels.
+    """Crops at uniform random positions, inputs [N, 1, height, width] uint8, without labels.
 
     Args:
-        split: 'train', 'validation' or 'test': other crops.
-        limit: so many crops; None: 64.
-        seed: other crops.
+        split: 'train', 'validation' or 'test': different crops.
+        limit: number of crops; None: 64.
+        seed: of the positions.
         height: of a crop, pixels.
         width: of a crop, pixels.
-        reduce: every pixel is the mean of reduce x reduce of the photograph.
+        reduce: each pixel is the mean of reduce x reduce pixels of the photograph.
 
     Raises:
         UserError: scikit-image is not installed, or the crops do not fit into the photograph.

@@ -1,4 +1,4 @@
-"""Images as they cross a network: pixels of 8 bits, or a JPEG file. Fair baselines for sending a part, or features."""
+"""Images as they are sent over a network: 8-bit pixels or a JPEG file. Baselines for sending patches or features."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dynbench.errors import UserError
 
 @dataclass(frozen=True)
 class Pixels:
-    """Real values [n, c, H, W] as whole numbers 0 to 255, and back.
+    """Conversion between real values [n, c, H, W] and integers 0 to 255.
 
     Attributes:
-        low: value of 0, for each channel.
-        high: value of 255, for each channel.
+        low: the value that 0 stands for, per channel.
+        high: the value that 255 stands for, per channel.
     """
 
     low: tuple[float, ...]
@@ -25,12 +25,12 @@ class Pixels:
 
     @classmethod
     def of(cls, images: np.ndarray) -> Pixels:
-        """The range that the values of images [n, c, H, W] take, channel by channel."""
+        """The conversion for the range of images [n, c, H, W], per channel."""
         low, high = images.min((0, 2, 3)), images.max((0, 2, 3))
         return cls(tuple(low.tolist()), tuple(np.where(high > low, high, low + 1).tolist()))
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """[n, c, H, W] -> uint8; beyond the range the nearest end of it."""
+        """[n, c, H, W] -> uint8; values outside the range are clipped."""
         low, span = self._scale(values.dtype)
         coded: np.ndarray = np.rint((values - low) / span * 255).clip(0, 255).astype(np.uint8)
         return coded
@@ -47,7 +47,7 @@ class Pixels:
 
 
 def why_no_jpeg() -> str | None:
-    """Why JPEG files cannot be made here, in a sentence; None: they can."""
+    """Why JPEG files cannot be made here, in one sentence; None: they can."""
     try:
         _opencv()
     except UserError as e:
@@ -59,7 +59,7 @@ def jpeg(image: np.ndarray, quality: int) -> bytes:
     """One image, uint8 [c, H, W] with 1 or 3 channels (red, green, blue), as a JPEG file.
 
     Raises:
-        UserError: OpenCV is not installed, or the image or the quality cannot be.
+        UserError: OpenCV is not installed, or the number of channels or the quality is not valid.
     """
     cv2 = _opencv()
     if image.shape[0] not in (1, 3) or not 1 <= quality <= 100:
@@ -73,18 +73,18 @@ def from_jpeg(file: bytes, channels: int) -> np.ndarray:
     """A JPEG file -> uint8 [channels, H, W].
 
     Raises:
-        UserError: OpenCV is not installed, or this is no image.
+        UserError: OpenCV is not installed, or the bytes are not a JPEG file.
     """
     cv2 = _opencv()
     rows = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR)
     if rows is None:
-        raise UserError(f"{len(file)} bytes that are no JPEG file")
+        raise UserError(f"{len(file)} bytes that are not a JPEG file")
     decoded: np.ndarray = rows[None] if channels == 1 else np.ascontiguousarray(rows.transpose(2, 0, 1)[::-1])
     return decoded
 
 
 def jpeg_round_trip(images: Iterable[np.ndarray], quality: int) -> tuple[np.ndarray, np.ndarray]:
-    """What arrives of images, uint8 [c, H, W] each: (uint8 [n, c, H, W], the files' sizes in bytes [n])."""
+    """Encodes and decodes images, uint8 [c, H, W] each: (uint8 [n, c, H, W], sizes of the files in bytes [n])."""
     files = [(jpeg(image, quality), image.shape[0]) for image in images]
     arrived = np.stack([from_jpeg(file, channels) for file, channels in files])
     return arrived, np.array([len(file) for file, _ in files])

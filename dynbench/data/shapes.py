@@ -1,8 +1,8 @@
 """SHAPES: questions about coloured shapes on a 3 x 3 grid, answered yes or no (Andreas et al., CVPR 2016).
 
-The scenes are generated; the validation and test parts may be the released ones, read from a folder. Their generator
-was not released: what is drawn, and what a question means, is reconstructed from the released files. There 64 images
-come with each of 244 questions, and no question is in two parts.
+The scenes are generated; the validation and test splits may be the released ones, read from a folder. The original
+generator was not released: scenes and the meaning of questions are reconstructed from the released files, which have 64
+images for each of 244 questions. No question is in two splits.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from dynbench.data.dataset import Dataset
 from dynbench.errors import UserError
 
 ITEMS = {"train": 13568, "validation": 1024, "test": 1024}  # as released
-RELEASED = {"validation": "val", "test": "test"}  # of the training part no images are
+RELEASED = {"validation": "val", "test": "test"}  # the training images were not released
 GRID, CELL = 3, 10  # cells, pixels
 SIZE = GRID * CELL
 COLORS = ("red", "green", "blue")
 SHAPES = ("circle", "square", "triangle")
 RELATIONS = {"above": (-1, 0), "below": (1, 0), "left_of": (0, -1), "right_of": (0, 1)}  # (row, column) of one step
 OCCUPIED = 0.8
-HALF_SIDES = (2.5, 3.75)  # of a shape, pixels, up to a tenth more or less
-TINT = 50  # channels differ by up to so much from those of the pure colour
+HALF_SIDES = (2.5, 3.75)  # of a shape, pixels, +- 10 %
+TINT = 50  # greatest deviation of a channel from the pure colour
 RELATED = (0.142, 0.599, 0.259)  # share of the released training questions with 0, 1 and 2 relations
 MEAN, STD = 0.0875, 0.245  # of all channels of the released images, 0 to 1
 CHUNK = 2000  # scenes drawn at once, to bound memory
-HELD_OUT = {  # the questions of the released parts
+HELD_OUT = {  # the questions of the released splits
     "validation": """(is blue (above green)) (is blue (right_of circle)) (is blue (right_of red)) (is blue red)
         (is circle (below (below red))) (is circle (below square)) (is green (above (below square)))
         (is green (above square)) (is green (below blue)) (is green (right_of (right_of green))) (is green red)
@@ -53,16 +53,16 @@ def load(
 ) -> Dataset:
     """Scenes with a question each, [N, 4, 30, 30]: red, green and blue, normalised; the bytes of the question, then 0.
 
-    Questions of the training part are all that the grammar allows but those of the other parts.
+    The training questions are all questions of the grammar except those of the other splits.
 
     Args:
         split: 'train', 'validation' or 'test'.
-        data_dir: folder with the released `{val,test}.{input.npy,query,output}`, itself or in `shapes/`; where it has
-            none, as for the training part, scenes are generated.
-        limit: so many; default: as many as released.
-        seed: of what is generated.
-        questions: Q about each scene; more than one: inputs [N, 3 + Q, 30, 30] and labels [N, Q], generated ones.
-        related: share of the training part's questions with 0, 1 and 2 relations.
+        data_dir: folder with the released `{val,test}.{input.npy,query,output}`, itself or in `shapes/`; without them,
+            and always for training, scenes are generated.
+        limit: number of scenes; default: as many as released.
+        seed: of generated scenes.
+        questions: number Q of questions per scene; more than one: generated, inputs [N, 3 + Q, 30, 30], labels [N, Q].
+        related: share of the training questions with 0, 1 and 2 relations.
 
     Raises:
         UserError: an option out of range, or a released file that cannot be read.
@@ -106,7 +106,7 @@ def _released(folder: Path, split: str, limit: int | None) -> Dataset:
         raise UserError(f"SHAPES in {folder} cannot be read: {e}") from e
     if images.shape != (len(asked), SIZE, SIZE, 3) or len(answers) != len(asked):
         raise UserError(
-            f"{folder} holds {part} images {images.shape}, {len(asked)} questions and {len(answers)} answers: that is "
+            f"{folder} has {part} images {images.shape}, {len(asked)} questions and {len(answers)} answers: that is "
             "not SHAPES"
         )
     rows = np.random.default_rng(0).permutation(len(asked))[:limit]  # the files are sorted by question
@@ -118,7 +118,7 @@ def _released(folder: Path, split: str, limit: int | None) -> Dataset:
 
 
 def every_question(related: int) -> list[str]:
-    """All questions `(is A B)` whose B has 0, 1 or 2 relations; A and the innermost of B are attributes."""
+    """All questions `(is A B)` where B has `related` relations; A and the innermost part of B are attributes."""
     bodies = [*COLORS, *SHAPES]
     for _ in range(related):
         bodies = [f"({relation} {b})" for relation in RELATIONS for b in bodies]
@@ -126,7 +126,7 @@ def every_question(related: int) -> list[str]:
 
 
 def held_out(split: str) -> list[str]:
-    """The questions of the released validation or test part."""
+    """The questions of the released validation or test split."""
     return ["(is " + q.strip() for q in HELD_OUT[split].split("(is ")[1:]]
 
 
@@ -151,9 +151,10 @@ def written(asked: list[str]) -> np.ndarray:
 
 
 def answer(question: str, colors: np.ndarray, shapes: np.ndarray) -> bool:
-    """Whether it is so: an attribute means the cells that have it, `(relation X)` the cells one step from those of X.
+    """The answer to a question about a scene.
 
-    `(above X)` are the cells right above a cell of X; `(is A B)` is true where A and B have a cell in common.
+    An attribute denotes the cells that have it; `(above X)` the cells directly above a cell of X, and so on for the
+    other relations. `(is A B)` is true if A and B have a cell in common.
 
     Args:
         question: such as `(is red (above circle))`.
@@ -192,12 +193,12 @@ def draw_cells(rng: np.random.Generator, total: int) -> tuple[np.ndarray, np.nda
 def paint(rng: np.random.Generator, colors: np.ndarray, shapes: np.ndarray) -> np.ndarray:
     """Cells [n, 3, 3] -> images [n, 3, 30, 30] uint8.
 
-    Each shape stands in the middle of its cell, small or large, with smooth edges.
+    Each shape is in the middle of its cell, small or large, with smooth edges.
     """
     n = len(colors)
     side = rng.choice(HALF_SIDES, size=(n, GRID, GRID)) * rng.uniform(0.9, 1.1, (n, GRID, GRID))
     half = side.astype(np.float32)[..., None, None]
-    at = np.arange(CELL, dtype=np.float32) + 0.5 - CELL / 2  # of a pixel's middle, from the cell's
+    at = np.arange(CELL, dtype=np.float32) + 0.5 - CELL / 2  # position of a pixel relative to the cell's middle
     y, x = at[:, None], at[None, :]
     square = _covered(half - np.abs(x)) * _covered(half - np.abs(y))
     circle = _covered(half - np.hypot(x, y))
@@ -214,5 +215,5 @@ def _normalised(images: np.ndarray) -> np.ndarray:
 
 
 def _covered(inside: np.ndarray) -> np.ndarray:
-    """How much of a pixel whose middle lies so far inside an edge is covered."""
+    """Coverage of a pixel whose middle is this far inside an edge."""
     return np.clip(inside + 0.5, 0, 1)

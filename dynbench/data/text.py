@@ -1,4 +1,4 @@
-"""Text as bytes: windows of a fixed length from a file, by default an excerpt that comes with dynbench."""
+"""Text as bytes: windows of fixed length from a file, by default an excerpt that comes with dynbench."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SHARES = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
 def load(
     split: str, *, limit: int | None = None, seed: int = 0, context: int = 64, file: str | Path | None = None
 ) -> Dataset:
-    """Windows that do not overlap; the first 80 % of the text is for training, then 10 % validation, 10 % test.
+    """Windows that do not overlap: the first 80 % of the text for training, then 10 % for validation and 10 % for test.
 
     Args:
         split: 'train', 'validation' or 'test'.
-        limit: only the first so many windows.
-        seed: where the first window of the training part begins, modulo the context.
+        limit: maximum number of windows, from the first.
+        seed: offset of the first training window, modulo the context.
         context: bytes per window.
         file: a text file; None: the excerpt.
 

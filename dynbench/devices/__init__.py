@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 
 from dynbench.devices.base import Device, EnergySensor, Event
 from dynbench.devices.cpu import Cpu
 from dynbench.devices.cuda import Cuda
-from dynbench.errors import UserError
+from dynbench.errors import UserError, suggestion
 
 __all__ = ["Cpu", "Cuda", "Device", "EnergySensor", "Event", "device", "known_devices"]
 
 
 def known_devices() -> list[tuple[str, str | None]]:
-    """The names a user can give, and why each cannot be used here (None: it can)."""
+    """The devices of this machine by name, with why each cannot be used (None: it can)."""
     found: list[Device] = [Cpu()]
     first = Cuda(0)
     if first.available() is None:
@@ -27,16 +26,14 @@ def known_devices() -> list[tuple[str, str | None]]:
 
 
 def device(name: str) -> Device:
-    """The device of this name: 'cpu', 'cuda' (the first GPU) or 'cuda:N', which becomes torch's current GPU.
+    """The device of this name: 'cpu', 'cuda' (the first GPU) or 'cuda:N'. A GPU becomes torch's current one.
 
     Raises:
-        UserError: an unknown name, or a device that is not there.
+        UserError: an unknown name, or a device that this machine does not have.
     """
     match = re.fullmatch(r"cuda(?::(\d+))?", name)
     if match is None and name != "cpu":
-        near = difflib.get_close_matches(name, ["cpu", "cuda", "cuda:0"], n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"unknown device {name!r}: it is cpu, cuda or cuda:N{hint}")
+        raise UserError(f"unknown device {name!r}; {suggestion(name, ['cpu', 'cuda', 'cuda:N'], most=1)}")
     found: Device = Cpu() if match is None else Cuda(int(match[1] or 0))
     why = found.available()
     if why is not None:

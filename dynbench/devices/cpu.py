@@ -9,8 +9,9 @@ from typing import Any
 
 import psutil
 
-from dynbench.devices.base import Device, EnergySensor
+from dynbench.devices.base import Device, EnergySensor, storable
 from dynbench.devices.profiles import profile_of
+from dynbench.unavailable import Unavailable
 
 _CPU0 = Path("/sys/devices/system/cpu/cpu0")
 _NO_RAPL = "this system shows no RAPL energy counter (/sys/class/powercap), as is usual in virtual machines"
@@ -22,24 +23,27 @@ class Cpu(Device):
     name = "cpu"
 
     def available(self) -> str | None:
-        """A CPU is always there."""
+        """None: it always can."""
         return None
 
     def describe(self) -> dict[str, Any]:
         """Name, cores, memory, clocks, caches, and the data sheet's ceilings if known."""
         model = cpu_model()
-        return {
-            "name": model,
-            "architecture": platform.machine(),
-            "cores_physical": psutil.cpu_count(logical=False) or "unavailable: not told by the system",
-            "cores_logical": psutil.cpu_count(),
-            "cores_usable": usable_cores(),
-            "memory_bytes": psutil.virtual_memory().total,
-            "clock_mhz": clock_mhz(),
-            "governor": governor(),
-            "caches_bytes": caches_bytes(),
-            "profile": profile_of(model),
-        }
+        return storable(
+            {
+                "name": model,
+                "architecture": platform.machine(),
+                "cores_physical": psutil.cpu_count(logical=False)
+                or Unavailable(unavailable="the system does not report it"),
+                "cores_logical": psutil.cpu_count(),
+                "cores_usable": usable_cores(),
+                "memory_bytes": psutil.virtual_memory().total,
+                "clock_mhz": clock_mhz(),
+                "governor": governor(),
+                "caches_bytes": caches_bytes(),
+                "profile": profile_of(model),
+            }
+        )
 
     def energy_sensor(self) -> EnergySensor | str:
         """RAPL or a board's sensor, through zeus."""
@@ -47,7 +51,7 @@ class Cpu(Device):
 
 
 def cpu_model() -> str:
-    """The processor's name as the kernel gives it."""
+    """The processor's name, from the kernel."""
     info = _read(Path("/proc/cpuinfo")) or ""
     names = (line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
@@ -58,29 +62,30 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def clock_mhz() -> dict[str, float] | str:
-    """Current, lowest and highest clock; a virtual machine may know only the current one."""
+def clock_mhz() -> dict[str, float] | Unavailable:
+    """Current, lowest and highest clock; in a virtual machine perhaps only the current one."""
     freq = psutil.cpu_freq()
     if freq is None:
-        return "unavailable: the system tells no clock"
+        return Unavailable(unavailable="the system reports no clock")
     known = {"current": freq.current, "min": freq.min, "max": freq.max}
     return {name: value for name, value in known.items() if value}
 
 
-def governor() -> str:
-    """How the kernel picks the clock, e.g. 'performance' or 'powersave'."""
+def governor() -> str | Unavailable:
+    """The kernel's policy for the clock, e.g. 'performance' or 'powersave'."""
     found = _read(_CPU0 / "cpufreq" / "scaling_governor")
-    return found or "unavailable: the kernel does not control the clock here, as in most virtual machines"
+    why = "the kernel does not control the clock here, as in most virtual machines"
+    return found or Unavailable(unavailable=why)
 
 
-def caches_bytes() -> dict[str, int] | str:
-    """Sizes of the caches that core 0 sees, e.g. {'L1 Data': 32768, 'L3 Unified': 33554432}."""
+def caches_bytes() -> dict[str, int] | Unavailable:
+    """Sizes of core 0's caches, e.g. {'L1 Data': 32768, 'L3 Unified': 33554432}."""
     sizes = {}
     for index in sorted((_CPU0 / "cache").glob("index*")):
         level, kind, size = (_read(index / part) for part in ("level", "type", "size"))
         if level and kind and size and size.endswith("K"):
             sizes[f"L{level} {kind}"] = int(size[:-1]) * 1024
-    return sizes or "unavailable: the system tells no cache sizes"
+    return sizes or Unavailable(unavailable="the system reports no cache sizes")
 
 
 def _read(path: Path) -> str | None:
@@ -100,7 +105,7 @@ class _Zeus:
         self._cpus = cpus
 
     def read_j(self) -> float:
-        """Joules since the counters began."""
+        """Joules since the counters started."""
         total_mj = 0.0
         for cpu in self._cpus.cpus:
             found = cpu.get_total_energy_consumption()

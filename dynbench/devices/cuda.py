@@ -6,10 +6,11 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from dynbench.devices.base import Device, EnergySensor, Event
+from dynbench.devices.base import Device, EnergySensor, Event, storable
 from dynbench.devices.profiles import profile_of
+from dynbench.unavailable import Unavailable
 
-# Why a clock is below what it could be: bits of NVML's clocks event reasons.
+# Why a clock is below its highest: bits of NVML's clocks event reasons.
 _REASONS = {
     0x1: "idle",
     0x2: "clocks set by an application",
@@ -20,6 +21,20 @@ _REASONS = {
     0x40: "hardware thermal slowdown",
     0x80: "power brake",
     0x100: "display clocks",
+}
+
+
+# Arguments: NVML and its handle of the GPU.
+_NVML_FACTS: dict[str, Callable[[Any, Any], Any]] = {
+    "driver": lambda nvml, gpu: nvml.nvmlSystemGetDriverVersion(),
+    "sm_clock_mhz": lambda nvml, gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
+    "throttled_by": lambda nvml, gpu: reasons(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)),
+    "sm_clock_max_mhz": lambda nvml, gpu: nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM),
+    "memory_clock_mhz": lambda nvml, gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),
+    "power_limit_w": lambda nvml, gpu: nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1000,
+    "temperature_c": lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
+    "persistence_mode": lambda nvml, gpu: bool(nvml.nvmlDeviceGetPersistenceMode(gpu)),
+    "other_processes": lambda nvml, gpu: max(len(nvml.nvmlDeviceGetComputeRunningProcesses(gpu)) - 1, 0),
 }
 
 
@@ -34,7 +49,7 @@ class Cuda(Device):
         self.index, self.name = index, f"cuda:{index}"
 
     def available(self) -> str | None:
-        """Also says so where this build of torch cannot use a GPU."""
+        """The reason names the build of torch, the driver, or the number of GPUs."""
         import torch
 
         if torch.version.cuda is None:
@@ -47,7 +62,7 @@ class Cuda(Device):
         return None
 
     def make_current(self) -> None:
-        """Events and work without a device of their own go to this GPU from now on."""
+        """Makes this GPU torch's default for events and for work that names no device."""
         import torch
 
         torch.cuda.set_device(self.index)
@@ -59,14 +74,14 @@ class Cuda(Device):
         torch.cuda.synchronize(self.index)
 
     def empty_cache(self) -> None:
-        """Gives the caching allocator's free blocks back."""
+        """Returns the caching allocator's free blocks to the driver."""
         import torch
 
         with torch.cuda.device(self.index):
             torch.cuda.empty_cache()
 
     def events(self) -> tuple[Event, Event]:
-        """Two CUDA events that record time on the current stream of the current GPU."""
+        """Two CUDA events with timing, for the current stream of the current GPU."""
         import torch
 
         return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -84,62 +99,40 @@ class Cuda(Device):
         """Name, memory, capability, clocks, power limit, throttling, and the data sheet's ceilings if known."""
         import torch
 
-        p = torch.cuda.get_device_properties(self.index)
-        return {
-            "name": p.name,
-            "compute_capability": f"{p.major}.{p.minor}",
-            "multiprocessors": p.multi_processor_count,
-            "memory_bytes": p.total_memory,
-            "l2_cache_bytes": p.L2_cache_size,
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-            "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
-            "tf32_cudnn": torch.backends.cudnn.allow_tf32,
-            **nvml_facts(self.index),
-            "profile": profile_of(p.name),
-        }
+        gpu = torch.cuda.get_device_properties(self.index)
+        return storable(
+            {
+                "name": gpu.name,
+                "compute_capability": f"{gpu.major}.{gpu.minor}",
+                "multiprocessors": gpu.multi_processor_count,
+                "memory_bytes": gpu.total_memory,
+                "l2_cache_bytes": gpu.L2_cache_size,
+                "cuda": torch.version.cuda,
+                "cudnn": torch.backends.cudnn.version(),
+                "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+                "tf32_cudnn": torch.backends.cudnn.allow_tf32,
+                **nvml_facts(self.index),
+                "profile": profile_of(gpu.name),
+            }
+        )
 
 
 def nvml_facts(index: int) -> dict[str, Any]:
-    """Driver, clocks, power limit, temperature and throttling of a visible GPU; each, or why it cannot be read."""
-    try:
-        nvml, handle = _nvml(index)
-    except Exception as e:  # noqa: BLE001  (ImportError or any NVMLError)
-        return {"nvml": f"unavailable: {_sentence(e)}"}
-
-    sm, memory = nvml.NVML_CLOCK_SM, nvml.NVML_CLOCK_MEM
-    return {
-        "driver": _fact(nvml.nvmlSystemGetDriverVersion),
-        **clock_facts(index),
-        "sm_clock_max_mhz": _fact(lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, sm)),
-        "memory_clock_mhz": _fact(lambda: nvml.nvmlDeviceGetClockInfo(handle, memory)),
-        "power_limit_w": _fact(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
-        "temperature_c": _fact(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
-        "persistence_mode": _fact(lambda: bool(nvml.nvmlDeviceGetPersistenceMode(handle))),
-        "other_processes": _fact(lambda: max(len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)) - 1, 0)),
-    }
+    """Driver, clocks, power limit, temperature and throttling of a visible GPU; `Unavailable` where NVML fails."""
+    return {name: _ask(index, read) for name, read in _NVML_FACTS.items()}
 
 
 def clock_facts(index: int) -> dict[str, Any]:
-    """The clock of a visible GPU's multiprocessors, and what holds it down; quick enough to be asked often."""
+    """`sm_clock_mhz` and `throttled_by` of a visible GPU: quick enough to be called often."""
+    return {name: _ask(index, _NVML_FACTS[name]) for name in ("sm_clock_mhz", "throttled_by")}
+
+
+def _ask(index: int, read: Callable[[Any, Any], Any]) -> Any:
+    """What NVML answers about a visible GPU, or why it does not."""
     try:
-        nvml, handle = _nvml(index)
+        return read(*_nvml(index))
     except Exception as e:  # noqa: BLE001  (ImportError or any NVMLError)
-        return dict.fromkeys(("sm_clock_mhz", "throttled_by"), f"unavailable: {_sentence(e)}")
-    return {
-        "sm_clock_mhz": _fact(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
-        "throttled_by": _fact(lambda: reasons(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))),
-    }
-
-
-def _fact(read: Callable[[], Any]) -> Any:
-    """What is read, or why it cannot be."""
-    import pynvml
-
-    try:
-        return read()
-    except pynvml.NVMLError as e:
-        return f"unavailable: {_sentence(e)}"
+        return Unavailable(unavailable=_sentence(e))
 
 
 def reasons(bits: int) -> list[str]:
@@ -164,7 +157,7 @@ class _Nvml:
 
 @functools.cache
 def _nvml(index: int) -> tuple[Any, Any]:
-    """NVML and its handle of a visible GPU, found by UUID: CUDA may number the GPUs otherwise than NVML."""
+    """NVML and its handle of a visible GPU, found by UUID because NVML may number the GPUs differently."""
     import pynvml
     import torch
 

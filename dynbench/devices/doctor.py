@@ -1,4 +1,4 @@
-"""Is this machine fit to measure on? What `dynbench doctor` prints."""
+"""Is this machine fit to measure on? The findings of `dynbench doctor`."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from dynbench.devices.base import Device
 from dynbench.devices.cpu import Cpu, cpu_model, governor, usable_cores
 from dynbench.devices.cuda import nvml_facts
 from dynbench.devices.witnesses import control_kernel, lost_s
+from dynbench.unavailable import Unavailable
 
-ROUNDS = 20  # of an A/A comparison: as many as a run has when it checks its precision for the second time
-GOOD, USABLE = 0.01, 0.02  # half-widths of a ratio's interval: fine; a run's own target
-BUSY = 0.05  # share of time lost to others above which results suffer
+ROUNDS = 20  # of the A/A comparison: after so many rounds a run checks its precision for the second time
+GOOD, USABLE = 0.01, 0.02  # half-widths of a ratio's interval; the second is the target of a run
+BUSY = 0.05  # share of time lost to other processes or machines above which results suffer
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing a doctor says.
+    """One finding.
 
     Attributes:
         id: stable, e.g. 'DB-NOISE-01'.
         level: 'ok', 'note' (good to know) or 'warning' (results suffer).
         text: what was found.
-        remedy: what to change; empty where there is nothing to.
+        remedy: what to change; empty if nothing needs to be.
     """
 
     id: str
@@ -40,13 +41,13 @@ class Finding:
 
 
 class Noise(NamedTuple):
-    """An A/A comparison: the same work measured as if it were two.
+    """An A/A comparison: the same work measured twice, as if it were two different things.
 
     Attributes:
-        resolution: half-width of the 95 % interval of the ratio's median; smaller differences cannot be seen.
-        off: how far the median ratio is from 1.
-        stolen: share of the time that the hypervisor gave to others; None: not told.
-        waited: share of the time that some process waited for a core; None: not told.
+        resolution: half-width of the 95 % interval of the ratio's median; smaller differences cannot be resolved.
+        off: distance of the median ratio from 1.
+        stolen: share of the time that the hypervisor gave to other machines; None: not reported.
+        waited: share of the time in which some process waited for a core; None: not reported.
     """
 
     resolution: float
@@ -56,7 +57,7 @@ class Noise(NamedTuple):
 
 
 def examine(seconds: float = 3.0) -> list[Finding]:
-    """Looks at devices, sensors, threads and load, and measures for `seconds` how noisy this machine is now."""
+    """Checks devices, sensors, threads and load, and measures for `seconds` how noisy this machine is now."""
     findings = [*_devices(), *_processor(), *_threads()]
     noise = measure_noise(control_kernel(Cpu()), seconds)
     return findings + noise_findings(noise)
@@ -69,9 +70,9 @@ def _devices() -> list[Finding]:
             found.append(Finding("DB-DEVICE-02", "note", f"{name}: not available: {why}"))
             continue
         device: Device = Cpu() if name == "cpu" else Cuda(int(name.partition(":")[2]))
-        told = device.describe()
-        size = told["memory_bytes"] / 2**30
-        found.append(Finding("DB-DEVICE-01", "ok", f"{name}: {told['name']}, {size:.0f} GiB memory"))
+        facts = device.describe()
+        size_gib = facts["memory_bytes"] / 2**30
+        found.append(Finding("DB-DEVICE-01", "ok", f"{name}: {facts['name']}, {size_gib:.0f} GiB memory"))
         sensor = device.energy_sensor()
         if isinstance(sensor, str):
             found.append(Finding("DB-SENSOR-02", "note", f"{name}: no energy will be reported: {sensor}"))
@@ -85,7 +86,7 @@ def _devices() -> list[Finding]:
 def gpu_findings(name: str, facts: dict[str, object]) -> list[Finding]:
     """What NVML's facts about a GPU mean for results."""
     found = []
-    throttled = facts.get("throttled_by")
+    throttled = facts["throttled_by"]
     slow = [why for why in throttled if why != "idle"] if isinstance(throttled, list) else []
     if slow:
         found.append(
@@ -96,13 +97,13 @@ def gpu_findings(name: str, facts: dict[str, object]) -> list[Finding]:
                 "let it cool, raise the power limit, or lock the clocks: nvidia-smi --lock-gpu-clocks",
             )
         )
-    others = facts.get("other_processes")
+    others = facts["other_processes"]
     if isinstance(others, int) and others > 0:
         found.append(
             Finding(
                 "DB-GPU-02",
                 "warning",
-                f"{name}: {others} other processes compute on it",
+                f"{name}: {others} other processes use it",
                 "stop them, or take another GPU",
             )
         )
@@ -110,9 +111,10 @@ def gpu_findings(name: str, facts: dict[str, object]) -> list[Finding]:
 
 
 def _processor() -> list[Finding]:
-    cores, how = usable_cores(), governor()
-    text = f"{cpu_model()}: {cores} usable cores, clock governor {how}"
-    if how.startswith("unavailable") or how == "performance":
+    policy = governor()
+    known = policy if isinstance(policy, str) else f"unavailable: {policy.unavailable}"
+    text = f"{cpu_model()}: {usable_cores()} usable cores, clock governor {known}"
+    if isinstance(policy, Unavailable) or policy == "performance":
         return [Finding("DB-FREQ-01", "ok", text)]
     return [
         Finding(
@@ -126,12 +128,12 @@ def _processor() -> list[Finding]:
 
 def _threads() -> list[Finding]:
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    told = ", ".join(f"{n}={os.environ.get(n, 'not set')}" for n in names)
+    settings = ", ".join(f"{n}={os.environ.get(n, 'not set')}" for n in names)
     found = [
         Finding(
             "DB-THREADS-01",
             "ok",
-            f"{told} here; a run sets them for its measuring process before that starts (--threads)",
+            f"{settings} here; a run sets them for its measuring process, before it starts (--threads)",
         )
     ]
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
@@ -140,7 +142,7 @@ def _threads() -> list[Finding]:
             Finding(
                 "DB-LOAD-01",
                 "warning",
-                f"load average {load:.1f} on {cores} cores: others compute at the same time",
+                f"load average {load:.1f} on {cores} cores: other processes run at the same time",
                 "stop them, or wait",
             )
         )
@@ -152,12 +154,12 @@ def _threads() -> list[Finding]:
 def measure_noise(
     kernel: Callable[[], object], seconds: float, clock_ns: Callable[[], int] = time.perf_counter_ns
 ) -> Noise:
-    """Measures `kernel` against itself for about `seconds`, interleaved, the order swapped each time."""
+    """Measures `kernel` against itself for about `seconds`, interleaved, swapping the order each round."""
     before, begin_ns = lost_s(), clock_ns()
     slot_ns = seconds * 1e9 / (2 * ROUNDS)
     kernel()
     calls, since_ns = 0, clock_ns()
-    while calls == 0 or clock_ns() - since_ns < slot_ns / 2:  # two calls to a slot, twice, in a round
+    while calls == 0 or clock_ns() - since_ns < slot_ns / 2:  # each slot of a round has two calls
         kernel()
         calls += 1
     pairs = np.zeros((ROUNDS, 2))
@@ -186,14 +188,14 @@ def noise_findings(noise: Noise) -> list[Finding]:
         found = [Finding("DB-NOISE-01", "ok", text)]
     else:
         level: Literal["note", "warning"] = "note" if percent <= 100 * USABLE else "warning"
-        found = [Finding("DB-NOISE-01", level, text, "close what else runs, fix the clock, or allow a longer run")]
+        found = [Finding("DB-NOISE-01", level, text, "stop other programs, fix the clock, or allow a longer run")]
     if noise.stolen is not None and noise.stolen > BUSY:
         found.append(
             Finding(
                 "DB-STEAL-01",
                 "warning",
                 f"the hypervisor gave {100 * noise.stolen:.0f} % of a core to other machines",
-                "take a machine with cores of its own",
+                "use a machine with dedicated cores",
             )
         )
     if noise.waited is not None and noise.waited > BUSY:
@@ -202,7 +204,7 @@ def noise_findings(noise: Noise) -> list[Finding]:
                 "DB-LOAD-02",
                 "warning",
                 f"processes waited for a core {100 * noise.waited:.0f} % of the time",
-                "stop what else runs, or use fewer threads",
+                "stop other programs, or use fewer threads",
             )
         )
     return found

@@ -1,4 +1,4 @@
-"""A device with a clock of its own, so that measuring can be tested without waiting."""
+"""A device with a simulated clock, so that measuring can be tested without waiting."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dynbench.devices.base import Device, EnergySensor, Event
 
 
 class FakeDevice(Device):
-    """Time passes only when told to.
+    """Time passes only by calls of its methods.
 
     Args:
-        idle_w: power while nothing runs; None: no energy sensor.
+        idle_w: idle power; None: no energy sensor.
     """
 
     name = "fake"
@@ -21,17 +21,17 @@ class FakeDevice(Device):
         self.energy_j: float = 0.0
 
     def work(self, host_ns: int, device_ns: int = 0, extra_w: float = 0.0) -> None:
-        """The host is busy for `host_ns` and leaves `device_ns` of work behind, at `extra_w` above idle."""
+        """Occupies the host for `host_ns` and queues `device_ns` of device work, at `extra_w` above idle power."""
         self.now_ns += host_ns
         self.pending_ns += device_ns
         self.energy_j += ((self.idle_w or 0.0) * host_ns + extra_w * (host_ns + device_ns)) / 1e9
 
     def sleep(self, seconds: float) -> None:
-        """Nothing runs for a while."""
+        """Lets time pass idle."""
         self.work(round(seconds * 1e9))
 
     def available(self) -> str | None:
-        """Always."""
+        """None: it always can be used."""
         return None
 
     def describe(self) -> dict[str, Any]:
@@ -39,21 +39,21 @@ class FakeDevice(Device):
         return {"name": self.name}
 
     def synchronize(self) -> None:
-        """The pending device work passes."""
+        """Lets the queued device work pass."""
         self.now_ns += self.pending_ns
         self.energy_j += (self.idle_w or 0.0) * self.pending_ns / 1e9
         self.pending_ns = 0
 
     def clock_ns(self) -> int:
-        """The fake time."""
+        """The simulated time."""
         return self.now_ns
 
     def events(self) -> tuple[Event, Event]:
-        """Marks at the time when all pending work will be done."""
+        """Two marks, which record the time at which all queued work will be done."""
         return _Mark(self), _Mark(self)
 
     def energy_sensor(self) -> EnergySensor | str:
-        """Its own counter."""
+        """A simulated counter, if `idle_w` is given."""
         return "fake has no energy counter" if self.idle_w is None else _Counter(self)
 
 

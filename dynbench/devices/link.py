@@ -1,6 +1,6 @@
-"""A line between two processes: messages with their length before them, paced as a network of a given bandwidth would.
+"""A connection between two processes: length-prefixed messages, paced like a network of a given bandwidth.
 
-What is a message's content is for the ends to say; nothing here, and nothing in `dynbench`, unpickles what it receives.
+The two ends define what a message contains. Nothing in dynbench unpickles what it receives.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from collections.abc import Callable
 
 from dynbench.errors import DynbenchError
 
-LARGEST = 1 << 30  # bytes of a message: a length above it is no length
-CHUNK = 1460  # bytes handed to the socket at once: those of a TCP segment on Ethernet
+LARGEST = 1 << 30  # bytes of a message; a greater length is a protocol error
+CHUNK = 1460  # bytes given to the socket at once: the payload of a TCP segment on Ethernet
 _LENGTH = struct.Struct(">Q")
 
 
 class PeerLost(DynbenchError):
-    """The other end of a line ended, was silent for too long, or said what is no message."""
+    """The other end closed the connection, sent nothing for too long, or violated the protocol."""
 
 
 class TokenBucket:
-    """Lets bytes pass at a rate: it fills with tokens, one a byte, up to `burst_bytes`, and every byte takes one.
+    """A token bucket: it fills at `bytes_per_s` up to `burst_bytes` tokens, and each byte sent takes one.
 
-    It keeps no more than a time: that at which it was, or will be, empty.
+    Its state is one number: the time at which it was, or will be, empty.
 
     Args:
         bytes_per_s: the rate.
-        burst_bytes: how many may pass at once after a pause.
+        burst_bytes: how many bytes may pass at once after a pause.
 
     Raises:
         ValueError: a rate of 0 or below, or a negative burst.
@@ -41,23 +41,23 @@ class TokenBucket:
         self._empty_at = float("-inf")
 
     def reserve(self, n: int, since: float) -> float:
-        """Takes n tokens for bytes that wait since then, and says when they may have left, in the same clock.
+        """Takes n tokens for bytes that are ready since a given time; returns when they may be sent, in the same clock.
 
-        Who wakes up late from waiting loses nothing, as long as `since` is when the message, not its part, was ready.
+        A sender that oversleeps loses no bandwidth if `since` is the time at which the whole message was ready.
         """
         self._empty_at = max(self._empty_at, since - self._burst_s) + n / self._rate
         return self._empty_at
 
 
 class Line:
-    """One end of a connection: whole messages go in and come out.
+    """One end of a connection; it sends and receives whole messages.
 
     Args:
         connection: a connected stream socket; closed with the line.
-        timeout_s: for how long the other end may be silent, or not take what is sent.
-        bucket: how fast this end may send; None: as fast as it goes.
-        clock: in seconds, monotonic.
-        sleep: waits so many seconds.
+        timeout_s: for how long the other end may send nothing, or accept nothing.
+        bucket: limits the rate at which this end sends; None: no limit.
+        clock: monotonic, in seconds.
+        sleep: waits for a number of seconds.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class Line:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, message: bytes) -> None:
-        """Sends a message, paced.
+        """Sends a message at the rate of the bucket.
 
         Raises:
-            PeerLost: the other end is gone, or takes nothing.
+            PeerLost: the other end is gone, or accepts nothing.
         """
         if len(message) > LARGEST:
             raise ValueError(f"a message of {len(message)} bytes; the longest is {LARGEST}")
@@ -98,7 +98,7 @@ class Line:
         """The next message.
 
         Raises:
-            PeerLost: the other end is gone, silent, or says what is no message.
+            PeerLost: the other end is gone, sends nothing, or violates the protocol.
         """
         (length,) = _LENGTH.unpack(self._pull(_LENGTH.size))
         if length > LARGEST:
@@ -106,14 +106,14 @@ class Line:
         return self._pull(length)
 
     def close(self) -> None:
-        """Ends the connection; the other end is told by the end of the stream."""
+        """Closes the connection; the other end sees the end of the stream."""
         self._socket.close()
 
     def _push(self, data: memoryview) -> None:
         try:
             self._socket.sendall(data)
         except TimeoutError as e:
-            raise PeerLost(f"the other end took nothing for {self._timeout_s:g} s") from e
+            raise PeerLost(f"the other end accepted nothing for {self._timeout_s:g} s") from e
         except OSError as e:
             raise PeerLost(f"the other end is gone ({e.strerror or e})") from e
 
@@ -134,5 +134,5 @@ class Line:
 
 
 def framed_bytes(message_bytes: int) -> int:
-    """What a message of so many bytes takes on the line."""
+    """Bytes on the wire for a message of `message_bytes`."""
     return _LENGTH.size + message_bytes

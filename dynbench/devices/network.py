@@ -1,11 +1,10 @@
-"""What lies between a device and the cloud: a bandwidth, a round trip, and its jitter. A model, not a measurement.
+"""The network between a device and the cloud: bandwidth, round trip and its jitter. A model, not a measurement.
 
-Presets are the files under `hardware/networks/`, named by the network; a user's own is a TOML file of the same form.
+Presets are the files under `hardware/networks/`; a user's own network is a TOML file of the same form.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import tomllib
 from dataclasses import dataclass, fields, replace
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dynbench.errors import UserError
+from dynbench.errors import UserError, suggestion
 from dynbench.paths import project_dir
 
 
@@ -24,12 +23,12 @@ class Network:
 
     Attributes:
         name: for reports.
-        round_trip_ms: mean time of a message without content, and its answer.
+        round_trip_ms: mean time of an empty request and its empty answer.
         jitter_ms: standard deviation of that time.
-        up_mbit_s: from the device to the cloud; None: bytes make no difference.
-        down_mbit_s: back; None: bytes make no difference.
+        up_mbit_s: bandwidth from the device to the cloud; None: unlimited.
+        down_mbit_s: bandwidth from the cloud to the device; None: unlimited.
         title: what it stands for.
-        source: where the figures are from.
+        source: of the figures.
         status: 'verified' (read in the source), 'recalled', or 'own' (the user's).
 
     Raises:
@@ -52,23 +51,23 @@ class Network:
                 continue
             right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not right or value < 0 or (value == 0 and key.endswith("mbit_s")):
-                raise UserError(f"network {self.name!r}: {key} = {value!r}; it is a number {least}")
+                raise UserError(f"network {self.name!r}: {key} = {value!r}; it must be a number {least}")
         if self.jitter_ms and not self.round_trip_ms:
             raise UserError(f"network {self.name!r}: jitter_ms = {self.jitter_ms:g}, but a round trip of 0 cannot vary")
 
     def transmission_ms(self, sent_bytes: float, received_bytes: float) -> float:
-        """How long the line is busy with so many bytes up and down."""
+        """Time that this many bytes occupy the line."""
         up, down = (0.0 if rate is None else 8e-3 / rate for rate in (self.up_mbit_s, self.down_mbit_s))
         return sent_bytes * up + received_bytes * down
 
     def request_ms(self, sent_bytes: float, received_bytes: float) -> float:
-        """Mean time of a request and its answer; 0 where nothing is sent."""
+        """Mean time of a request and its answer; 0 if nothing is sent."""
         return self.round_trip_ms + self.transmission_ms(sent_bytes, received_bytes) if sent_bytes else 0.0
 
     def round_trips_ms(self, n: int, seed: int) -> np.ndarray:
-        """Draws of the round trip [n]: gamma-distributed, so never negative, with this mean and standard deviation.
+        """Samples of the round trip [n] from a gamma distribution of this mean and standard deviation.
 
-        Of the published figures only these two moments are known, so the family is ours.
+        The published figures give these two moments only; the family is our choice, because it is never negative.
         """
         if not self.jitter_ms:
             return np.full(n, float(self.round_trip_ms))
@@ -77,7 +76,7 @@ class Network:
         return drawn
 
     def but(self, **changes: float | None) -> Network:
-        """The same with other figures, where some are given."""
+        """A copy with other figures; `None` changes nothing."""
         given = {k: v for k, v in changes.items() if v is not None}
         if not given:
             return self
@@ -98,9 +97,7 @@ def load_network(name: str) -> Network:
     known = presets()
     path = known.get(name, Path(name))
     if not path.is_file():
-        near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-        raise UserError(f"no network {name!r}, and no such file; {hint}")
+        raise UserError(f"no network {name!r}, and no such file; {suggestion(name, known)}")
     try:
         table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
@@ -108,9 +105,7 @@ def load_network(name: str) -> Network:
     accepted = [f.name for f in fields(Network)]
     for key in table:
         if key not in accepted:
-            near = difflib.get_close_matches(key, accepted, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"accepted: {', '.join(accepted)}"
-            raise UserError(f"{path}: unknown key {key}; {hint}")
+            raise UserError(f"{path}: unknown key {key}; {suggestion(key, accepted)}")
     if "round_trip_ms" not in table:
         raise UserError(f"{path}: key round_trip_ms is missing")
     return Network(**{"name": path.stem, **table})

@@ -1,4 +1,4 @@
-"""Device profiles: what a data sheet says a device can do at most."""
+"""Device profiles: the peak rates of a device according to its data sheet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dynbench.paths import project_dir
 
 
 def profile_of(device_name: str) -> dict[str, Any] | None:
-    """The profile under `hardware/` whose `match`, a regular expression, fits the whole device name; None: unknown.
+    """The profile under `hardware/` whose regular expression `match` matches the whole device name; None: unknown.
 
     Returns:
         `name`, `source`, and `ceilings`: `memory_bytes_per_s` and `flops_per_s` by dtype, dense.

@@ -17,59 +17,59 @@ import psutil
 from dynbench.devices.base import Device
 from dynbench.devices.cpu import governor
 from dynbench.devices.cuda import Cuda, clock_facts, nvml_facts
+from dynbench.unavailable import Measured, Unavailable
 
-CONTROL_CALLS = 4  # of one control sample, some milliseconds
-LOOK_S = 0.5  # at least between two looks at the clock, which cost something themselves
-Fact = float | str  # a number, or 'unavailable: why'
+CONTROL_CALLS = 4  # of the control kernel in one sample, which takes some milliseconds
+READING_INTERVAL_S = 0.5  # at least, between two readings of the clock, because a reading disturbs the measurement
 
 
 class Witnesses(NamedTuple):
-    """What was seen between the beginning and the end; each fact, or why it is not known.
+    """What was observed between the start and the end of a measurement.
 
     Attributes:
-        window_s: how long.
-        waited: share of the time that some process waited for a core (CPU pressure).
-        stolen: share of one core's time that the hypervisor gave to others.
-        switched_per_s: times per second that this process had to give its core to another.
-        control_us: median time of the control kernel, the same arithmetic in every run.
-        control_drift: how much slower it was in the second half than in the first, as a share.
-        clock_mhz: of the core, or of the GPU: median of the looks at it, beside the control kernel.
-        clock_low_mhz: the lowest of them.
-        clock_drift: how much faster it was in the second half of the looks than in the first, as a share.
-        temperature_c: the hottest sensor at the end.
-        governor: how the kernel picks the clock; of a GPU: what held its clock down, and in how many of the looks.
+        window_s: duration.
+        waited: share of the time in which some process waited for a core (CPU pressure).
+        stolen: share of one core's time that the hypervisor gave to other machines.
+        switched_per_s: involuntary context switches of this process per second.
+        control_us: median time of the control kernel, which is the same arithmetic in every run.
+        control_drift: how much slower the control kernel was in the second half than in the first, as a share.
+        clock_mhz: of the core or of the GPU, beside the control kernel: median of the readings.
+        clock_low_mhz: lowest reading.
+        clock_drift: how much faster the clock was in the second half of the readings than in the first, as a share.
+        temperature_c: of the hottest sensor at the end.
+        governor: the kernel's policy for the clock; of a GPU: what throttled it, and in how many of the readings.
     """
 
     window_s: float
-    waited: Fact
-    stolen: Fact
-    switched_per_s: Fact
-    control_us: Fact
-    control_drift: Fact
-    clock_mhz: Fact
-    clock_low_mhz: Fact
-    clock_drift: Fact
-    temperature_c: Fact
-    governor: str
+    waited: Measured
+    stolen: Measured
+    switched_per_s: Measured
+    control_us: Measured
+    control_drift: Measured
+    clock_mhz: Measured
+    clock_low_mhz: Measured
+    clock_drift: Measured
+    temperature_c: Measured
+    governor: str | Unavailable
 
 
 class Watch:
-    """Watches from its making until `end`.
+    """Observes from its creation until `end`.
 
     Args:
-        device: whose clock and arithmetic is watched; the host's counters always are.
+        device: whose clock and arithmetic is observed; the host's counters always are.
     """
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._kernel: Callable[[], object] | None = None  # made when it is first wanted: it takes torch
+        self._kernel: Callable[[], object] | None = None  # created by the first `tick`, because it needs torch
         self._control_ns: list[int] = []
         self._begin_s, self._lost, self._switches = time.monotonic(), lost_s(), _switches()
-        self._looks: list[Look] = []
-        self._looked_s = -math.inf
+        self._readings: list[ClockReading] = []
+        self._last_reading_s = -math.inf
 
     def tick(self) -> None:
-        """Times the control kernel once, and may look at the clock; between rounds."""
+        """Times the control kernel once and, now and then, reads the clock. To be called between rounds."""
         if self._kernel is None:
             self._kernel = control_kernel(self._device)
             self._kernel()
@@ -78,36 +78,38 @@ class Watch:
             self._kernel()
         self._device.synchronize()
         self._control_ns.append(self._device.clock_ns() - start)
-        if time.monotonic() - self._looked_s > LOOK_S:
-            for _ in range(CONTROL_CALLS):  # a GPU that has nothing to do lowers its clock
+        if time.monotonic() - self._last_reading_s > READING_INTERVAL_S:
+            for _ in range(CONTROL_CALLS):  # an idle GPU lowers its clock
                 self._kernel()
-            self._looks.append(look(self._device))
+            self._readings.append(read_clock(self._device))
             self._device.synchronize()
-            self._looked_s = time.monotonic()
+            self._last_reading_s = time.monotonic()
 
     def end(self) -> Witnesses:
-        """What was seen so far."""
+        """What was observed so far."""
         window_s = max(time.monotonic() - self._begin_s, 1e-9)
         stolen, waited = (
-            "unavailable: the system does not tell" if a is None or b is None else (b - a) / window_s
-            for a, b in zip(self._lost, lost_s(), strict=True)
+            Unavailable(unavailable="the system does not report it")
+            if before is None or after is None
+            else (after - before) / window_s
+            for before, after in zip(self._lost, lost_s(), strict=True)
         )
-        times = [t / CONTROL_CALLS / 1000 for t in self._control_ns]
-        looks = self._looks or [look(self._device)]
-        clocks = [seen.clock_mhz for seen in looks if isinstance(seen.clock_mhz, float)]
-        why = next((seen.clock_mhz for seen in looks if isinstance(seen.clock_mhz, str)), "")
+        control_us = [t / CONTROL_CALLS / 1000 for t in self._control_ns]
+        readings = self._readings or [read_clock(self._device)]
+        clocks = [r.clock_mhz for r in readings if not isinstance(r.clock_mhz, Unavailable)]
+        unknown = None if clocks else readings[0].clock_mhz
         return Witnesses(
             window_s=window_s,
             waited=waited,
             stolen=stolen,
             switched_per_s=(_switches() - self._switches) / window_s,
-            control_us=float(np.median(times)) if times else "unavailable: timed 0 times",
-            control_drift=_drift(times, "timed"),
-            clock_mhz=float(np.median(clocks)) if clocks else why,
-            clock_low_mhz=min(clocks) if clocks else why,
-            clock_drift=_drift(clocks, "looked at") if clocks else why,
+            control_us=float(np.median(control_us)) if control_us else Unavailable(unavailable="timed 0 times"),
+            control_drift=_drift(control_us, "timed"),
+            clock_mhz=float(np.median(clocks)) if unknown is None else unknown,
+            clock_low_mhz=min(clocks) if unknown is None else unknown,
+            clock_drift=_drift(clocks, "read") if unknown is None else unknown,
             temperature_c=_temperature(self._device),
-            governor=_held([seen.held for seen in looks]) if isinstance(self._device, Cuda) else governor(),
+            governor=_throttling(readings) if isinstance(self._device, Cuda) else governor(),
         )
 
 
@@ -115,13 +117,16 @@ def control_kernel(device: Device) -> Callable[[], object]:
     """The same arithmetic on every machine and in every run: a matrix product of about half a millisecond."""
     import torch
 
-    side, where = (192, "cpu") if not isinstance(device, Cuda) else (2048, device.name)
-    a = torch.full((side, side), 0.5, device=where)
+    size, place = (192, "cpu") if not isinstance(device, Cuda) else (2048, device.name)
+    a = torch.full((size, size), 0.5, device=place)
     return lambda: a @ a
 
 
 def lost_s() -> tuple[float | None, float | None]:
-    """Seconds stolen by the hypervisor, all cores together, and seconds some process waited for a core, since boot."""
+    """Seconds since boot that the hypervisor stole (sum over cores), and in which some process waited for a core.
+
+    None: the system does not report it.
+    """
     stolen = waited = None
     try:
         stolen = int(Path("/proc/stat").read_text().split("\n")[0].split()[8]) / os.sysconf("SC_CLK_TCK")
@@ -136,45 +141,54 @@ def _switches() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-class Look(NamedTuple):
-    """A clock at one moment: in MHz, and what holds it down (of a GPU); or why that is not known."""
+class ClockReading(NamedTuple):
+    """The clock at one moment.
 
-    clock_mhz: Fact
-    held: list[str] | str
+    Attributes:
+        clock_mhz: of the core or of the GPU.
+        throttled_by: what kept a GPU below its highest clock; empty for a CPU.
+    """
+
+    clock_mhz: Measured
+    throttled_by: list[str] | Unavailable
 
 
-def look(device: Device) -> Look:
-    """At the clock of the core or of the GPU, now."""
+def read_clock(device: Device) -> ClockReading:
+    """Reads the clock of the core or of the GPU."""
     if isinstance(device, Cuda):
         facts = clock_facts(device.index)
-        clock = facts["sm_clock_mhz"]
-        return Look(clock if isinstance(clock, str) else float(clock), facts["throttled_by"])
+        return ClockReading(_number(facts["sm_clock_mhz"]), facts["throttled_by"])
     found = psutil.cpu_freq()
-    return Look(float(found.current) if found and found.current else "unavailable: the system tells no clock", [])
+    if not found or not found.current:
+        return ClockReading(Unavailable(unavailable="the system reports no clock"), [])
+    return ClockReading(float(found.current), [])
 
 
-def _held(seen: list[list[str] | str]) -> str:
-    """'power cap (in 3 of 40 looks)'; 'nothing'."""
-    known = [held for held in seen if not isinstance(held, str)]
-    if not known:
-        return str(seen[0])
-    counts = Counter(why for held in known for why in held)
-    return ", ".join(f"{why} (in {n} of {len(known)} looks)" for why, n in counts.most_common()) or "nothing"
+def _throttling(readings: list[ClockReading]) -> str | Unavailable:
+    """'power cap (in 3 of 40 readings)'; 'nothing'."""
+    first = readings[0].throttled_by
+    known = [r.throttled_by for r in readings if not isinstance(r.throttled_by, Unavailable)]
+    if not known and isinstance(first, Unavailable):
+        return first
+    counts = Counter(reason for reasons in known for reason in reasons)
+    return ", ".join(f"{reason} (in {n} of {len(known)} readings)" for reason, n in counts.most_common()) or "nothing"
 
 
-def _drift(values: list[float], what: str) -> Fact:
-    """Median of the second half / that of the first - 1."""
+def _drift(values: list[float], verb: str) -> Measured:
+    """Median of the second half / median of the first - 1."""
     half = len(values) // 2
     if half < 2:
-        return f"unavailable: {what} {len(values)} times"
+        return Unavailable(unavailable=f"{verb} {len(values)} times")
     return float(np.median(values[-half:]) / np.median(values[:half])) - 1
 
 
-def _temperature(device: Device) -> Fact:
+def _temperature(device: Device) -> Measured:
     if isinstance(device, Cuda):
-        facts = nvml_facts(device.index)
-        heat = facts.get("temperature_c", facts.get("nvml", "unavailable: NVML does not tell"))
-        return heat if isinstance(heat, str) else float(heat)
+        return _number(nvml_facts(device.index)["temperature_c"])
     sensors = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
     found = [entry.current for group in sensors.values() for entry in group if entry.current]
-    return max(found) if found else "unavailable: the system shows no temperature sensor"
+    return max(found) if found else Unavailable(unavailable="the system shows no temperature sensor")
+
+
+def _number(fact: float | Unavailable) -> Measured:
+    return fact if isinstance(fact, Unavailable) else float(fact)

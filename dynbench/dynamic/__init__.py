@@ -1,37 +1,32 @@
 """Say what is dynamic once: decision points, decisions, traces and the execution context."""
 
+from dynbench.dynamic.choice import Choice
 from dynbench.dynamic.context import Execution, Profile, Refused, Strategy, current, outside
+from dynbench.dynamic.draw import Draw
+from dynbench.dynamic.each import Each
 from dynbench.dynamic.items import Shared
+from dynbench.dynamic.loop import Exits, Loop
 from dynbench.dynamic.patches import Grid, Patch, Patches
-from dynbench.dynamic.points import (
-    Ahead,
-    Choice,
-    DecisionPoint,
-    Each,
-    Exits,
-    Loop,
-    Pick,
-    Route,
-    Skip,
-    Weights,
-    Width,
-    points,
-    regions,
-    straight_through,
-    widest_scope,
-)
+from dynbench.dynamic.pick import Pick
+from dynbench.dynamic.point import DecisionPoint, Label, points, widest_scope
 from dynbench.dynamic.pool import Pool
 from dynbench.dynamic.program import Op, Program
+from dynbench.dynamic.route import Route
+from dynbench.dynamic.skip import Ahead, Skip, straight_through
 from dynbench.dynamic.trace import Trace, TraceError
+from dynbench.dynamic.weights import Weights, Width
+from dynbench.dynamic.words import actions
 
 __all__ = [
     "Ahead",
     "Choice",
     "DecisionPoint",
+    "Draw",
     "Each",
     "Execution",
     "Exits",
     "Grid",
+    "Label",
     "Loop",
     "Op",
     "Patch",
@@ -49,10 +44,10 @@ __all__ = [
     "TraceError",
     "Weights",
     "Width",
+    "actions",
     "current",
     "outside",
     "points",
-    "regions",
     "straight_through",
     "widest_scope",
 ]

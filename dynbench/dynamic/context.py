@@ -1,4 +1,4 @@
-"""The execution context: which items are computed now, what was decided for them, and who is told.
+"""The execution context: which items are computed now, and where their decisions come from and go to.
 
 An item's id is a row of coordinates: (sample), (sample, token), (sample, step, token) ... kept as one mixed-radix
 number. A visit is just one more coordinate, so a decision has one address, (point, coordinates), whatever the order of
@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dynbench.dynamic.items import first
+from dynbench.dynamic.point import DecisionPoint, points
 from dynbench.dynamic.trace import Trace
-
-if TYPE_CHECKING:
-    from dynbench.dynamic.points import DecisionPoint, Loop, Pick, Route, Skip, Weights
-    from dynbench.dynamic.program import Program
 
 
 class Refused(RuntimeError):
@@ -27,7 +24,10 @@ class Refused(RuntimeError):
 
 
 class Strategy(Protocol):
-    """What decision points ask of a strategy. The implementations live in `dynbench.strategies`."""
+    """What decision points ask of a strategy. The implementations live in `dynbench.strategies`.
+
+    `point` is the point that calls: of the class named, or of a user's own that has the same attributes.
+    """
 
     def refuses(self, model: nn.Module) -> str | None:
         """Why this strategy means nothing for `model`, or None."""
@@ -35,30 +35,30 @@ class Strategy(Protocol):
     def run(self, ex: Execution, model: nn.Module, args: tuple[Any, ...]) -> Any:
         """The model's answer for a batch."""
 
-    def route(self, ex: Execution, point: Route, x: Any, chosen: Tensor, weights: Tensor | None) -> Any:
-        """Which modules?"""
+    def route(self, ex: Execution, point: Any, x: Any, chosen: Tensor, weights: Tensor | None) -> Any:
+        """Route: which modules? Looks at `experts`."""
 
-    def skip(self, ex: Execution, point: Skip, x: Any, keep: Tensor, soft: Tensor | None) -> Any:
-        """Which modules, of two: the body or what stands for it."""
+    def skip(self, ex: Execution, point: Any, x: Any, keep: Tensor, soft: Tensor | None) -> Any:
+        """Skip: the body, or what stands for it? Looks at `body`, `otherwise`, `experts` (both) and `consumes`."""
 
     def ahead(self, ex: Execution, keep: dict[str, Tensor]) -> None:
-        """What several Skips will be asked, by name, before the first is reached."""
+        """Ahead: the decisions of several Skips, by name, before the first of them is reached."""
 
-    def pick(self, ex: Execution, point: Pick, x: Any, at: Tensor, weights: Tensor | None) -> Any:
-        """Which parts?"""
+    def pick(self, ex: Execution, point: Any, x: Any, at: Tensor, weights: Tensor | None) -> Any:
+        """Pick: which parts? Looks at `body` and `back`, and calls `gathered`."""
 
-    def program(self, ex: Execution, point: Program, x: Any, layouts: Tensor) -> Any:
-        """Which modules, and how wired?"""
+    def program(self, ex: Execution, point: Any, x: Any, layouts: Tensor) -> Any:
+        """Program: which modules, and how wired? Looks at its modules, and calls `schedule`, `call` and `blank`."""
 
-    def loop(self, ex: Execution, point: Loop, state: Any) -> Any:
-        """How long?"""
+    def loop(self, ex: Execution, point: Any, state: Any) -> Any:
+        """Loop: how long? Looks at `max_steps`, and calls `once`."""
 
-    def weights(self, ex: Execution, point: Weights, x: Any, code: Tensor) -> Any:
-        """With which weights?"""
+    def weights(self, ex: Execution, point: Any, x: Any, code: Tensor) -> Any:
+        """Weights: with which weights? Looks at `layer`, `shared`, `codes`, `together`, and calls `generate`."""
 
 
 class Profile(Protocol):
-    """Who wants to know where time or work goes: told when a phase begins and ends; phases may nest."""
+    """Measures where time or work goes: the execution calls it when a phase begins and ends; phases may nest."""
 
     def enter(self, phase: str, point: str | None, index: int | None) -> None:
         """`phase` begins: decide, gather, body, scatter, sync or head; `index` is the expert or the step."""
@@ -68,7 +68,7 @@ class Profile(Protocol):
 
 
 class Frame:
-    """The items computed now. Ids and the live mask are worked out only when a point asks for them.
+    """The items computed now. Ids and the live mask are computed only when they are needed.
 
     Attributes:
         extent: sizes of the coordinates of an id.
@@ -205,8 +205,8 @@ class Execution:
         replay: decisions to use instead of the model's own. Gates still run and are paid for.
         record: keep the decisions in `trace`; it accumulates over the `run` calls of one stream.
         choose: `(point, scores) -> decision or None`: replaces the point's own rule, e.g. to sample actions.
-        observe: `(point, scores, decision)`: told every decision, with the scores' graph.
-        profile: told of every phase.
+        observe: `(point, scores, decision)`: called with every decision; scores carry their graph.
+        profile: called for every phase.
     """
 
     def __init__(
@@ -246,7 +246,7 @@ class Execution:
             raise ValueError(f"a batch of {n} samples from {start} on lies outside a stream of {items}")
         if self.trace is not None:
             self.trace.items = items
-            self.trace.covers |= _names(model)
+            self.trace.covers |= frozenset(points(model))
         self.frame = Frame.root(start, n, items, tensor.device)
         token = _current.set(self)
         try:
@@ -255,11 +255,11 @@ class Execution:
             _current.reset(token)
 
     def narrow(self, rows: Tensor | slice) -> _Inside:
-        """Compute only these items."""
+        """Inside, only these items are computed."""
         return _Inside(self, Frame(self.frame, "narrow", rows, self.frame.extent))
 
     def only(self, mask: Tensor) -> _Inside:
-        """Compute all items, but only these count (masking)."""
+        """Inside, all items are computed, but only these count (masking)."""
         return _Inside(self, Frame(self.frame, "only", mask, self.frame.extent))
 
     def spread(self, size: int) -> _Inside:
@@ -271,17 +271,17 @@ class Execution:
         return _Inside(self, Frame(self.frame, "at", k, (*self.frame.extent, size)))
 
     def phase(self, phase: str, point: str | None = None, index: int | None = None) -> _Phase | _Nothing:
-        """Marks where time and work go; free when nobody profiles."""
+        """Marks where time and work go; costs nothing without a profile."""
         return _NOTHING if self.profile is None else _Phase(self.profile, phase, point, index)
 
     def decide(self, point: DecisionPoint, scores: Tensor, rule: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The decision for the items computed now: the rule's, unless chosen otherwise or replayed.
 
         Args:
-            point: who asks.
-            scores: what the gate said, [n, ...].
-            rule: the model's own way from scores to a decision; always computed, so that it is paid for. None: they
-                are the decision.
+            point: whose decision it is.
+            scores: of the gate, [n, ...].
+            rule: the model's own way from scores to a decision; always computed, so that it is paid for. None: the
+                scores are the decision.
 
         Returns:
             [n, ...] bool or long.
@@ -300,12 +300,6 @@ class Execution:
         if self.observe is not None:
             self.observe(point, scores, decision)
         return decision
-
-
-def _names(model: nn.Module) -> frozenset[str]:
-    from dynbench.dynamic.points import points  # points are built on this module
-
-    return frozenset(points(model))
 
 
 class outside:

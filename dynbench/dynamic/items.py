@@ -144,6 +144,11 @@ def select(mask: Tensor, yes: Any, no: Any) -> Any:
     return map_items(lambda a, b: torch.where(wide(mask, a), a, b), yes, no)
 
 
+def flat_parts(t: Tensor) -> Tensor:
+    """The parts of items as items: [n, T, ...] -> [n * T, ...]."""
+    return t.flatten(0, 1)
+
+
 def cat(states: list[Any]) -> Any:
     """States one after the other."""
     return states[0] if len(states) == 1 else map_items(lambda *t: torch.cat(t), *states)

@@ -33,7 +33,7 @@ class Pool(NamedTuple):
         return cls(torch.arange(n, device=like.device), Shared(memory))
 
     def read(self, *at: Any) -> Tensor:
-        """memory[slot, *at], for whole numbers and slices: [n, ...]; not copied where all slots are asked for."""
+        """memory[slot, *at], for whole numbers and slices: [n, ...]; not copied where that is all slots."""
         return self._rows(self.memory.value[(slice(None), *at)])
 
     def write(self, value: Tensor, *at: Any) -> None:

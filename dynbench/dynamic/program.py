@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dynbench.dynamic.context import current
+from dynbench.dynamic.draw import Draw
 from dynbench.dynamic.items import first, select
-from dynbench.dynamic.points import DecisionPoint, Scope, _modules
+from dynbench.dynamic.point import DecisionPoint, Label, Scope, modules_of
+from dynbench.dynamic.trace import Entry, Trace
 
 NONE = -1  # in a layout: no module, no word, no argument
 MODULE, WORD, ARGUMENTS = 0, 1, 2  # columns of a layout's rows: from the third on arguments
@@ -53,18 +55,20 @@ class Program(DecisionPoint):
     Args:
         name: address of its decisions, the layouts.
         parse: `cue -> layouts [n, N, 2 + A]` long, on the CPU; it may read `cue` back, and so wait for the device.
-            Layouts are not checked on the way: a parser asks `check` about those it has not met.
+            Layouts are not checked on the way: a parser calls `check` for those that are new.
         ops: modules with values in common, of one shape.
         heads: modules with answers, of another shape; numbered after `ops`.
         shape: of a value, without the item.
         nodes: N, of the largest program.
-        static: `(x, layouts) -> answers` outside any execution; default: every module at every node for everybody,
+        static: `(x, layouts) -> answers` outside any execution; default: every module at every node for all items,
             then select.
         scope: see `DecisionPoint`.
 
     Raises:
         ValueError: no head, or no room for a node.
     """
+
+    path = Label(2, "nodes run")
 
     def __init__(
         self,
@@ -90,7 +94,7 @@ class Program(DecisionPoint):
 
     def parts(self) -> Iterator[nn.Module]:
         """The modules, heads included, and the parser if it is one."""
-        return _modules(self.parse, *self.experts)
+        return modules_of(self.parse, *self.experts)
 
     def forward(self, x: Any, cue: Any) -> Any:
         """x [n, ...] and what the layouts are parsed from [n, ...] -> answers [n, ...]."""
@@ -100,9 +104,9 @@ class Program(DecisionPoint):
             return self._everything(x, layouts) if self.static is None else self.static(x, layouts)
         with ex.phase("decide", self.name):
             own = self.parse(cue)
-            asked = own.to(first(x).device)
-            layouts = ex.decide(self, asked)
-        if layouts is not asked:  # replayed or chosen
+            moved = own.to(first(x).device)
+            layouts = ex.decide(self, moved)
+        if layouts is not moved:  # replayed or chosen
             with ex.phase("sync"):
                 own = layouts.cpu()
         return ex.strategy.program(ex, self, x, own)
@@ -173,8 +177,48 @@ class Program(DecisionPoint):
         like = first(x)
         return like.new_zeros((n, *self.shape))
 
+    def options(self, tables: Sequence[Entry]) -> int:
+        """The model's different layouts."""
+        return max((len(_layouts(table)) for table in tables), default=0)
+
+    def make_up(self, draw: Draw, like: Entry, rate: Tensor) -> Tensor:
+        """One of the model's own layouts [rows, N, 2 + A], by the skew: the most frequent is option 0."""
+        layouts = _layouts(like)
+        if not len(layouts):
+            return like.value.clone()
+        return layouts[draw.choose(len(layouts), 1, draw.visits(like))[:, 0]]
+
+    def edges(self, like: Entry) -> tuple[Tensor, Tensor]:
+        """The model's largest program; its smallest."""
+        layouts = _layouts(like)
+        if not len(layouts):
+            return like.value, like.value
+        length = (layouts[..., MODULE] >= 0).sum(1)
+        return layouts[length.argmax()], layouts[length.argmin()]
+
+    def kept(self, decisions: Tensor) -> float:
+        """The nodes that a program has, as a share of those that there is room for."""
+        return float((decisions[..., MODULE] >= 0).double().mean(1).sum())
+
+    def needed(self, trace: Trace, phase: str, index: int, sizes: tuple[int, ...]) -> Tensor | None:
+        """A module at the nodes of which it is the module, the parser always."""
+        layouts = self.decided(trace, sizes[:-1]) if phase == "body" else None  # the last coordinate is the node
+        return None if layouts is None else (layouts[..., MODULE] == index).flatten()
+
+    def added(self, trace: Trace, index: int, sizes: tuple[int, ...]) -> tuple[int, int]:
+        """A node, by whichever module; the deepest path has all nodes."""
+        return 1, int(index == 0)
+
+    def per_visit(self, region: float, gate: float) -> tuple[float, float]:
+        """One module, on average."""
+        return region / len(self.experts), gate
+
+    def action(self, item: str) -> Label:
+        """'composes its modules for each item'."""
+        return Label(1, "composes its modules for each item")
+
     def _everything(self, x: Any, layouts: Tensor) -> Any:
-        """Every module at every node for everybody, then select: the static twin of a program nobody knows."""
+        """Every module at every node for all items, then select: the static twin of programs that differ."""
         layouts = layouts.to(first(x).device)
         n, nodes = layouts.shape[:2]
         values: list[Tensor] = []
@@ -193,3 +237,9 @@ class Program(DecisionPoint):
                     answer = y if answer is None else select(op == e, y, answer)
             values.append(value)
         return answer
+
+
+def _layouts(table: Entry) -> Tensor:
+    """The distinct layouts [m, N, 2 + A] that were reached, the most frequent first; on the CPU."""
+    layouts, counts = table.value[table.reached].cpu().unique(dim=0, return_counts=True)
+    return layouts[counts.argsort(descending=True, stable=True)]

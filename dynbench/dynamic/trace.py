@@ -1,4 +1,4 @@
-"""A trace: all decisions of one stream, addressed by (point, coordinates), with which of them were really asked."""
+"""A trace: all decisions of one stream, addressed by (point, coordinates), and which of them were reached."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Trace:
         self.items, self.stream_hash, self.covers = items, stream_hash, covers
 
     def look_up(self, point: str, extent: tuple[int, ...], ids: Tensor | range) -> Tensor | None:
-        """The decisions of `ids` [n] at a point; None where no item of the stream reached it: any will do.
+        """The decisions of `ids` [n] at a point; None where no item of the stream reached it.
 
         Of a range of ids the answer is a view of the table, not to be written into.
 
@@ -70,7 +70,7 @@ class Trace:
         )
 
     def record(self, point: str, extent: tuple[int, ...], ids: Tensor, live: Tensor | None, decision: Tensor) -> None:
-        """Keeps the decisions [n, ...] of `ids` [n]; where `live` [n] is False nothing was asked."""
+        """Keeps the decisions [n, ...] of `ids` [n]; an item whose `live` [n] is False did not reach the point."""
         key = (point, extent[1:])
         size = math.prod(extent)
         if key not in self.entries:
@@ -92,7 +92,7 @@ class Trace:
         return Trace(entries, self.items, self.stream_hash, self.covers)
 
     def reached_only(self) -> dict[Key, tuple[Tensor, Tensor]]:
-        """Entries with what was not asked set to zero, points never asked left out; on the CPU."""
+        """Entries with zeros where they were not reached, without points that no item reached; on the CPU."""
         out = {}
         for key, (value, reached) in self.entries.items():
             if bool(reached.any()):
@@ -101,7 +101,7 @@ class Trace:
         return out
 
     def __eq__(self, other: object) -> bool:
-        """Equal: the same entries were asked and the same was decided there."""
+        """Equal: the same entries were reached, and the same was decided there."""
         if not isinstance(other, Trace):
             return NotImplemented
         a, b = self.reached_only(), other.reached_only()

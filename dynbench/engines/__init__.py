@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from dynbench.engines.base import PROTOCOL, CannotPrepare, Engine, prepared
 from dynbench.engines.compile import Compile
-from dynbench.engines.eager import Eager, Engine
+from dynbench.engines.eager import Eager
 from dynbench.engines.forms import FORMS, Form, apply_form
 
 ENGINES: dict[str, Engine] = {"eager": Eager(), "compile": Compile()}
 
-__all__ = ["ENGINES", "FORMS", "Compile", "Eager", "Engine", "Form", "apply_form"]
+__all__ = [
+    "ENGINES",
+    "FORMS",
+    "PROTOCOL",
+    "CannotPrepare",
+    "Compile",
+    "Eager",
+    "Engine",
+    "Form",
+    "apply_form",
+    "prepared",
+]

@@ -1,33 +1,29 @@
-"""The engine interface, and the engine that changes nothing."""
+"""The engine that changes nothing."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any
 
-from torch import nn
+import torch
 
-
-class Engine(Protocol):
-    """What executes the plain modules between decision points."""
-
-    name: str
-
-    def refuses(self, device: str) -> str | None:
-        """Why this engine cannot be used on a device ('cpu', 'cuda:0') here, in a sentence; None: it can."""
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Makes a model's regions ready, in place; returns it. A model without decision points is one region."""
+from dynbench.dynamic.regions import Region
 
 
 class Eager:
-    """Operators one after the other, as written."""
+    """PyTorch's operators one after the other, as written."""
 
     name = "eager"
+    as_written = True
+
+    def facts(self) -> dict[str, object]:
+        """The version of torch."""
+        return {"torch": torch.__version__}
 
     def refuses(self, device: str) -> str | None:
         """Works everywhere."""
         return None
 
-    def prepare(self, model: nn.Module) -> nn.Module:
+    def prepare(self, region: Region) -> Callable[..., Any]:
         """Nothing to do."""
-        return model
+        return region.module

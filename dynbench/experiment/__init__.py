@@ -8,6 +8,7 @@ from dynbench.experiment.spec import (
     check_options,
     chosen_workloads,
     load_spec,
+    load_specs,
     workload_files,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "check_options",
     "chosen_workloads",
     "load_spec",
+    "load_specs",
     "run_experiment",
     "workload_files",
 ]

@@ -12,17 +12,19 @@ from dynbench.dynamic import Execution
 from dynbench.experiment.build import Prepared, to_tensor
 from dynbench.experiment.plan import control_strategy
 from dynbench.meters.accuracy import accuracy
-from dynbench.store.schema import Accuracy, Unavailable
-from dynbench.strategies import STRATEGIES
+from dynbench.store.schema import Accuracy
+from dynbench.strategies import Masking
+from dynbench.unavailable import Unavailable
 
 BATCH = 50
 
 
 @torch.inference_mode()
 def accuracies(p: Prepared) -> dict[str, Accuracy]:
-    """By arm: 'dynamic' and each baseline's name."""
+    """By network: 'dynamic' and each baseline's name."""
     runs: dict[str, Callable[[Tensor], Any]] = dict(p.baselines)
-    strategy = STRATEGIES[control_strategy(p) or "masking"]()
+    control = control_strategy(p)
+    strategy = Masking() if control is None else p.strategy(control)
     runs["dynamic"] = lambda x: Execution(strategy).run(p.model, x)
     if p.evaluation is None or p.evaluation.labels is None:
         why = Unavailable(unavailable="the inputs have no labels, or run.accuracy_items is 0")

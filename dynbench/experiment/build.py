@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,17 @@ from dynbench import devices
 from dynbench.data import Dataset, load_inputs, stream
 from dynbench.dynamic import Execution, Trace, TraceError, points, widest_scope
 from dynbench.dynamic.sources import keep_rate, synthetic
-from dynbench.engines import ENGINES, Engine, apply_form
+from dynbench.engines import Engine, apply_form, prepared
 from dynbench.errors import UserError
+from dynbench.experiment.parts import Parts
 from dynbench.experiment.spec import Baseline, ModelRef, Options, Workload
 from dynbench.meters.energy import idle_power_w
-from dynbench.meters.flops import FlopCounter
 from dynbench.paths import load_function
-from dynbench.store.schema import Decisions, Unavailable
-from dynbench.strategies import Dense, Masking, PerSample
+from dynbench.store.schema import Arm, Decisions
+from dynbench.strategies import Masking, PerSample, Strategy
+from dynbench.unavailable import Measured
 
+Batch = tuple[int, Tensor]  # index of the first item, inputs [n, ...]
 MAX_STREAM_ITEMS = 4096
 WEIGHTS_SEED = 0
 
@@ -110,31 +111,52 @@ class Source:
     """A decision source of a workload: its label and how to make its trace."""
 
     decisions: Decisions
-    sweep: bool = False
+
+    @property
+    def sweep(self) -> bool:
+        """Whether it belongs to the keep-rate sweep."""
+        return self.decisions.sweep
 
 
 @dataclass
 class Prepared:
-    """A workload ready to be measured."""
+    """A workload ready to be measured.
+
+    Attributes:
+        spec: the workload.
+        options: of the run.
+        parts: the strategies, engines and load that it is measured with.
+        model: as it was written.
+        baselines: static networks by name, in their forms.
+        device: of everything.
+        dtype: of floating-point parameters and inputs.
+        inputs: the stream [items, ...].
+        dataset: the stream before it became a tensor.
+        evaluation: held-out inputs with labels; None: accuracy is not measured.
+        sources: where decisions come from, the keep-rate sweep last.
+        batch_sizes: in items.
+        idle_w: power of the device doing nothing.
+        right_answers: by decisions' label and batch size: the oracle's answer and the tolerance.
+        counted: executed work, by what it depends on.
+    """
 
     spec: Workload
     options: Options
+    parts: Parts
     model: nn.Module
     baselines: dict[str, nn.Module]
     device: torch.device
     dtype: torch.dtype
     inputs: Tensor
-    labels: Tensor | None
     dataset: Dataset
     evaluation: Dataset | None
-    stream_hash: str
     sources: list[Source]
     batch_sizes: list[int]
-    strategies: list[str]
-    idle_w: float | Unavailable
+    idle_w: Measured
     right_answers: dict[tuple[str, int], tuple[list[Tensor], float]] = field(default_factory=dict)
-    counted: dict[tuple[str, int, str], tuple[list[Tensor], FlopCounter, int]] = field(default_factory=dict)
+    counted: dict[Hashable, Any] = field(default_factory=dict)
     _traces: dict[tuple[str, int], Trace] = field(default_factory=dict)
+    _networks: dict[tuple[str | None, str], nn.Module] = field(default_factory=dict)
 
     @property
     def items(self) -> int:
@@ -142,13 +164,39 @@ class Prepared:
         return int(self.inputs.shape[0])
 
     @property
+    def stream_hash(self) -> str:
+        """Content hash of the stream."""
+        return self.dataset.content_hash
+
+    @property
     def batch_scope(self) -> bool:
         """Whether decisions depend on who is in the batch."""
         return widest_scope(self.model) == "batch"
 
-    def batches(self, size: int) -> list[tuple[int, Tensor]]:
+    def batches(self, size: int) -> list[Batch]:
         """The stream cut into batches: (index of the first item, inputs)."""
         return [(i, self.inputs[i : i + size]) for i in range(0, self.items, size)]
+
+    def network(self, arm: Arm) -> nn.Module:
+        """What an arm runs, prepared by its engine; made once.
+
+        Raises:
+            CannotPrepare: the engine cannot prepare it.
+        """
+        key = (arm.baseline, arm.engine)
+        if key not in self._networks:
+            written = self.as_written(arm)
+            x = self.batches(min(self.batch_sizes))[0][1]
+            self._networks[key] = prepare_network(written, self.parts.engines[arm.engine], x)
+        return self._networks[key]
+
+    def as_written(self, arm: Arm) -> nn.Module:
+        """The same before any engine prepared it."""
+        return self.model if arm.baseline is None else self.baselines[arm.baseline]
+
+    def strategy(self, name: str | None) -> Strategy:
+        """A new instance of a strategy; None: of that which static networks run under."""
+        return self.parts.strategy(name)
 
     def trace(self, source: Source, batch_size: int) -> Trace:
         """The decisions of a source for the whole stream, on the device.
@@ -182,7 +230,7 @@ class Prepared:
             raise UserError(f"{self.spec.file}: decisions.{d.source}: {e}") from e
 
     @torch.inference_mode()
-    def record(self, strategy: Any, batch_size: int) -> Trace:
+    def record(self, strategy: Strategy, batch_size: int) -> Trace:
         """Runs the stream and keeps the model's own decisions."""
         ex = Execution(strategy, record=True)
         for start, x in self.batches(batch_size):
@@ -223,12 +271,8 @@ def sources_of(spec: Workload, options: Options) -> list[Source]:
             )
     if options.decisions is None:
         for rate in spec.run.keep_rates:
-            found.append(
-                Source(
-                    Decisions(source="synthetic", label=f"synthetic keep={rate:.2f}", requested={"keep_rate": rate}),
-                    sweep=True,
-                )
-            )
+            label = f"synthetic keep={rate:.2f}"
+            found.append(Source(Decisions(source="synthetic", label=label, requested={"keep_rate": rate}, sweep=True)))
     return found
 
 
@@ -257,6 +301,7 @@ def prepare(spec: Workload, options: Options, chosen: Dataset | None = None) -> 
     judged = chosen is None and dataset.labels is not None and count > 0
     evaluation = stream(dataset, count, options.seed) if judged else None
     chosen = chosen or stream(dataset, items, options.seed)
+    parts = Parts.of(spec, options)
     model = build_model(spec, spec.folder)
     try:
         points(model)
@@ -265,29 +310,37 @@ def prepare(spec: Workload, options: Options, chosen: Dataset | None = None) -> 
     model.to(device, dtype)
     inputs = to_tensor(chosen.inputs, device, dtype)
     baselines = {b.name: build_baseline(b, spec, model, inputs[:1]) for b in spec.baselines or [spec.primary]}
-    engine = _engine(options)
-    for net in (model, *baselines.values()):
-        engine.prepare(net)
     return Prepared(
-        spec, options, model, baselines, device, dtype, inputs,
-        None if chosen.labels is None else torch.from_numpy(chosen.labels),
-        chosen, evaluation, chosen.content_hash,
-        sources_of(spec, options), batch_sizes, list(options.strategies or spec.run.strategies),
-        idle_power_w(devices.device(options.device)),
-    )  # fmt: skip
-
-
-def _engine(options: Options) -> Engine:
-    engine = ENGINES[options.engine]
-    if why := engine.refuses(options.device):
-        raise UserError(f"engine {options.engine!r} cannot be used: {why}")
-    return engine
+        spec=spec,
+        options=options,
+        parts=parts,
+        model=model,
+        baselines=baselines,
+        device=device,
+        dtype=dtype,
+        inputs=inputs,
+        dataset=chosen,
+        evaluation=evaluation,
+        sources=sources_of(spec, options),
+        batch_sizes=batch_sizes,
+        idle_w=idle_power_w(devices.device(options.device)),
+    )
 
 
 def inputs_name(spec: Workload) -> str:
-    """What `load_inputs` is to be asked for: a file of the user's own is looked up beside the workload."""
+    """The name for `load_inputs`; a relative path to a user's own file starts at the workload's folder."""
     file, colon, function = spec.inputs.name.rpartition(":")
     return f"{spec.folder / file}:{function}" if colon and file.endswith(".py") else spec.inputs.name
+
+
+def prepare_network(network: nn.Module, engine: Engine, x: Tensor) -> nn.Module:
+    """A network whose regions an engine executes; they are found in one pass under masking, over inputs x [n, ...].
+
+    Raises:
+        CannotPrepare: the engine cannot prepare it.
+    """
+    with torch.inference_mode():
+        return prepared(network, engine, lambda net: Execution(Masking()).run(net, x))
 
 
 def build_baseline(baseline: Baseline, spec: Workload, model: nn.Module, example: Tensor) -> nn.Module:
@@ -297,7 +350,7 @@ def build_baseline(baseline: Baseline, spec: Workload, model: nn.Module, example
         UserError: the model cannot be built, or not be brought into the form.
     """
     if baseline.model == "self:dense":
-        net: nn.Module = DenseTwin(model)
+        net = model  # static networks run outside any execution, where every point is its static twin
     else:
         net = build_model(baseline, spec.folder).to(example.device)
         if example.is_floating_point():
@@ -321,26 +374,3 @@ class Formed(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """The network's answer."""
         return self.model(self.prepare(x))
-
-
-class DenseTwin(nn.Module):
-    """A model under `dense`, as a baseline: every decision point is its static twin."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Any:
-        """The static twin's answer."""
-        return Execution(Dense()).run(self.model, x)
-
-
-def module_of(model: nn.Module) -> Any:
-    """The module a model's class was written in, which may say PAPER, PROVENANCE and accounted_macs."""
-    return sys.modules.get(type(model).__module__)
-
-
-def primary_name(spec: Workload) -> str:
-    """The name of the primary baseline."""
-    primary: Baseline = spec.primary
-    return primary.name

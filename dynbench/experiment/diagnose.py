@@ -2,55 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dynbench.devices.base import Device
+from dynbench import hooks
+from dynbench.counting.flops import FlopCounter
+from dynbench.counting.params import count_params
 from dynbench.dynamic import Execution, Trace
-from dynbench.dynamic.items import tensors
-from dynbench.experiment.build import Prepared, Source, module_of
-from dynbench.experiment.memory import cell_peak_bytes
+from dynbench.experiment.arms import RunningArm
+from dynbench.experiment.build import Prepared, Source
+from dynbench.experiment.memory import ProbeRequest, cell_peak_bytes
+from dynbench.experiment.oracle import Oracle, answers, output_error
 from dynbench.experiment.plan import control_strategy
 from dynbench.meters.energy import measure_energy
-from dynbench.meters.flops import FlopCounter
-from dynbench.meters.params import count_params
+from dynbench.meters.memory import peak_bytes
 from dynbench.meters.phases import PhaseTimer
 from dynbench.meters.required import PartCosts
 from dynbench.meters.syncs import count_syncs
-from dynbench.store.schema import Memory, Phases, Quantity, Unavailable
-from dynbench.strategies import Dense, PerSample
-
-if TYPE_CHECKING:
-    from dynbench.experiment.measure import Arm, Batch
-
-ERROR_FACTOR = 4.0  # a strategy may be this much further from float64 than the static net is
-ERROR_FLOOR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
-
-
-Counted = tuple[list[Tensor], FlopCounter, int]  # the answer, what was executed for it, and for how many items
-
-
-def answers(model: nn.Module, batches: list[Batch], execution: Execution | None, items: int) -> list[Tensor]:
-    """The answer to the whole stream: its tensors, batch after batch."""
-    parts = []
-    for start, x in batches:
-        y = model(x) if execution is None else execution.run(model, x, start=start, items=items)
-        parts.append(list(tensors(y)))
-    return [torch.cat(same) for same in zip(*parts, strict=True)]
-
-
-def output_error(got: list[Tensor], reference: list[Tensor]) -> float:
-    """Largest difference from the reference, relative to its largest value; NaN and Inf count as infinite."""
-    worst = 0.0
-    for a, b in zip(got, reference, strict=True):
-        scale = float(b.abs().max().clamp(min=1e-30))
-        difference = float((a.to(b.dtype) - b).abs().max()) / scale
-        worst = max(worst, difference if difference == difference else float("inf"))
-    return worst
+from dynbench.store.schema import Memory, Phases
+from dynbench.strategies import PerSample
+from dynbench.unavailable import Measured, Unavailable
 
 
 @dataclass
@@ -59,9 +33,9 @@ class Facts:
 
     answer: list[Tensor] | None  # per_sample in float64, same decisions; None in the keep-rate sweep: not checked
     tolerance: float
-    required_region: Quantity
-    required_total: Quantity
-    accounted: Quantity
+    required_region: Measured
+    required_total: Measured
+    accounted: Measured
     accounted_rule: str | None
     path_label: str
     batch_paths: list[float]
@@ -95,109 +69,133 @@ class Facts:
 
 
 def _right_answer(p: Prepared, source: Source, batch_size: int) -> tuple[list[Tensor], float]:
-    """`per_sample` in float64; the tolerance follows from the static net's own rounding error."""
-    batches = p.batches(batch_size)
-    precise = copy.deepcopy(p.model).double()
-    batches64 = [(i, x.double() if x.is_floating_point() else x) for i, x in batches]
-    static = output_error(
-        answers(p.model, batches, Execution(Dense()), p.items),
-        answers(precise, batches64, Execution(Dense()), p.items),
-    )
-    replay = p.trace(source, batch_size)
-    answer = answers(precise, batches64, Execution(PerSample(), replay=replay), p.items)
-    return answer, ERROR_FACTOR * static + ERROR_FLOOR[p.dtype]
+    """`per_sample` in float64, and the tolerance."""
+    oracle = Oracle(p.model, p.batches(batch_size), p.items, p.dtype)
+    return oracle.answer(Execution(PerSample(), replay=p.trace(source, batch_size))), oracle.tolerance
 
 
 @dataclass
 class Work:
     """FLOPs per item of a cell, and the other columns that untimed passes give."""
 
-    executed: Quantity
-    required_region: Quantity
-    required_total: Quantity
-    accounted: Quantity
+    executed: Measured
+    required_region: Measured
+    required_total: Measured
+    accounted: Measured
     accounted_rule: str | None
     columns: dict[str, Any]
 
 
-def diagnose(p: Prepared, source: Source, arm: Arm, batches: list[Batch], device: Device, facts: Facts) -> Work:
+def diagnose(p: Prepared, source: Source, arm: RunningArm, facts: Facts) -> Work:
     """Measures all that takes no time sample."""
-    got, counter, items = _count(p, source, arm, batches)
-    executed = _per_item(counter.flops, items)
+    counted = _count(p, source, arm)
+    executed = _per_item(counted.counter.flops, counted.items)
     columns: dict[str, Any] = {
-        "bytes_touched": counter.bytes_touched / items,
-        "operator_calls": counter.operator_calls * p.items / items,
-        "params": count_params(arm.model),
-        "energy": measure_energy(lambda: _stream(arm, batches), device, items=p.items, idle_w=p.idle_w),
-        "memory": Memory(peak_bytes=_peak_bytes(p, source, arm, int(batches[0][1].shape[0]))),
+        "bytes_touched": counted.counter.bytes_touched / counted.items,
+        "operator_calls": counted.counter.operator_calls * p.items / counted.items,
+        "params": count_params(arm.as_written),
+        "energy": measure_energy(lambda: _stream(arm), arm.device, items=p.items, idle_w=p.idle_w),
+        "memory": Memory(peak_bytes=_peak_bytes(p, source, arm)),
     }
-    columns["host_syncs"], columns["kernel_launches"] = count_syncs(lambda: _stream(arm, batches), device)
-    if outside := getattr(arm.model, "outside_torch", None):  # a baseline that torch's operators do not show
+    columns["host_syncs"], columns["kernel_launches"] = count_syncs(lambda: _stream(arm), arm.device)
+    if outside := hooks.of(arm.as_written).outside_torch:  # a baseline that torch's operators do not show
         executed = columns["bytes_touched"] = Unavailable(unavailable=f"it computes in {outside}, outside torch")
-    if arm.execution is None:  # a static network requires, and accounts for, what it executes
+    if arm.arm.kind == "baseline":  # a static network requires, and accounts for, what it executes
         return Work(executed, executed, executed, executed, None, columns)
     columns |= {"path_label": facts.path_label, "batch_paths": facts.batch_paths}
-    if arm.cell.arm == "strategy" and facts.answer is not None:
-        columns["phases"] = _phases(p, arm, batches, device)
-        if arm.cell.name != "dense":  # the static twin is another function of the input, by intention
+    if arm.arm.kind == "strategy" and facts.answer is not None:
+        columns["phases"] = _phases(arm)
+        if not arm.cell.static_twin:  # that one is another function of the input, by intention
+            got = counted.answer if p.parts.engines[arm.arm.engine].as_written else answers(arm.call, arm.batches)
             columns |= {"max_error": output_error(got, facts.answer), "tolerance": facts.tolerance}
     return Work(executed, facts.required_region, facts.required_total, facts.accounted, facts.accounted_rule, columns)
 
 
-def _count(p: Prepared, source: Source, arm: Arm, batches: list[Batch]) -> Counted:
-    """What was executed: counted once where neither decisions nor batch make a difference.
+@dataclass(frozen=True)
+class Counted:
+    """Work that was executed.
+
+    Attributes:
+        answer: of the network as it was written.
+        counter: what was executed for it.
+        items: for how many.
+    """
+
+    answer: list[Tensor]
+    counter: FlopCounter
+    items: int
+
+
+def _count(p: Prepared, source: Source, arm: RunningArm) -> Counted:
+    """What was executed, by the network as it was written: once where neither decisions nor batch make a difference.
 
     A static network does the same for every batch of a size: one is counted.
     """
-    batch_size = int(batches[0][1].shape[0])
-    name = arm.cell.name.split(",")[0]  # a control does the work of the strategy it repeats
-    static = arm.execution is None or name == "dense" or (name == "masking" and source.sweep)
-    one_by_one = name == "per_sample" and not p.batch_scope
-    key = ("" if static else source.decisions.label, 0 if one_by_one else batch_size, f"{arm.execution is None} {name}")
+    batch_size, strategy = arm.cell.batch_size, arm.strategy
+    static = arm.cell.static_twin or arm.arm.kind == "baseline" or (strategy.fixed_work and source.sweep)
+    one_by_one = strategy.item_by_item and not p.batch_scope
+    key = (
+        arm.arm.baseline,
+        arm.arm.strategy,  # a live control does the work of the strategy it repeats
+        None if static else source.decisions.label,
+        None if one_by_one else batch_size,
+    )
     if key in p.counted:
-        return p.counted[key]
+        found: Counted = p.counted[key]
+        return found
+    batches = arm.batches
     if static and len(batches[-1][1]) == batch_size:
         batches = batches[:1]
     counter = FlopCounter()
     with counter:
-        got = answers(arm.model, batches, _again(arm, counter), p.items)
-    counted = got, counter, sum(len(x) for _, x in batches)
-    if static or one_by_one or name in (control_strategy(p), "masking"):
+        answer = answers(arm.call.profiled(counter, arm.as_written), batches)
+    counted = Counted(answer, counter, sum(len(x) for _, x in batches))
+    again = static or one_by_one or strategy.fixed_work or arm.arm.strategy == control_strategy(p)
+    if again or len(p.parts.engines) > 1:
         p.counted[key] = counted
     return counted
 
 
-def _again(arm: Arm, profile: Any) -> Execution | None:
-    ex = arm.execution
-    return None if ex is None else Execution(ex.strategy, replay=ex.replay, profile=profile)
-
-
-def _peak_bytes(p: Prepared, source: Source, arm: Arm, batch_size: int) -> Quantity:
-    if source.sweep or batch_size < max(p.batch_sizes):
+def _peak_bytes(p: Prepared, source: Source, arm: RunningArm) -> Measured:
+    """Of one batch: on a CPU in a fresh process, because this one remembers what others needed."""
+    if source.sweep or arm.cell.batch_size < max(p.batch_sizes):
         return Unavailable(unavailable="measured at the largest batch size, outside the keep-rate sweep, only")
-    return cell_peak_bytes(p, arm, batch_size)
+    start, x = arm.batches[0]
+    if p.device.type != "cpu":
+        return peak_bytes(lambda: arm.call(start, x), arm.device)
+    return cell_peak_bytes(
+        ProbeRequest(
+            spec=p.spec,
+            options=p.options,
+            arm=arm.arm,
+            inputs=x,
+            trace=arm.call.execution.replay,
+            start=start,
+            items=p.items,
+        )
+    )
 
 
-def _stream(arm: Arm, batches: list[Batch]) -> None:
-    for start, x in batches:
+def _stream(arm: RunningArm) -> None:
+    for start, x in arm.batches:
         arm.call(start, x)
 
 
-def _per_item(total: Quantity | int, items: int) -> Quantity:
+def _per_item(total: Measured | int, items: int) -> Measured:
     return total if isinstance(total, Unavailable) else float(total) / items
 
 
-def _accounted(p: Prepared, trace: Trace) -> tuple[Quantity, str | None]:
-    rule = getattr(module_of(p.model), "accounted_macs", None)
-    if rule is None:
+def _accounted(p: Prepared, trace: Trace) -> tuple[Measured, str | None]:
+    found = hooks.of(p.model).accounted_macs(trace, tuple(p.inputs.shape[1:]))
+    if found is None:
         return Unavailable(unavailable="the model file does not say what its paper counts"), None
-    macs, words = rule(p.model, trace, tuple(p.inputs.shape[1:]))
-    return 2.0 * macs, words
+    macs, rule = found
+    return 2.0 * macs, rule
 
 
-def _phases(p: Prepared, arm: Arm, batches: list[Batch], device: Device) -> Phases:
-    timer = PhaseTimer(device)
-    again = _again(arm, timer)
+def _phases(arm: RunningArm) -> Phases:
+    timer = PhaseTimer(arm.device)
+    call = arm.call.profiled(timer)
     with timer:
-        answers(arm.model, batches, again, p.items)
+        answers(call, arm.batches)
     return timer.phases()

@@ -9,16 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+from dynbench.launch import THREAD_VARIABLES
+
 ALLOCATOR = ("LD_PRELOAD", "GLIBC_TUNABLES")  # and MALLOC_*: what decides when memory goes back to the system
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "pyarrow", "safetensors", "pydantic")
-
-
-def worker_environment(threads: int) -> dict[str, str]:
-    """The environment of a measuring process: threads are set before it starts."""
-    env = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONHASHSEED": "0"}
-    env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [env.get("PYTHONPATH")])])
-    return env
 
 
 def software() -> dict[str, object]:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import queue
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
 from dynbench.errors import DynbenchError, UserError
-from dynbench.experiment.environment import worker_environment
+from dynbench.launch import Launcher, LocalLauncher, Process, ProcessLost, thread_environment
 
-GRACE_S = 2.0
 HANG_S = 300.0  # no arm of one round takes longer, or its batch should be smaller
+OnEvent = Callable[[dict[str, Any]], None]
 
 
 class WorkerDied(DynbenchError):
-    """The measuring process ended or hung; `arm` is what it was running."""
+    """The measuring process ended, hung or failed.
+
+    Args:
+        reason: in words.
+        arm: key of the arm that it was running; None: of none.
+    """
 
     def __init__(self, reason: str, arm: str | None) -> None:
         super().__init__(reason)
@@ -28,72 +26,61 @@ class WorkerDied(DynbenchError):
 
 
 class Worker:
-    """A measuring process.
+    """A measuring process; it is started when it is first asked, and again after it has died.
 
     Args:
-        threads: for OMP and MKL, set before it starts.
-        hang_s: silence after which it counts as hanging; default: `HANG_S`.
+        threads: of the process.
+        hang_s: without an event for so long it counts as hanging; default: `HANG_S`.
+        launcher: what starts it, and where; default: on this machine.
+
+    Attributes:
+        number: how often it has been started again; -1: it has not been started yet.
     """
 
-    def __init__(self, threads: int, hang_s: float | None = None) -> None:
+    def __init__(self, threads: int, hang_s: float | None = None, launcher: Launcher | None = None) -> None:
         self._threads, self._hang_s = threads, HANG_S if hang_s is None else hang_s
-        self._process: subprocess.Popen[str] | None = None
-        self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._launcher = launcher or LocalLauncher()
+        self._process: Process | None = None
         self.number = -1
 
-    def _start(self) -> None:
-        self.number += 1
-        self._lines = queue.Queue()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "dynbench.experiment.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=worker_environment(self._threads),
-            start_new_session=True,
-        )  # fmt: skip
-        threading.Thread(target=self._listen, args=(self._process, self._lines), daemon=True).start()
-        self._wait(lambda _: None, "ready")
-
-    @staticmethod
-    def _listen(process: subprocess.Popen[str], lines: queue.Queue[dict[str, Any] | None]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.put(json.loads(line))
-        lines.put(None)
-
-    def ask(self, request: dict[str, Any], answer: str, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    def ask(self, request: dict[str, Any], answer: str, on_event: OnEvent) -> dict[str, Any]:
         """Sends a request and returns the event named `answer`; other events go to `on_event`.
 
         Raises:
             UserError: the request cannot be served, in one sentence.
-            WorkerDied: the process ended, hung or failed; the next call starts another.
+            WorkerDied: the process ended, hung or failed; the next call starts another if it has to.
         """
-        if self._process is None:
-            self._start()
-        assert self._process is not None and self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the reader below says how it ended
-        return self._wait(on_event, answer)
+        process = self._process or self._start()
+        process.send(request)
+        return self._wait(process, answer, on_event)
 
-    def _wait(self, on_event: Callable[[dict[str, Any]], None], answer: str) -> dict[str, Any]:
+    def interrupt(self) -> None:
+        """Asks the process to finish the round and to answer."""
+        if self._process is not None:
+            self._process.interrupt()
+
+    def kill(self) -> None:
+        """Ends the process; one that is idle ends by itself, and tidies up."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.close()
+
+    def _start(self) -> Process:
+        self.number += 1
+        environment = thread_environment(self._threads)
+        self._process = process = self._launcher.start("dynbench.experiment.worker", environment=environment)
+        self._wait(process, "ready", lambda _: None)
+        return process
+
+    def _wait(self, process: Process, answer: str, on_event: OnEvent) -> dict[str, Any]:
         arm: str | None = None
-        silent_s = 0.0
         while True:
             try:
-                event = self._lines.get(timeout=1.0)
-            except queue.Empty:
-                silent_s += 1.0
-                if silent_s > self._hang_s:
-                    self.kill()
-                    raise WorkerDied(f"hung: no progress for {self._hang_s:.0f} s", arm) from None
-                continue
-            if event is None:
-                code = self.kill()
-                how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-                raise WorkerDied(f"the measuring process died ({how})", arm)
+                event = process.receive(self._hang_s)
+            except ProcessLost as e:
+                self.kill()
+                raise WorkerDied(self._reason(e), arm) from e
             kind = event["event"]
-            silent_s = 0.0
             if kind == answer:
                 return event
             if kind == "error":
@@ -104,21 +91,9 @@ class Worker:
                 arm = event["name"]
             on_event(event)
 
-    def interrupt(self) -> None:
-        """Asks it to finish the round and hand over."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
-
-    def kill(self) -> int:
-        """Ends the process; returns its exit code (negative: the signal)."""
-        process, self._process = self._process, None
-        if process is None:
-            return 0
-        if process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()  # an idle one ends by itself, and tidies up
-        try:
-            return process.wait(timeout=GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        return process.wait()
+    def _reason(self, lost: ProcessLost) -> str:
+        if lost.cause == "silent":
+            return f"hung: no progress for {self._hang_s:.0f} s"
+        if lost.cause == "ended":
+            return f"the measuring process died ({lost.ending})"
+        return f"the measuring process failed: {lost}"

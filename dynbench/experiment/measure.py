@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from dynbench import devices
 from dynbench.analysis.resolution import doubts, resolution
@@ -19,85 +19,76 @@ from dynbench.analysis.statistics import median_interval, percentile, ratio_of_t
 from dynbench.analysis.stopping import Stopping
 from dynbench.devices.base import Device
 from dynbench.devices.witnesses import Watch
-from dynbench.dynamic import Execution, Trace
+from dynbench.experiment.arms import RunningArm, running_arm
 from dynbench.experiment.build import Prepared, Source
 from dynbench.experiment.diagnose import Facts, Work, diagnose
-from dynbench.experiment.plan import SWEEP_TIME_SHARE, planned_cells
+from dynbench.experiment.plan import SWEEP_TIME_SHARE
 from dynbench.meters.latency import Timing, time_batches
-from dynbench.store.schema import Cell, Flops, Latency, RoundSample, Speedup, Unavailable, Warning_, Witnesses
-from dynbench.strategies import STRATEGIES
+from dynbench.store.quantities import evaluate
+from dynbench.store.run import write_samples
+from dynbench.store.schema import Cell, Flops, Interval, Latency, RoundSample, Speedup, Warning_, Witnesses
+from dynbench.unavailable import Measured, Unavailable
 
 WARM_UP_MIN, WARM_UP_MAX = 2, 6  # passes
 WARM_UP_STEADY = 0.1  # until two passes differ by less than this share
 WARM_UP_ITEMS = 32  # of the stream
 WARM_UP_BATCHES = 8  # at most
 WARM_UP_S = 0.5  # or so many seconds
-MIN_ROUNDS = 3  # below this nothing is said
-Batch = tuple[int, Tensor]
+MIN_ROUNDS = 3  # a result needs at least so many
 
 
-@dataclass
-class Arm:
-    """One cell being measured."""
+@dataclass(frozen=True)
+class Noise:
+    """What a group's measurement can tell apart.
 
-    cell: Cell
-    model: nn.Module
-    call: Callable[[int, Tensor], Any]  # (index of the first item, inputs) -> answer
-    execution: Execution | None = None  # None: a baseline
-    again: bool = False  # the primary baseline a second time: A/A
-    rounds: list[list[Timing]] = field(default_factory=list)
-    failed: str | None = None
+    Attributes:
+        again: the primary baseline against itself (A/A); None: it was not measured twice.
+        resolution: share up to which a ratio is no difference; None: unknown.
+        witnesses: what else happened meanwhile.
+        warnings: doubts that follow.
+    """
 
-    def totals_ns(self) -> np.ndarray:
-        """Stream totals per round."""
-        return np.array([sum(t.duration_ns for t in r) for r in self.rounds], dtype=np.int64)
-
-
-class _Baseline:
-    """Calls a static network."""
-
-    __slots__ = ("_net",)
-
-    def __init__(self, net: nn.Module) -> None:
-        self._net = net
-
-    def __call__(self, start: int, x: Tensor) -> Any:
-        return self._net(x)
+    again: Interval | None
+    resolution: float | None
+    witnesses: Witnesses
+    warnings: list[Warning_]
 
 
-class _Dynamic:
-    """Calls a model under a strategy."""
+class Samples:
+    """The columns of a group's sample file, in memory."""
 
-    __slots__ = ("_ex", "_items", "_model")
+    def __init__(self, process: int) -> None:
+        self._process = process
+        self.columns: dict[str, list[Any]] = {name: [] for name in RoundSample.model_fields}
 
-    def __init__(self, ex: Execution, model: nn.Module, items: int) -> None:
-        self._ex, self._model, self._items = ex, model, items
+    def add(self, arm: RunningArm, position: int, timings: list[Timing]) -> None:
+        """Keeps the timings of the arm's last round, in which it had this position."""
+        for batch_id, timing in enumerate(timings):
+            row = RoundSample(
+                process=self._process,
+                round=len(arm.rounds) - 1,
+                position=position,
+                arm=arm.arm.key,
+                batch_id=batch_id,
+                start_ns=timing.start_ns,
+                duration_ns=timing.duration_ns,
+                device_ns=timing.device_ns,
+            )
+            for name, values in self.columns.items():
+                values.append(getattr(row, name))
 
-    def __call__(self, start: int, x: Tensor) -> Any:
-        return self._ex.run(self._model, x, start=start, items=self._items)
 
-
-def make_arms(p: Prepared, source: Source, batch_size: int, trace: Trace) -> tuple[list[Arm], list[Cell]]:
-    """The arms of a group, and its refused cells."""
-    arms, refused = [], []
-    for cell in planned_cells(p, source, batch_size):
-        if cell.status == "refused":
-            refused.append(cell)
-        elif cell.arm == "baseline":
-            net = p.baselines[cell.name]
-            arms.append(Arm(cell, net, _Baseline(net)))
-        else:
-            live = cell.arm == "control"
-            strategy = STRATEGIES[cell.name.split(",")[0]]()
-            ex = Execution(strategy, replay=None if live else trace)
-            arms.append(Arm(cell, p.model, _Dynamic(ex, p.model, p.items), ex))
-    primary = next((a for a in arms if a.cell.primary), None)
+def make_arms(p: Prepared, source: Source, batch_size: int, cells: Iterable[Cell], device: Device) -> list[RunningArm]:
+    """The arms of planned cells, and the first primary baseline a second time; not in the keep-rate sweep."""
+    trace = p.trace(source, batch_size)
+    cells = list(cells)
+    primary = next((c for c in cells if c.primary), None)
     if primary is not None and not source.sweep:
-        arms.append(Arm(primary.cell, primary.model, primary.call, again=True))
-    return arms, refused
+        cells.append(primary.model_copy(update={"arm": primary.arm.model_copy(update={"again": True})}))
+    return [running_arm(p, cell, batch_size, trace, device) for cell in cells]
 
 
-def _guarded(arm: Arm, work: Callable[[], Any]) -> Any:
+def _guarded(arm: RunningArm, work: Callable[[], Any]) -> Any:
     """Runs a part of an arm's work; what goes wrong costs the arm, not the group."""
     try:
         return work()
@@ -110,12 +101,12 @@ def _guarded(arm: Arm, work: Callable[[], Any]) -> Any:
     return None
 
 
-def _warm_up(arm: Arm, batches: list[Batch], device: Device, warm: bool) -> None:
+def _warm_up(arm: RunningArm, warm: bool) -> None:
     """Until steady; one pass where another group has done so with the same shapes (`warm`)."""
     before, begin = 0, time.monotonic()
-    few = batches[: min(WARM_UP_BATCHES, max(WARM_UP_ITEMS // len(batches[0][1]), 1))]
+    few = arm.batches[: min(WARM_UP_BATCHES, max(WARM_UP_ITEMS // len(arm.batches[0][1]), 1))]
     for n in range(WARM_UP_MAX):
-        now = sum(t.duration_ns for t in time_batches(arm.call, few, device))
+        now = sum(t.duration_ns for t in time_batches(arm.call, few, arm.device))
         steady = n + 1 >= WARM_UP_MIN and abs(now - before) < WARM_UP_STEADY * before
         if steady or warm or time.monotonic() - begin > WARM_UP_S:
             return
@@ -127,51 +118,57 @@ def measure_group(
     p: Prepared,
     source: Source,
     batch_size: int,
+    cells: list[Cell],
     *,
+    run: Path,
     process: int,
     without: set[str],
     tell: Callable[..., None],
     stop: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Measures all cells of a group against each other.
+    """Measures the cells of a group against each other, and writes the group's samples into the run directory.
 
     Args:
         p: the workload.
         source: whose decisions are replayed.
         batch_size: items per batch.
+        cells: as planned; refused ones are passed over.
+        run: the run directory.
         process: number of this measuring process.
-        without: cells that are left out because they killed an earlier process.
-        tell: told each arm before it runs and each round after it.
+        without: keys of the arms that are left out because they killed an earlier process.
+        tell: reports each arm before it runs and each round after it.
         stop: whether the user wants it to end after this round.
 
     Returns:
-        `cells` and `samples` as JSON-able tables, and `timed_s`.
+        `cells` as JSON-able tables, `samples`: the name of the file, and `timed_s`.
     """
     device = devices.device(p.options.device)
-    trace = p.trace(source, batch_size)
-    batches = p.batches(batch_size)
-    arms, refused = make_arms(p, source, batch_size, trace)
-    arms = [a for a in arms if a.cell.name not in without]
+    arms = []
+    for arm in make_arms(p, source, batch_size, (c for c in cells if c.status == "planned"), device):
+        if arm.arm.key not in without:
+            arms.append(arm)
     for arm in arms:
-        tell("arm", name=arm.cell.name)
-        _guarded(arm, partial(_warm_up, arm, batches, device, source.sweep))
-    watch = Watch(device)
-    timed_s, stopped_by, samples = _rounds(p, source, arms, batches, device, process, tell, stop, watch)
+        tell("arm", name=arm.arm.key)
+        _guarded(arm, partial(_warm_up, arm, source.sweep))
+    watch, samples = Watch(device), Samples(process)
+    timed_s, stopped_by = _rounds(p, source, arms, samples, tell, stop, watch)
     noise = _noise(p, arms, watch)
-    arms = [a for a in arms if not a.again]
+    arms = [a for a in arms if not a.arm.again]
     work: dict[str, Work] = {}
     if not stop():
         facts = Facts.of(p, source, batch_size)
         for arm in arms:
             if arm.failed is None:
-                tell("arm", name=arm.cell.name)
-                found = _guarded(arm, partial(diagnose, p, source, arm, batches, device, facts))
+                tell("arm", name=arm.arm.key)
+                found = _guarded(arm, partial(diagnose, p, source, arm, facts))
                 if found is not None:
-                    work[arm.cell.name] = found
-    cells = [_cell(p, source, batch_size, arm, arms, work, stopped_by, noise) for arm in arms]
+                    work[arm.arm.key] = found
+    measured = [_cell(p, source, arm, arms, work, stopped_by, noise) for arm in arms]
+    if not stop():
+        measured = [_with_own_quantities(p, cell, arm) for cell, arm in zip(measured, arms, strict=True)]
     return {
-        "cells": [c.model_dump(mode="json") for c in cells],
-        "samples": [s.model_dump() for s in samples],
+        "cells": [c.model_dump(mode="json") for c in measured],
+        "samples": write_samples(run, cells[0].group_id, samples.columns).name,
         "timed_s": timed_s,
     }
 
@@ -179,18 +176,16 @@ def measure_group(
 def _rounds(
     p: Prepared,
     source: Source,
-    arms: list[Arm],
-    batches: list[Batch],
-    device: Device,
-    process: int,
+    arms: list[RunningArm],
+    samples: Samples,
     tell: Callable[..., None],
     stop: Callable[[], bool],
     watch: Watch,
-) -> tuple[float, str, list[RoundSample]]:
+) -> tuple[float, str]:
+    """Times the arms round by round; returns the seconds inside timed samples, and why it ended."""
     limit = p.options.time_limit_s * (SWEEP_TIME_SHARE if source.sweep else 1.0)
     rule = Stopping(precision=p.options.precision, time_limit_s=limit)
     order = random.Random(p.options.seed)
-    samples: list[RoundSample] = []
     begin = time.monotonic()
     spent_ns = 0
     while True:
@@ -198,143 +193,161 @@ def _rounds(
         order.shuffle(alive)
         watch.tick()
         for position, arm in enumerate(alive):
-            tell("arm", name=arm.cell.name)
-            timings = _guarded(arm, partial(time_batches, arm.call, batches, device))
+            tell("arm", name=arm.arm.key)
+            timings = _guarded(arm, partial(p.parts.load.issue, arm.call, arm.batches, arm.device))
             if timings is None:
                 continue
             arm.rounds.append(timings)
             spent_ns += sum(t.duration_ns for t in timings)
-            name = f"baseline:{arm.cell.name}" if arm.cell.arm == "baseline" else arm.cell.name
-            name = f"{name}, again" if arm.again else name
-            samples += [
-                RoundSample(
-                    process=process,
-                    round=len(arm.rounds) - 1,
-                    position=position,
-                    arm=name,
-                    batch_id=b,
-                    start_ns=t.start_ns,
-                    duration_ns=t.duration_ns,
-                    device_ns=t.device_ns,
-                )  # fmt: skip
-                for b, t in enumerate(timings)
-            ]
+            samples.add(arm, position, timings)
         rounds = max((len(a.rounds) for a in arms if a.failed is None), default=0)
         elapsed = time.monotonic() - begin
-        primary = next((a for a in arms if a.cell.primary and not a.again and a.failed is None), None)
-        ratios = [
-            ratio_of_totals(primary.totals_ns(), a.totals_ns())
-            for a in arms
-            if primary is not None and a is not primary and a.failed is None
-        ]
         tell("round", n=rounds, elapsed_s=elapsed, limit_s=limit)
-        why = "interrupt" if stop() else rule.finished(rounds, elapsed, ratios)
-        nobody = all(a.failed is not None for a in arms)
-        if nobody or why == "interrupt" or (why is not None and rounds >= MIN_ROUNDS):
-            return spent_ns / 1e9, why or "time limit", samples
+        why = "interrupt" if stop() else rule.finished(rounds, elapsed, _ratios(arms))
+        all_failed = all(a.failed is not None for a in arms)
+        if all_failed or why == "interrupt" or (why is not None and rounds >= MIN_ROUNDS):
+            return spent_ns / 1e9, why or "time limit"
 
 
-def _noise(p: Prepared, arms: list[Arm], watch: Watch) -> dict[str, Any]:
-    """Of the group: the primary baseline against itself, what that can tell apart, and what the witnesses saw."""
-    seen = Witnesses.model_validate(
-        {k: Unavailable(unavailable=v[13:]) if str(v).startswith("unavailable: ") and k != "governor" else v
-         for k, v in watch.end()._asdict().items()}
-    )  # fmt: skip
-    found: dict[str, Any] = {"witnesses": seen}
-    once, twice = (
-        [a for a in arms if a.cell.primary and a.again is again and a.failed is None] for again in (False, True)
-    )
-    if once and twice and len(twice[0].rounds) >= MIN_ROUNDS:
-        again = median_interval(ratio_of_totals(once[0].totals_ns(), twice[0].totals_ns()))
-        tells = resolution(again, p.options.device)
-        return found | {"again": again, "resolution": tells, "warnings": doubts(seen, tells)}
-    return found | {"resolution": None, "warnings": doubts(seen, None)}
+def _primary(arm: RunningArm, arms: list[RunningArm]) -> RunningArm | None:
+    """The primary baseline that an arm is compared with: that of its own engine."""
+    return next((a for a in arms if a.cell.primary and not a.arm.again and a.arm.engine == arm.arm.engine), None)
+
+
+def _ratios(arms: list[RunningArm]) -> list[np.ndarray]:
+    """[rounds] primary baseline over arm, for every arm."""
+    found = []
+    for arm in arms:
+        primary = _primary(arm, arms)
+        if primary is not None and primary is not arm and primary.failed is None and arm.failed is None:
+            found.append(ratio_of_totals(primary.totals_ns(), arm.totals_ns()))
+    return found
+
+
+def _noise(p: Prepared, arms: list[RunningArm], watch: Watch) -> Noise:
+    """The primary baseline against itself, what that can tell apart, and what the witnesses saw."""
+    seen = Witnesses(**watch.end()._asdict())
+    twice = next((a for a in arms if a.arm.again and a.failed is None), None)
+    once = None if twice is None else _primary(twice, arms)
+    if once is None or twice is None or once.failed is not None or len(twice.rounds) < MIN_ROUNDS:
+        return Noise(None, None, seen, doubts(seen, None))
+    again = median_interval(ratio_of_totals(once.totals_ns(), twice.totals_ns()))
+    tells = resolution(again, p.options.device)
+    return Noise(again, tells, seen, doubts(seen, tells))
+
+
+# --- from an arm's rounds and untimed passes to its cell -------------------------------------------------------------
 
 
 def _cell(
     p: Prepared,
     source: Source,
-    batch_size: int,
-    arm: Arm,
-    arms: list[Arm],
+    arm: RunningArm,
+    arms: list[RunningArm],
     work: dict[str, Work],
     stopped_by: str,
-    noise: dict[str, Any],
+    noise: Noise,
 ) -> Cell:
-    cell = arm.cell.model_copy(update={"decisions": p.decisions(source, batch_size), "rounds": len(arm.rounds)})
+    """The finished cell of an arm."""
+    decisions = p.decisions(source, arm.cell.batch_size)
+    cell = arm.cell.model_copy(update={"decisions": decisions, "rounds": len(arm.rounds)})
     if arm.failed is not None:
         return cell.model_copy(update={"status": "failed", "reason": arm.failed})
     if len(arm.rounds) < MIN_ROUNDS:
         reason = f"stopped after {len(arm.rounds)} rounds; a result needs {MIN_ROUNDS}"
         return cell.model_copy(update={"status": "interrupted", "reason": reason, "stopped_by": stopped_by})
+    update: dict[str, Any] = {
+        "status": "ok",
+        "stopped_by": stopped_by,
+        "latency": _latency(arm),
+        "speedups": _speedups(arm, arms, noise.resolution),
+        "again": noise.again,
+        "witnesses": noise.witnesses,
+    }
+    update["warnings"] = noise.warnings + _imprecise(update["speedups"], stopped_by, p.options.precision)
+    if (mine := work.get(arm.arm.key)) is not None:
+        primary = _primary(arm, arms)
+        dense = None if primary is None else work.get(primary.arm.key)
+        update |= mine.columns | _flops(arm, mine, dense, update["speedups"]) | _checked(mine.columns)
+    return cell.model_copy(update=update)
+
+
+def _latency(arm: RunningArm) -> Latency:
     totals = arm.totals_ns()
-    per_batch = np.array([t.duration_ns for r in arm.rounds for t in r]) / 1e6
-    device_ns = [sum(t.device_ns or 0 for t in r) for r in arm.rounds]
-    on_device = all(t.device_ns is not None for r in arm.rounds for t in r)
-    latency = Latency(
+    timings = [t for r in arm.rounds for t in r]
+    per_batch = np.array([t.duration_ns for t in timings]) / 1e6
+    device_ms: Measured = Unavailable(unavailable="a CPU has no device events")
+    if all(t.device_ns is not None for t in timings):
+        device_ms = float(np.median([sum(t.device_ns or 0 for t in r) for r in arm.rounds])) / 1e6
+    return Latency(
         stream_ms=float(np.median(totals)) / 1e6,
-        item_ms=float(np.median(totals)) / 1e6 / p.items,
+        item_ms=float(np.median(totals)) / 1e6 / arm.items,
         batch_p50_ms=float(np.median(per_batch)),
         batch_p90_ms=percentile(per_batch, 0.9),
         batch_p99_ms=percentile(per_batch, 0.99),
-        device_stream_ms=float(np.median(device_ns)) / 1e6
-        if on_device
-        else Unavailable(unavailable="a CPU has no device events"),
+        device_stream_ms=device_ms,
     )
-    speedups = []
+
+
+def _speedups(arm: RunningArm, arms: list[RunningArm], tells: float | None) -> list[Speedup]:
+    """Against every other baseline of the same engine."""
+    found = []
     for base in arms:
-        if base.cell.arm == "baseline" and base is not arm and base.failed is None:
-            found = median_interval(ratio_of_totals(base.totals_ns(), totals))
-            speedups.append(
-                Speedup(
-                    baseline=base.cell.name,
-                    primary=base.cell.primary,
-                    value=found.value,
-                    low=found.low,
-                    high=found.high,
-                    confidence=found.confidence,
-                    resolution=noise["resolution"],
-                )  # fmt: skip
+        comparable = base.arm.kind == "baseline" and base.arm.engine == arm.arm.engine
+        if comparable and base is not arm and base.failed is None:
+            ratio = median_interval(ratio_of_totals(base.totals_ns(), arm.totals_ns()))
+            found.append(
+                Speedup(**ratio.model_dump(), baseline=base.arm.name, primary=base.cell.primary, resolution=tells)
             )
-    update: dict[str, Any] = {
-        "status": "ok", "reason": None, "stopped_by": stopped_by, "latency": latency, "speedups": speedups,
-        **{k: v for k, v in noise.items() if k != "resolution"},
-    }  # fmt: skip
+    return found
+
+
+def _imprecise(speedups: list[Speedup], stopped_by: str, asked: float) -> list[Warning_]:
+    """A warning where the speed-up against the primary baseline is not known as well as was asked."""
     half = max((max(s.high / s.value - 1, 1 - s.low / s.value) for s in speedups if s.primary), default=0.0)
-    if half > p.options.precision:
-        update["warnings"] = [
-            *noise["warnings"],
-            Warning_(
-                id="DB-PREC-01",
-                text=f"stopped by {stopped_by} with a confidence interval of +-{half:.0%}; asked for was "
-                f"+-{p.options.precision:.0%}",
-                remedy="give it more time (--time-limit) or a quieter machine",
-            ),
-        ]
-    primary = next((a for a in arms if a.cell.primary), None)
-    if (mine := work.get(arm.cell.name)) is not None:
-        update |= mine.columns
-        dense = work[primary.cell.name].executed if primary is not None and primary.cell.name in work else None
-        update["flops"] = flops = Flops(
-            dense=Unavailable(unavailable="the primary baseline was not measured") if dense is None else dense,
-            required_region=mine.required_region, required_total=mine.required_total, executed=mine.executed,
-            accounted=mine.accounted, accounted_rule=mine.accounted_rule,
-        )  # fmt: skip
-        if arm.cell.arm != "baseline" and isinstance(flops.dense, float) and isinstance(flops.required_region, float):
-            update["ideal"] = flops.dense / flops.required_region
-            against = next((s for s in speedups if s.primary), None)
-            if against is not None:
-                update["efficiency"] = against.value / update["ideal"]
-        if "tolerance" in update and not update["max_error"] <= update["tolerance"]:
-            update["status"] = "failed"
-            update["reason"] = (
-                f"wrong answer: differs from per_sample in float64 by {update['max_error']:.2g} of its largest value, "
-                f"tolerance {update['tolerance']:.2g}"
-            )
-    return Cell.model_validate({**cell.model_dump(), **{k: _plain(v) for k, v in update.items()}})
+    if half <= asked:
+        return []
+    return [
+        Warning_(
+            id="DB-PREC-01",
+            text=f"stopped by {stopped_by} with a confidence interval of +-{half:.0%}; asked for was +-{asked:.0%}",
+            remedy="give it more time (--time-limit) or a quieter machine",
+        )
+    ]
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return value.model_dump() if hasattr(value, "model_dump") else value
+def _flops(arm: RunningArm, mine: Work, dense: Work | None, speedups: list[Speedup]) -> dict[str, Any]:
+    """FLOPs, the ideal speed-up and the efficiency."""
+    flops = Flops(
+        dense=Unavailable(unavailable="the primary baseline was not measured") if dense is None else dense.executed,
+        required_region=mine.required_region,
+        required_total=mine.required_total,
+        executed=mine.executed,
+        accounted=mine.accounted,
+        accounted_rule=mine.accounted_rule,
+    )
+    found: dict[str, Any] = {"flops": flops}
+    dense_flops, required = flops.dense, flops.required_region
+    if arm.arm.kind == "baseline" or isinstance(dense_flops, Unavailable) or isinstance(required, Unavailable):
+        return found
+    found["ideal"] = dense_flops / required
+    if (against := next((s for s in speedups if s.primary), None)) is not None:
+        found["efficiency"] = against.value / found["ideal"]
+    return found
+
+
+def _checked(columns: dict[str, Any]) -> dict[str, Any]:
+    """Status and reason of a cell whose answer is wrong."""
+    if "tolerance" not in columns or columns["max_error"] <= columns["tolerance"]:
+        return {}
+    error, tolerance = columns["max_error"], columns["tolerance"]
+    differs = f"differs from per_sample in float64 by {error:.2g} of its largest value"
+    reason = f"wrong answer: {differs}, tolerance {tolerance:.2g}"
+    return {"status": "failed", "reason": reason}
+
+
+def _with_own_quantities(p: Prepared, cell: Cell, arm: RunningArm) -> Cell:
+    """With the quantities of the user's own."""
+    if cell.status != "ok" or not p.parts.quantities:
+        return cell
+    return cell.model_copy(update={"own": {q.key: evaluate(q, cell, arm) for q in p.parts.quantities}})

@@ -1,102 +1,160 @@
-"""Peak memory of a cell on a CPU: in a process of its own, because a shared one remembers what others needed."""
+"""Peak memory of an arm on a CPU: in a fresh process, because a process that ran others remembers what they needed."""
 
 from __future__ import annotations
 
-import multiprocessing
-from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+import ctypes
+import functools
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from dynbench import devices
-from dynbench.dynamic import Execution, Trace
-from dynbench.dynamic.trace import Entry, Key
-from dynbench.experiment.build import Prepared, build_baseline, build_model
-from dynbench.experiment.spec import Baseline, Workload
+from dynbench.dynamic import Trace
+from dynbench.experiment.arms import runnable
+from dynbench.experiment.parts import load_engine
+from dynbench.experiment.spec import Options, Workload, parse_spec
+from dynbench.launch import ForkServer, LocalLauncher, ProcessLost
+from dynbench.launch.channel import Channel
 from dynbench.meters.memory import peak_bytes
-from dynbench.store.schema import Quantity, Unavailable
-from dynbench.strategies import STRATEGIES
-
-if TYPE_CHECKING:
-    from dynbench.experiment.measure import Arm
+from dynbench.store.schema import Arm
+from dynbench.unavailable import Measured, Unavailable
 
 PROBE_TIMEOUT_S = 60.0
-Tables = dict[Key, tuple[np.ndarray, np.ndarray]]
+WARM_TIMEOUT_S = 240.0  # the first call may compile; less than manager.HANG_S
 
 
-def start_forks() -> None:
-    """Starts the process that probes are forked from: torch is imported there, and nothing has run yet."""
-    multiprocessing.set_start_method("forkserver", force=True)
-    multiprocessing.set_forkserver_preload(["dynbench.experiment.memory"])
+@dataclass(frozen=True)
+class ProbeRequest:
+    """One call of one arm.
+
+    Attributes:
+        spec: the workload.
+        options: of the run.
+        arm: which.
+        inputs: one batch [n, ...], on the CPU and in the dtype of the run.
+        trace: the decisions to replay; None: the model's own.
+        start: index of the batch's first item in the stream.
+        items: of the stream.
+    """
+
+    spec: Workload
+    options: Options
+    arm: Arm
+    inputs: Tensor
+    trace: Trace | None
+    start: int
+    items: int
+
+    @property
+    def engine(self) -> str:
+        """The arm's engine, as the options name it."""
+        return next(name for name in self.options.engines if load_engine(name).name == self.arm.engine)
+
+    @property
+    def warm(self) -> bool:
+        """Whether the call is measured after another one: so it is for all arms of a run if an engine prepares."""
+        return not all(load_engine(name).as_written for name in self.options.engines)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """The request as a message; its tensors are written to `folder`."""
+        save_file({"inputs": self.inputs.contiguous()}, folder / "inputs.safetensors")
+        if self.trace is not None:
+            self.trace.save(folder / "trace")
+        return {
+            "spec": self.spec.model_dump(mode="json", by_alias=True),
+            "file": str(self.spec.file),
+            "options": self.options.model_copy(update={"engines": [self.engine]}).model_dump(mode="json"),
+            "arm": self.arm.model_dump(mode="json"),
+            "folder": str(folder),
+            "replays": self.trace is not None,
+            "warm": self.warm,
+            "start": self.start,
+            "items": self.items,
+        }
+
+    @classmethod
+    def load(cls, message: dict[str, Any]) -> ProbeRequest:
+        """Reads what `save` made of a request.
+
+        Raises:
+            UserError: the workload is not accepted any more.
+        """
+        folder = Path(message["folder"])
+        return cls(
+            spec=parse_spec(message["spec"], Path(message["file"])),
+            options=Options.model_validate(message["options"]),
+            arm=Arm.model_validate(message["arm"]),
+            inputs=load_file(folder / "inputs.safetensors")["inputs"].clone(),  # in memory, not a mapped file
+            trace=Trace.load(folder / "trace") if message["replays"] else None,
+            start=message["start"],
+            items=message["items"],
+        )
 
 
-def cell_peak_bytes(p: Prepared, arm: Arm, batch_size: int) -> Quantity:
-    """Peak memory growth of one batch of a cell, in bytes; weights, inputs and the interpreter not counted."""
-    device = devices.device(p.options.device)
-    start, x = p.batches(batch_size)[0]
-    if p.device.type != "cpu":
-        return peak_bytes(lambda: arm.call(start, x), device)
-    if p.dtype == torch.bfloat16:
-        return Unavailable(unavailable="inputs in bfloat16 cannot be handed to a fresh process")
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-    baseline = None
-    if arm.execution is None:
-        baseline = next((b for b in p.spec.baselines if b.name == arm.cell.name), p.spec.primary)
-    strategy = None if arm.execution is None else arm.cell.name.split(",")[0]
-    trace = None
-    if arm.execution is not None and arm.execution.replay is not None:
-        full = arm.execution.replay
-        trace = ({k: (e.value.numpy(), e.reached.numpy()) for k, e in full.entries.items()}, full.covers)
-    process = multiprocessing.Process(
-        target=_probe,
-        args=(theirs, p.spec, baseline, strategy, trace, p.items, x.numpy(), p.options.dtype, p.options.threads),
-        daemon=True,
-    )  # fmt: skip
-    process.start()
-    theirs.close()
+def cell_peak_bytes(request: ProbeRequest) -> Measured:
+    """Peak memory growth of the call, in bytes; weights, inputs and the interpreter are not counted.
+
+    The call is the first of its process, so what PyTorch allocates once is counted. In a run with an engine that
+    prepares networks, such as one that compiles them at the first call, neither is: every arm is called once before.
+
+    Returns:
+        Bytes; Unavailable, with the reason, where the system or the fresh process does not give it.
+    """
+    timeout_s = WARM_TIMEOUT_S if request.warm else PROBE_TIMEOUT_S
+    server = _fork_server()
     try:
-        if not ours.poll(PROBE_TIMEOUT_S):
-            return Unavailable(unavailable=f"the fresh process did not answer within {PROBE_TIMEOUT_S:.0f} s")
-        found = ours.recv()
-    except EOFError:
-        return Unavailable(unavailable="the fresh process died")
+        process = server.fork(f"{__name__}:probe")
+    except ProcessLost as e:
+        server.close()
+        _fork_server.cache_clear()
+        return Unavailable(unavailable=f"a fresh process could not be started: {e}")
+    try:
+        process.send(request.save(server.scratch))
+        answer = process.receive(timeout_s)
+    except ProcessLost as e:
+        silent = f"the fresh process did not answer within {timeout_s:.0f} s"
+        return Unavailable(unavailable=silent if e.cause == "silent" else f"the fresh process died ({e.ending})")
     finally:
         process.kill()
-        process.join()
-    return Unavailable(unavailable=found) if isinstance(found, str) else found
+    return answer["bytes"] if "bytes" in answer else Unavailable(unavailable=answer["unavailable"])
 
 
-def _probe(
-    reply: Connection,
-    spec: Workload,
-    baseline: Baseline | None,
-    strategy: str | None,
-    decisions: tuple[Tables, frozenset[str]] | None,
-    items: int,
-    x: np.ndarray,
-    dtype: str,
-    threads: int,
-) -> None:
+def probe(channel: Channel) -> None:
+    """The fresh process: answers one request."""
     try:
-        torch.set_num_threads(threads)
-        inputs = torch.from_numpy(x)
-        model = build_model(spec, spec.folder).to(getattr(torch, dtype))
-        with torch.inference_mode():
-            if baseline is not None:
-                net = build_baseline(baseline, spec, model, inputs[:1])
-                found = peak_bytes(lambda: net(inputs), devices.device("cpu"))
-            else:
-                ex = Execution(STRATEGIES[str(strategy)](), replay=_trace(decisions, items))
-                found = peak_bytes(lambda: ex.run(model, inputs, start=0, items=items), devices.device("cpu"))
-        reply.send(found.unavailable if isinstance(found, Unavailable) else found)
-    except Exception as e:  # noqa: BLE001 (whatever it is, the parent has to hear of it)
-        reply.send(f"the fresh process failed: {type(e).__name__}: {e}")
+        message = channel.receive()
+        found = _measured(ProbeRequest.load(message), message["warm"])
+    except Exception as e:  # noqa: BLE001 (a user's model may raise anything)
+        found = Unavailable(unavailable=f"the fresh process failed: {type(e).__name__}: {e}")
+    channel.send(found.model_dump() if isinstance(found, Unavailable) else {"bytes": found})
 
 
-def _trace(decisions: tuple[Tables, frozenset[str]] | None, items: int) -> Trace | None:
-    if decisions is None:
-        return None
-    tables, covers = decisions
-    entries = {k: Entry(torch.from_numpy(v), torch.from_numpy(r)) for k, (v, r) in tables.items()}
-    return Trace(entries, items, covers=covers)
+@torch.inference_mode()
+def _measured(request: ProbeRequest, warm: bool) -> Measured:
+    torch.set_num_threads(request.options.threads)
+    call = runnable(request.spec, request.options, request.arm, request.inputs, request.trace, request.items)
+    if warm:
+        call(request.start, request.inputs)
+        if not _give_back_free_memory():
+            return Unavailable(unavailable="memory that was freed after the first call cannot be given back here")
+    return peak_bytes(lambda: call(request.start, request.inputs), devices.device("cpu"))
+
+
+def _give_back_free_memory() -> bool:
+    """Gives freed memory back to the system, where it would hide growth; False: the C library cannot (glibc can)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    return trim is not None
+
+
+@functools.cache
+def _fork_server() -> ForkServer:
+    """Has imported torch and run nothing; ends with this process."""
+    return ForkServer(LocalLauncher(show_stderr=False), [__name__], environment={})

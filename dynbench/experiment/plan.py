@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dynbench.dynamic import points
-from dynbench.experiment.build import Prepared, Source, module_of, sha256
+from dynbench import hooks
+from dynbench.dynamic import actions, points
+from dynbench.errors import UserError
+from dynbench.experiment.build import Prepared, Source, sha256
+from dynbench.store.quantities import describe as describe_quantity
 from dynbench.store.run import trace_path
-from dynbench.store.schema import Cell, DeclaredCost, WorkloadInfo
-from dynbench.strategies import STRATEGIES
+from dynbench.store.schema import Arm, Cell, DeclaredCost, WorkloadInfo
 
 SWEEP_TIME_SHARE = 0.4  # a sweep group gets this share of a group's time limit
 
@@ -24,69 +27,75 @@ def group_id(p: Prepared, label: str, batch_size: int) -> str:
 
 def refusal(p: Prepared, strategy: str) -> str | None:
     """Why a strategy means nothing for this workload."""
-    return STRATEGIES[strategy]().refuses(p.model)
+    return p.strategy(strategy).refuses(p.model)
 
 
 def _repeats(p: Prepared, strategy: str, batch_size: int) -> str | None:
     """Why measuring a strategy at this batch size would tell nothing new."""
     smallest = min(p.batch_sizes)
-    if strategy != "per_sample" or p.batch_scope or batch_size == smallest:
+    if not p.parts.strategies[strategy].item_by_item or p.batch_scope or batch_size == smallest:
         return None
     return f"item by item the batch makes no difference to its time per item; measured at batch {smallest}"
 
 
 def planned_cells(p: Prepared, source: Source, batch_size: int) -> list[Cell]:
-    """A group's cells before anything is measured."""
-    gid = group_id(p, source.decisions.label, batch_size)
-    common: dict[str, Any] = {
-        "group_id": gid, "workload": p.spec.name, "decisions": source.decisions, "engine": p.options.engine,
-        "device": p.options.device, "batch_size": batch_size, "dtype": p.options.dtype,
-        "threads": p.options.threads, "stream_items": p.items,
-    }  # fmt: skip
-    cells = []
-    for name in p.strategies:
-        why = refusal(p, name) or _repeats(p, name, batch_size)
-        cells.append(
-            Cell(
-                cell_id=f"{gid}/{name}",
-                arm="strategy",
-                name=name,
-                status="refused" if why else "failed",
-                reason=why or "not measured yet",
-                **common,
-            )  # fmt: skip
-        )
+    """A group's cells before anything is measured: status 'planned', or 'refused' with the reason.
+
+    Raises:
+        UserError: two arms would have the same name.
+    """
+    arms = [arm for engine in p.parts.engines for arm in _arms(p, source, engine)]
+    keys = [key for arm in arms for key in (arm.key, arm.model_copy(update={"again": True}).key)]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise UserError(f"{p.spec.file}: two arms are both named {twice!r}; rename a baseline or a strategy")
+    return [_cell(p, source, batch_size, arm) for arm in arms]
+
+
+def _arms(p: Prepared, source: Source, engine: str) -> Iterator[Arm]:
+    """Strategies, baselines, and for learned decisions one strategy that makes them itself."""
+    way: dict[str, Any] = {"engine": engine, "load": p.parts.load.name}
+    for name in p.parts.strategies:
+        yield Arm(kind="strategy", strategy=name, **way)
     forms = {b.name: b.form for b in p.spec.baselines}
     for name in p.baselines:
-        cells.append(
-            Cell(
-                cell_id=f"{gid}/baseline:{name}",
-                arm="baseline",
-                name=name,
-                primary=name == p.spec.primary.name,
-                form=forms.get(name, "plain"),
-                status="failed",
-                reason="not measured yet",
-                **common,
-            )  # fmt: skip
-        )
+        yield Arm(kind="baseline", baseline=name, form=forms.get(name, "plain"), **way)
     if source.decisions.source == "learned" and (control := control_strategy(p)):
-        cells.append(
-            Cell(
-                cell_id=f"{gid}/control:{control}, live decisions",
-                arm="control",
-                name=f"{control}, live decisions",
-                status="failed",
-                reason="not measured yet",
-                **common,
-            )  # fmt: skip
-        )
-    return cells
+        yield Arm(kind="control", strategy=control, live=True, **way)
+
+
+def _cell(p: Prepared, source: Source, batch_size: int, arm: Arm) -> Cell:
+    gid = group_id(p, source.decisions.label, batch_size)
+    why, kind = None, None
+    twins = {b.name for b in (*p.spec.baselines, p.spec.primary) if b.model == "self:dense"}
+    if arm.strategy is not None:
+        kind = p.parts.strategies[arm.strategy]
+        why = refusal(p, arm.strategy) or _repeats(p, arm.strategy, batch_size)
+    return Cell(
+        cell_id=f"{gid}/{arm.key}",
+        group_id=gid,
+        workload=p.spec.name,
+        decisions=source.decisions,
+        arm=arm,
+        primary=arm.baseline is not None and arm.baseline == p.spec.primary.name,
+        static_twin=arm.baseline in twins if kind is None else kind.static_twin,
+        item_by_item=kind is not None and kind.item_by_item,
+        device=p.options.device,
+        batch_size=batch_size,
+        dtype=p.options.dtype,
+        threads=p.options.threads,
+        stream_items=p.items,
+        status="refused" if why else "planned",
+        reason=why,
+    )
 
 
 def control_strategy(p: Prepared) -> str | None:
-    """The strategy that also runs with its own decisions instead of their replay: the two should take the same time."""
-    return next((s for s in ("compaction", "cascading") if s in p.strategies and refusal(p, s) is None), None)
+    """The strategy that also runs with its own decisions instead of their replay: the two should take the same time.
+
+    The first that skips work and computes batches.
+    """
+    skipping = (n for n, kind in p.parts.strategies.items() if not (kind.fixed_work or kind.item_by_item))
+    return next((name for name in skipping if refusal(p, name) is None), None)
 
 
 def groups(p: Prepared) -> list[dict[str, Any]]:
@@ -111,24 +120,26 @@ def groups(p: Prepared) -> list[dict[str, Any]]:
 def describe(p: Prepared, run: Path | None) -> WorkloadInfo:
     """What a report says of the workload; also stores its traces where a run directory is given."""
     hashes = {}
+    largest = max(p.batch_sizes)
     for source in p.sources:
-        trace = p.trace(source, max(p.batch_sizes))
+        trace = p.trace(source, largest)
         hashes[source.decisions.label] = trace.hash()
         if run is not None:
             trace.save(trace_path(run, p.spec.name, source.decisions.label))
-    module = module_of(p.model)
+    own = hooks.of(p.model)
     files = [p.spec.weights, *p.spec.weights_by_part.values()]
     weights = [p.spec.folder / f for f in files if f is not None]
-    if own := getattr(p.model, "weights_file", None):  # a model may read what others have trained
-        weights.append(Path(own))
+    if own.weights_file is not None:
+        weights.append(own.weights_file)
     return WorkloadInfo(
         name=p.spec.name,
         title=p.spec.title,
-        paper=getattr(module, "PAPER", None),
+        paper=own.paper,
         model=p.spec.model,
         model_args=p.spec.model_args,
-        provenance=getattr(module, "PROVENANCE", "own model"),
+        provenance=own.provenance or "own model",
         points=dict(Counter(type(point).__name__ for point in points(p.model).values())),
+        actions=actions(p.model),
         inputs=p.dataset.description,
         stream_hash=p.stream_hash,
         stream_items=p.items,
@@ -136,18 +147,16 @@ def describe(p: Prepared, run: Path | None) -> WorkloadInfo:
         weights_sha256=", ".join(sha256(w) for w in weights) or None,
         card=_card(weights),
         claims=p.spec.claims,
-        declared=_declared(p),
+        declared=_declared(p, own),
         trace_hashes=hashes,
+        quantities=[describe_quantity(q) for q in p.parts.quantities],
     )
 
 
-def _declared(p: Prepared) -> list[DeclaredCost]:
-    """What the model's file declares of others that are asked: `declared_costs(model, trace) -> rows`."""
-    hook = getattr(module_of(p.model), "declared_costs", None)
-    if hook is None:
-        return []
+def _declared(p: Prepared, own: hooks.ModelHooks) -> list[DeclaredCost]:
+    """What the model's file declares of others that are asked."""
     size = max(p.batch_sizes)
-    asked = [(s.decisions.label, hook(p.model, p.trace(s, size))) for s in p.sources if not s.sweep]
+    asked = [(s.decisions.label, own.declared_costs(p.trace(s, size))) for s in p.sources if not s.sweep]
     return [DeclaredCost(decisions=label, **row) for label, rows in asked for row in rows]
 
 

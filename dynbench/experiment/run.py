@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dynbench import __version__
 from dynbench.errors import UserError
 from dynbench.experiment.environment import git_state, process_environment, software
 from dynbench.experiment.manager import Worker, WorkerDied
-from dynbench.experiment.spec import Options, Workload, check_options, load_spec
-from dynbench.store.run import Run, RunWriter
-from dynbench.store.schema import Cell, Manifest, NotMeasured, RoundSample, WorkloadInfo
+from dynbench.experiment.spec import Options, Workload, check_options, load_specs
+from dynbench.launch import LAUNCHERS, PROTOCOL
+from dynbench.parts import choose
+from dynbench.store.run import RunWriter
+from dynbench.store.schema import Accuracy, Cell, Manifest, NotMeasured, WorkloadInfo
+from dynbench.version import __version__
 
 Say = Callable[[str], None]
 
@@ -31,7 +33,7 @@ class Group:
     file: str
     label: str
     batch_size: int
-    cells: list[Cell]  # as planned: refused, or failed as long as not measured
+    cells: list[Cell]  # as planned, or refused with the reason
     estimate_s: float
 
     @property
@@ -65,7 +67,7 @@ class Result:
 
 
 class Observer:
-    """Told how a run goes on; does nothing. The command line shows a progress bar."""
+    """Follows a run; does nothing. The command line shows a progress bar."""
 
     def planned(self, plan: Plan) -> None:
         """The plan is known."""
@@ -92,7 +94,7 @@ class _Interrupts:
     def __enter__(self) -> _Interrupts:
         try:
             self._before = signal.signal(signal.SIGINT, self._ask)
-        except ValueError:  # not in the main thread: nobody sends Ctrl-C here
+        except ValueError:  # not in the main thread, which alone gets Ctrl-C
             self._before = None
         return self
 
@@ -128,16 +130,15 @@ def run_experiment(
         command: the command line, for the manifest.
         resume: go on with the run in `out`; finished groups are not measured again.
         dry_run: plan only.
-        observer: told how it goes on.
+        observer: follows the run.
 
     Raises:
         UserError: bad options, an unwritable folder, or no workload that can be measured.
     """
-    started = time.monotonic()
     observer = observer or Observer()
-    check_options(options)
-    specs = [load_spec(w) for w in workloads]
-    worker = Worker(options.threads)
+    options = check_options(options)
+    specs = load_specs(workloads)
+    worker = Worker(options.threads, launcher=choose(options.target, LAUNCHERS, Path.cwd(), "a target", PROTOCOL))
     with _Interrupts(worker, observer.say) as interrupts, contextlib.ExitStack() as stack:
         stack.callback(worker.kill)
         if dry_run:
@@ -145,71 +146,82 @@ def run_experiment(
             observer.planned(plan)
             return Result(None, plan, failures=plan.failures)
         assert out is not None
-        writer, before = _open(out, options, specs, command, resume)
+        writer = _open(out, options, specs, command, resume)
+        record = _Record(writer)
         plan = _plan(worker, specs, options, out, observer)
         if not plan.infos:
             raise UserError("; ".join(plan.failures.values()))
         observer.planned(plan)
-        manifest = writer.manifest.model_copy(
-            update={
-                "workloads": plan.infos,
-                "hardware": worker.ask({"do": "describe", **_request(options)}, "described", observer_none)["hardware"],
-                "not_measured": [NotMeasured(what=f"workload {n}", why=w) for n, w in plan.failures.items()],
-            }
+        described = worker.ask({"do": "describe", **_request(options)}, "described", _ignore)
+        record.update(
+            workloads={name: _with_accuracies(info, writer.manifest) for name, info in plan.infos.items()},
+            hardware=described["hardware"],
+            environment={**writer.manifest.environment, "engines": described["engines"]},
+            not_measured=[NotMeasured(what=f"workload {n}", why=w) for n, w in plan.failures.items()],
         )
-        writer.write_manifest(manifest)
-        files = {s.name: str(s.file) for s in specs}
-        timed_s = before.timed_s or 0.0
-        spent_before = before.command_s or 0.0
-        done = writer.finished_cells()
-        for group in plan.groups:
-            if interrupts.asked:
-                break
-            if all(c.cell_id in done for c in group.cells):
-                continue
-            for cell in group.refused:
-                writer.append_cell(cell)
-            observer.group(group)
-            cells, samples, seconds = _measure(worker, group, options, out, observer)
-            writer.write_samples(group.group_id, samples)
-            for cell in cells:
-                writer.append_cell(cell)
-            timed_s += seconds
-            observer.finished(group, cells)
-            manifest = manifest.model_copy(
-                update={"timed_s": timed_s, "command_s": spent_before + time.monotonic() - started}
-            )
-            writer.write_manifest(manifest)
-        for name in [] if interrupts.asked else plan.infos:
-            if name not in {g.workload for g in plan.groups} or manifest.workloads[name].accuracies:
-                continue
-            with contextlib.suppress(WorkerDied):
-                request = {"do": "accuracy", "workload": name, "file": files[name], **_request(options)}
-                answer = worker.ask(request, "accuracy", observer_none)
-                info = WorkloadInfo.model_validate(
-                    {**manifest.workloads[name].model_dump(), "accuracies": answer["accuracies"]}
-                )
-                manifest = manifest.model_copy(update={"workloads": {**manifest.workloads, name: info}})
-                writer.write_manifest(manifest)
-        manifest = manifest.model_copy(
-            update={
-                "finished": now(),
-                "status": "interrupted" if interrupts.asked else "complete",
-                "timed_s": timed_s,
-                "command_s": spent_before + time.monotonic() - started,
-            }
-        )
-        writer.write_manifest(manifest)
+        _measure_groups(worker, plan, options, record, observer, interrupts)
+        if not interrupts.asked:
+            _measure_accuracies(worker, specs, options, record)
+        record.update(finished=now(), status="interrupted" if interrupts.asked else "complete")
     return Result(out, plan, interrupts.asked, plan.failures)
 
 
+class _Record:
+    """The manifest of a run that goes on, and how long it took so far."""
+
+    def __init__(self, writer: RunWriter) -> None:
+        self.writer = writer
+        self._begin, self._before_s = time.monotonic(), writer.manifest.command_s or 0.0
+
+    def update(self, **changes: Any) -> None:
+        """Writes the manifest with these changes."""
+        command_s = self._before_s + time.monotonic() - self._begin
+        self.writer.write_manifest(self.writer.manifest.model_copy(update={**changes, "command_s": command_s}))
+
+
+def _measure_groups(
+    worker: Worker, plan: Plan, options: Options, record: _Record, observer: Observer, interrupts: _Interrupts
+) -> None:
+    """Measures what is not finished yet, group by group; what is measured is on the disk before the next one begins."""
+    writer = record.writer
+    done = writer.finished_cells()
+    for group in plan.groups:
+        if interrupts.asked:
+            return
+        if all(c.cell_id in done for c in group.cells):
+            continue
+        for cell in group.refused:
+            writer.append_cell(cell)
+        observer.group(group)
+        cells, seconds = _measure(worker, group, options, writer.path, observer)
+        for cell in cells:
+            writer.append_cell(cell)
+        observer.finished(group, cells)
+        record.update(timed_s=(writer.manifest.timed_s or 0.0) + seconds)
+
+
+def _measure_accuracies(worker: Worker, specs: list[Workload], options: Options, record: _Record) -> None:
+    """Measures the accuracies of the workloads that have none yet."""
+    for spec in specs:
+        workloads = record.writer.manifest.workloads
+        if spec.name not in workloads or workloads[spec.name].accuracies:
+            continue
+        with contextlib.suppress(WorkerDied):
+            answer = worker.ask({"do": "accuracy", "file": str(spec.file), **_request(options)}, "accuracy", _ignore)
+            found = {name: Accuracy.model_validate(table) for name, table in answer["accuracies"].items()}
+            info = workloads[spec.name].model_copy(update={"accuracies": found})
+            record.update(workloads={**workloads, spec.name: info})
+
+
 def _with_accuracies(info: WorkloadInfo, before: Manifest) -> WorkloadInfo:
+    """With the accuracies that an earlier sitting of the run measured of the same weights on the same inputs."""
     known = before.workloads.get(info.name)
-    return info if known is None else info.model_copy(update={"accuracies": known.accuracies})
+    same = known is not None and (known.weights_sha256, known.stream_hash) == (info.weights_sha256, info.stream_hash)
+    return info.model_copy(update={"accuracies": known.accuracies}) if known is not None and same else info
 
 
-def observer_none(event: dict[str, Any]) -> None:
-    """Ignores an event."""
+def _ignore(event: dict[str, Any]) -> None:
+    """Events while a workload is prepared."""
 
 
 def now() -> str:
@@ -221,25 +233,30 @@ def _request(options: Options) -> dict[str, Any]:
     return {"options": options.model_dump(mode="json")}
 
 
-def _open(
-    out: Path, options: Options, specs: list[Workload], command: list[str], resume: bool
-) -> tuple[RunWriter, Manifest]:
+def _open(out: Path, options: Options, specs: list[Workload], command: list[str], resume: bool) -> RunWriter:
     asked: dict[str, object] = {
         "options": options.model_dump(mode="json"),
         "workloads": {s.name: s.model_dump(mode="json", by_alias=True) for s in specs},
     }
     if resume:
-        before = Run.open(out).manifest
-        if before.spec != asked:
-            raise UserError(f"{out} was begun with other workloads or options; --resume goes on with the same ones")
         writer = RunWriter.resume(out)
-        writer.write_manifest(before.model_copy(update={"status": "running", "finished": None}))
-        return writer, before
+        if writer.manifest.spec != asked:
+            raise UserError(f"{out} was begun with other workloads or options; --resume goes on with the same ones")
+        writer.write_manifest(writer.manifest.model_copy(update={"status": "running", "finished": None}))
+        return writer
     manifest = Manifest(
-        dynbench_version=__version__, run_id=out.name, command=command, spec=asked, started=now(), seed=options.seed,
-        hardware={}, software=software(), git=git_state(Path.cwd()), environment=process_environment(options.threads),
-    )  # fmt: skip
-    return RunWriter.create(out, manifest), manifest
+        dynbench_version=__version__,
+        run_id=out.name,
+        command=command,
+        spec=asked,
+        started=now(),
+        seed=options.seed,
+        hardware={},
+        software=software(),
+        git=git_state(Path.cwd()),
+        environment=process_environment(options.threads),
+    )
+    return RunWriter.create(out, manifest)
 
 
 def _plan(worker: Worker, specs: list[Workload], options: Options, out: Path | None, observer: Observer) -> Plan:
@@ -247,44 +264,68 @@ def _plan(worker: Worker, specs: list[Workload], options: Options, out: Path | N
     for spec in specs:
         observer.say(f"preparing {spec.name}")
         request = {
-            "do": "prepare", "workload": spec.name, "file": str(spec.file), **_request(options),
-            "run": None if out is None else str(out),
-        }  # fmt: skip
+            "do": "prepare",
+            "file": str(spec.file),
+            "run": None if out is None else str(out.resolve()),
+            **_request(options),
+        }
         try:
-            answer = worker.ask(request, "prepared", observer_none)
+            answer = worker.ask(request, "prepared", _ignore)
         except (UserError, WorkerDied) as e:
             plan.failures[spec.name] = str(e)
             if len(specs) > 1:  # the only one's reason is what the run ends with
                 observer.say(f"{spec.name}: {e}")
             continue
-        plan.infos[spec.name] = WorkloadInfo.model_validate(answer["info"])
+        info = WorkloadInfo.model_validate(answer["info"])
+        _check_quantities(info, plan)
+        plan.infos[spec.name] = info
         for g in answer["groups"]:
             cells = [Cell.model_validate(c) for c in g.pop("cells")]
             plan.groups.append(Group(**g, file=str(spec.file), cells=cells))
     return plan
 
 
-def _measure(
-    worker: Worker, group: Group, options: Options, out: Path, observer: Observer
-) -> tuple[list[Cell], list[RoundSample], float]:
-    """Measures a group; after a death once more without the cell that was running, which is recorded as failed.
+def _check_quantities(info: WorkloadInfo, plan: Plan) -> None:
+    """Own quantities of one key must be the same in all workloads of a run: they share a column.
+
+    Raises:
+        UserError: two differ.
+    """
+    known = {q.key: q for other in plan.infos.values() for q in other.quantities}
+    for quantity in info.quantities:
+        if known.get(quantity.key, quantity) != quantity:
+            raise UserError(
+                f"workload {info.name}: quantity {quantity.key!r} is described otherwise by another workload of this "
+                "run; choose another key"
+            )
+
+
+def _measure(worker: Worker, group: Group, options: Options, out: Path, observer: Observer) -> tuple[list[Cell], float]:
+    """Measures a group; after a death once more without the arm that was running, which is recorded as failed.
+
+    The measuring process writes the group's samples itself.
 
     Returns:
-        The measured and failed cells, the samples, and the seconds inside timed samples.
+        The measured and failed cells, and the seconds inside timed samples.
     """
     failed: dict[str, str] = {}
     reason = ""
     for _ in range(2):
         request = {
-            "do": "measure", "workload": group.workload, "file": group.file, "label": group.label,
-            "batch_size": group.batch_size, "process": max(worker.number, 0), "without": sorted(failed),
+            "do": "measure",
+            "file": group.file,
+            "label": group.label,
+            "batch_size": group.batch_size,
+            "cells": [c.model_dump(mode="json") for c in group.cells],
+            "run": str(out.resolve()),
+            "process": max(worker.number, 0),
+            "without": sorted(failed),
             **_request(options),
-        }  # fmt: skip
+        }
         try:
             answer = worker.ask(request, "measured", lambda e: observer.event(group, e))
             cells = [Cell.model_validate(c) for c in answer["cells"]]
-            samples = [RoundSample.model_validate(s) for s in answer["samples"]]
-            return [*cells, *_failures(group, failed)], samples, answer["timed_s"]
+            return [*cells, *_failures(group, failed)], answer["timed_s"]
         except (WorkerDied, UserError) as e:
             reason, arm = str(e), getattr(e, "arm", None)
             if arm is None:
@@ -292,12 +333,13 @@ def _measure(
             observer.say(f"{group.group_id}: {reason} while running {arm}; once more without it")
             failed[arm] = reason
     observer.say(f"{group.group_id}: given up: {reason}")
-    return _failures(group, {c.name: failed.get(c.name, reason) for c in group.cells}), [], 0.0
+    return _failures(group, {c.arm.key: failed.get(c.arm.key, reason) for c in group.cells}), 0.0
 
 
 def _failures(group: Group, reasons: dict[str, str]) -> list[Cell]:
+    """The planned cells of the arms that there are reasons for, as failed."""
     return [
-        c.model_copy(update={"status": "failed", "reason": reasons[c.name]})
+        c.model_copy(update={"status": "failed", "reason": reasons[c.arm.key]})
         for c in group.cells
-        if c.name in reasons and c.status != "refused"
+        if c.arm.key in reasons and c.status == "planned"
     ]

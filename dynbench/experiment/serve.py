@@ -12,8 +12,10 @@ from dynbench import devices
 from dynbench.experiment.accuracy import accuracies
 from dynbench.experiment.build import Prepared, prepare
 from dynbench.experiment.measure import measure_group
+from dynbench.experiment.parts import load_engine
 from dynbench.experiment.plan import describe, groups
 from dynbench.experiment.spec import Options, load_spec
+from dynbench.store.schema import Cell
 
 
 class Server:
@@ -29,7 +31,7 @@ class Server:
         self._prepared: dict[str, Prepared] = {}
 
     def serve(self, request: dict[str, Any]) -> None:
-        """Does what `request["do"]` says and tells the result.
+        """Does what `request["do"]` says and sends the result.
 
         Raises:
             UserError: it cannot be done, in one sentence.
@@ -38,30 +40,35 @@ class Server:
         torch.set_num_threads(options.threads)
         what = request["do"]
         if what == "describe":
-            self._tell("described", hardware=devices.device(options.device).describe())
+            engines = {engine.name: engine.facts() for engine in map(load_engine, options.engines)}
+            self._tell("described", hardware=devices.device(options.device).describe(), engines=engines)
             return
         p = self._workload(request, options)
         if what == "prepare":
             run = request["run"]
-            self._tell(
-                "prepared",
-                info=describe(p, None if run is None else Path(run)).model_dump(mode="json"),
-                groups=groups(p),
-            )
+            info = describe(p, None if run is None else Path(run))
+            self._tell("prepared", info=info.model_dump(mode="json"), groups=groups(p))
         elif what == "measure":
             source = next(s for s in p.sources if s.decisions.label == request["label"])
             result = measure_group(
-                p, source, request["batch_size"], process=request["process"], without=set(request["without"]),
-                tell=self._tell, stop=self._stop,
-            )  # fmt: skip
+                p,
+                source,
+                request["batch_size"],
+                [Cell.model_validate(c) for c in request["cells"]],
+                run=Path(request["run"]),
+                process=request["process"],
+                without=set(request["without"]),
+                tell=self._tell,
+                stop=self._stop,
+            )
             self._tell("measured", **result)
         elif what == "accuracy":
             found = accuracies(p)
             self._tell("accuracy", accuracies={k: v.model_dump(mode="json") for k, v in found.items()})
 
     def _workload(self, request: dict[str, Any], options: Options) -> Prepared:
-        name = request["workload"]
-        if name not in self._prepared:
+        file = request["file"]
+        if file not in self._prepared:
             devices.device(options.device)  # says in one sentence when it is not there
-            self._prepared[name] = prepare(load_spec(request["file"]), options)
-        return self._prepared[name]
+            self._prepared[file] = prepare(load_spec(file), options)
+        return self._prepared[file]

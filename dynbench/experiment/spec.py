@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
-from dynbench.errors import UserError
+from dynbench.errors import UserError, suggestion
 from dynbench.paths import project_dir
 from dynbench.store.schema import Claim
 
-StrategyName = Literal["dense", "masking", "compaction", "cascading", "batch_union", "specialised", "per_sample"]
-STRATEGY_NAMES = get_args(StrategyName)
+# The names of what comes with dynbench stand here as well, so that a command line is checked without importing torch.
+STRATEGY_NAMES = ("dense", "masking", "compaction", "cascading", "batch_union", "specialised", "per_sample")
 ENGINE_NAMES = ("eager", "compile")
+LOAD_NAMES = ("closed loop",)
+TARGET_NAMES = ("local",)
+SOURCE_NAMES = ("learned", "synthetic", "published")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 DEFAULT_SUITE = ("skipnet38_digits", "idk_digits", "moe_text")
 Rate = float | list[float | list[float]]  # for all; one per point; of an Exits or Loop also one per step
@@ -96,7 +98,7 @@ class DecisionTables(_Table):
 class RunTable(_Table):
     """`[run]`: what is measured unless the command line says otherwise."""
 
-    strategies: list[StrategyName] = list(STRATEGY_NAMES)
+    strategies: list[str] | None = None  # None: all; one of the user's own is 'path/to/file.py:Name'
     batch_sizes: list[BatchSize] = [1, 8, 32]
     decisions: list[str] = ["learned"]
     keep_rates: list[float] = Field(default_factory=list)
@@ -105,9 +107,17 @@ class RunTable(_Table):
 
     @field_validator("batch_sizes", "strategies", "decisions")
     @classmethod
-    def _not_empty(cls, value: list[Any]) -> list[Any]:
-        if not value:
+    def _not_empty(cls, value: list[Any] | None) -> list[Any] | None:
+        if value is not None and not value:
             raise ValueError("must name at least one")
+        return value
+
+    @field_validator("strategies")
+    @classmethod
+    def _are_strategies(cls, value: list[str] | None) -> list[str] | None:
+        for name in value or []:
+            if name not in STRATEGY_NAMES and ":" not in name:
+                raise ValueError(f"no strategy is named {name!r}; {suggestion(name, STRATEGY_NAMES)}")
         return value
 
     @field_validator("keep_rates")
@@ -137,6 +147,7 @@ class Workload(ModelRef):
     decisions: DecisionTables = Field(default_factory=lambda: DecisionTables())
     claims: list[Claim] = Field(default_factory=list)
     train: TrainTable | None = None
+    quantities: list[str] = Field(default_factory=list)  # of the user's own: 'path/to/file.py:NAME'
     file: Path = Field(Path(), exclude=True)
 
     @property
@@ -161,6 +172,20 @@ def chosen_workloads(asked: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(named)) or list(DEFAULT_SUITE)
 
 
+def load_specs(workloads: Sequence[str]) -> list[Workload]:
+    """Reads several workloads.
+
+    Raises:
+        UserError: one cannot be read, or two have the same name: results are addressed by it.
+    """
+    specs = [load_spec(w) for w in workloads]
+    files: dict[str, Path] = {}
+    for spec in specs:
+        if (other := files.setdefault(spec.name, spec.file)) != spec.file:
+            raise UserError(f"{other} and {spec.file} are both named {spec.name!r}; give one another 'name'")
+    return list({spec.name: spec for spec in specs}.values())
+
+
 def load_spec(workload: str) -> Workload:
     """Reads and validates a workload.
 
@@ -173,9 +198,7 @@ def load_spec(workload: str) -> Workload:
     known = workload_files()
     path = known.get(workload, Path(workload))
     if not path.is_file():
-        near = difflib.get_close_matches(workload, known, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"
-        raise UserError(f"no workload {workload!r}, and no such file; {hint}")
+        raise UserError(f"no workload {workload!r}, and no such file; {suggestion(workload, known)}")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
@@ -209,9 +232,7 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         accepted = _keys_at(model, first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), accepted, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"accepted: {', '.join(accepted)}"
-        return f"unknown key {key}; {hint}{more}"
+        return f"unknown key {key}; {suggestion(str(first['loc'][-1]), accepted, most=1)}{more}"
     if first["type"] == "missing":
         return f"key {key} is missing{more}"
     message = first["msg"].removeprefix("Value error, ")
@@ -242,29 +263,52 @@ class Options(_Table):
     precision: float = Field(0.02, gt=0, lt=1)
     seed: int = 0
     data_dir: Path | None = None
-    engine: str = "eager"
+    engines: list[str] = ["eager"]  # each executes every arm, in the same group
+    load: str = "closed loop"
+    target: str = "local"
 
 
-def check_options(options: Options) -> None:
+def check_options(options: Options) -> Options:
     """Checks names that pydantic cannot.
 
+    Returns:
+        The options, with references to files of the user's own made absolute: the measuring process may run elsewhere.
+
     Raises:
-        UserError: an unknown strategy, dtype, engine or decision source, with the nearest names.
+        UserError: an unknown strategy, dtype, engine, load, target or decision source, with the nearest names.
     """
-    for s in options.strategies or []:
-        if s not in STRATEGY_NAMES:
-            raise UserError(_unknown("strategy", s, STRATEGY_NAMES))
     if options.dtype not in DTYPES:
-        raise UserError(_unknown("dtype", options.dtype, DTYPES))
-    if options.engine not in ENGINE_NAMES:
-        raise UserError(_unknown("engine", options.engine, ENGINE_NAMES))
-    for d in options.decisions or []:
-        if d not in ("learned", "synthetic", "published") and not d.startswith("replay:"):
-            raise UserError(_unknown("decision source", d, ("learned", "synthetic", "published", "replay:PATH")))
+        raise UserError(f"unknown dtype {options.dtype!r}; {suggestion(options.dtype, DTYPES)}")
+    for source in options.decisions or []:
+        if source not in SOURCE_NAMES and not source.startswith("replay:"):
+            known = (*SOURCE_NAMES, "replay:PATH")
+            raise UserError(f"unknown decision source {source!r}; {suggestion(source, known)}")
+    strategies = options.strategies
+    return options.model_copy(
+        update={
+            "strategies": strategies and [part_reference("strategy", s, STRATEGY_NAMES) for s in strategies],
+            "engines": [part_reference("engine", e, ENGINE_NAMES) for e in options.engines],
+            "load": part_reference("load", options.load, LOAD_NAMES),
+            "target": part_reference("target", options.target, TARGET_NAMES),
+        }
+    )
 
 
-def _unknown(what: str, value: str, known: Iterable[str]) -> str:
-    known = list(known)
-    near = difflib.get_close_matches(value, known, n=2, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"accepted: {', '.join(known)}"
-    return f"unknown {what} {value!r}; {hint}"
+def part_reference(what: str, reference: str, known: Sequence[str], folder: Path | None = None) -> str:
+    """The name of a part that comes with dynbench, or an absolute reference to one of the user's own.
+
+    Args:
+        what: 'strategy', 'engine', ...
+        reference: a name, or `path/to/file.py:NAME` or `package.module:NAME`.
+        known: the names.
+        folder: where a relative path starts; default: the working folder.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if reference in known:
+        return reference
+    where, colon, name = reference.rpartition(":")
+    if not colon:
+        raise UserError(f"unknown {what} {reference!r}; {suggestion(reference, known)}; or your own as FILE.py:NAME")
+    return f"{(folder or Path.cwd()) / where}:{name}" if where.endswith(".py") else reference

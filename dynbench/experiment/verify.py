@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from dynbench.dynamic import DecisionPoint, Execution, Trace, Weights, Width, points
+from dynbench.dynamic import Execution, Trace, points
 from dynbench.dynamic.sources import edge
+from dynbench.experiment.arms import Call
 from dynbench.experiment.build import Prepared, prepare
-from dynbench.experiment.diagnose import ERROR_FACTOR, ERROR_FLOOR, answers, output_error
+from dynbench.experiment.oracle import Oracle, answers, output_error
 from dynbench.experiment.spec import Options, Workload
-from dynbench.strategies import STRATEGIES, Dense, Masking, PerSample
+from dynbench.strategies import Masking, PerSample
 
 EDGES = ("all", "none", "one", "random")
 VERIFY_ITEMS = 12  # samples; few, because the oracle runs each alone, in float64
@@ -28,7 +28,7 @@ class Verdict:
         largest: the largest difference over all traces, relative to the answer's largest value.
         tolerance: what it may be, of the trace where the two are closest.
         worst_trace: the trace of the largest difference.
-        same_decisions: whether every forced trace was asked for exactly as `per_sample` asks for it.
+        same_decisions: whether exactly the decisions that `per_sample` reaches were reached, for every forced trace.
         unforced: share of the model's own decisions that differ from those of `per_sample` (rounding at a threshold).
         refused: why the strategy means nothing here.
     """
@@ -63,47 +63,42 @@ def verify_workloads(specs: list[Workload], options: Options) -> Iterator[Verdic
     """
     for spec in specs:
         small = spec.model_copy(update={"run": spec.run.model_copy(update={"accuracy_items": 0})})
-        yield from _verify(prepare(small, options), options)
+        yield from _verify(prepare(small, options))
 
 
 @torch.inference_mode()
-def _verify(p: Prepared, options: Options) -> Iterator[Verdict]:
+def _verify(p: Prepared) -> Iterator[Verdict]:
     x = p.inputs[:VERIFY_ITEMS]
-    batches = [(0, x)]
     n = x.shape[0]
-    precise = copy.deepcopy(p.model).double()
-    x64 = x.double() if x.is_floating_point() else x
-    static = output_error(
-        answers(p.model, batches, Execution(Dense()), n), answers(precise, [(0, x64)], Execution(Dense()), n)
-    )
-    tolerance = ERROR_FACTOR * static + ERROR_FLOOR[p.dtype]
+    batches = [(0, x)]
+    oracle = Oracle(p.model, batches, n, p.dtype)
     traces = _traces(p.model, x)
-    learned = traces["learned"]
-    oracle = {}
+    right = {}
     for kind, trace in traces.items():
         ex = Execution(PerSample(), replay=trace, record=True)
-        oracle[kind] = (answers(precise, [(0, x64)], ex, n), ex.trace)
-    for name, strategy in STRATEGIES.items():
-        if name == "dense" or name not in (options.strategies or STRATEGIES):
-            continue  # dense is another function of the input, by intention
+        right[kind] = (oracle.answer(ex), ex.trace)
+    for name, strategy in p.parts.strategies.items():
+        if strategy.static_twin:
+            continue  # another function of the input, by intention
         if why := strategy().refuses(p.model):
             yield Verdict(p.spec.name, name, refused=why)
             continue
         own = Execution(strategy(), record=True)
-        answers(p.model, batches, own, n)
+        answers(Call(p.model, own, n), batches)
         assert own.trace is not None
         largest, worst, same = 0.0, "", True
         for kind, trace in traces.items():
             ex = Execution(strategy(), replay=trace, record=True)
-            error = output_error(answers(p.model, batches, ex, n), oracle[kind][0])
-            same = same and ex.trace == oracle[kind][1]
+            error = output_error(answers(Call(p.model, ex, n), batches), right[kind][0])
+            same = same and ex.trace == right[kind][1]
             if not error <= largest:
                 largest, worst = error, kind
-        alone = [(i, x[i : i + 1]) for i in range(n)]
-        error = output_error(answers(p.model, alone, Execution(strategy(), replay=learned), n), oracle["learned"][0])
+        alone = Call(p.model, Execution(strategy(), replay=traces["learned"]), n)
+        error = output_error(answers(alone, [(i, x[i : i + 1]) for i in range(n)]), right["learned"][0])
         if not error <= largest:
             largest, worst = error, "learned, batch of 1"
-        yield Verdict(p.spec.name, name, largest, tolerance, worst, same, unforced=_different(own.trace, learned))
+        unforced = _different(own.trace, traces["learned"])
+        yield Verdict(p.spec.name, name, largest, oracle.tolerance, worst, same, unforced)
 
 
 def _traces(model: nn.Module, x: torch.Tensor) -> dict[str, Trace]:
@@ -113,14 +108,9 @@ def _traces(model: nn.Module, x: torch.Tensor) -> dict[str, Trace]:
     everything.run(model, x)
     assert own.trace is not None and everything.trace is not None
     traces = {"learned": own.trace}
-    if all(_can_be_made_up(p) for p in points(model).values()):
+    if all(point.can_be_made_up for point in points(model).values()):
         traces |= {kind: edge(everything.trace, model, kind) for kind in EDGES}
     return traces
-
-
-def _can_be_made_up(point: DecisionPoint) -> bool:
-    """Not codes of which nobody knows how many there are; where items have weights of their own, none is decided."""
-    return not isinstance(point, Weights) or isinstance(point, Width) or point.codes is not None or not point.shared
 
 
 def _different(trace: Trace, other: Trace) -> float:

@@ -1,20 +1,19 @@
-"""The measuring process: serves requests on standard input, answers on standard output, a JSON object a line.
+"""The measuring process: answers requests until its input ends. Anything that a model prints goes to standard error.
 
 It is started with its thread environment set and replaced after a failure; what it was doing when it died is known from
-its last words. Anything a model prints goes to standard error.
+the events that it sent before.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 from dynbench.errors import UserError
+from dynbench.launch.channel import parent_channel
 
 
 class Stop:
@@ -30,28 +29,23 @@ class Stop:
         self.asked = True
 
     def __call__(self) -> bool:
-        """Whether it was asked for."""
+        """Whether SIGINT came."""
         return self.asked
 
 
 def main() -> None:
-    """Serves until standard input ends."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)
+    """Serves until the input ends."""
+    channel = parent_channel()
 
     def tell(event: str, **what: Any) -> None:
-        channel.write(json.dumps({"event": event, **what}) + "\n")
+        channel.send({"event": event, **what})
 
     stop = Stop()
-    from dynbench.experiment.memory import start_forks
-    from dynbench.experiment.serve import Server  # torch is imported here, with the environment already set
-
-    start_forks()
+    from dynbench.experiment.serve import Server  # torch is imported here, after what could disturb the channel
 
     server = Server(tell, stop)
     tell("ready")
-    for line in sys.stdin:
-        request = json.loads(line)
+    for request in channel:
         try:
             server.serve(request)
         except UserError as e:

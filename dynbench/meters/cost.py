@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from dynbench.dynamic import Choice, Exits, Loop, Pick, Program, Route, Skip, Weights, outside
+from dynbench.counting.flops import FlopCounter
+from dynbench.counting.params import count_params
+from dynbench.dynamic import outside
 from dynbench.dynamic.items import map_items, row
-from dynbench.meters.flops import FlopCounter
-from dynbench.meters.params import count_params
 from dynbench.meters.required import PartCosts, Visit, evaluating
-from dynbench.store.schema import Unavailable
+from dynbench.unavailable import Unavailable
 
 
 def cost(model: nn.Module, *example: Any) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def cost(model: nn.Module, *example: Any) -> dict[str, Any]:
         `decision_points`: `name`, `kind`, `region_macs` (Skip: its body; Route, Program: one module, on average;
             Loop, Exits: all steps; Weights of known codes: the layer made for one, on average) and `gate_macs` (gate,
             router or policy), for one item of that point (a token, say), one visit.
-        `required_macs`: with its decisions, gates included; only where these (Pick, Choice) always ask for as much.
+        `required_macs`: with its decisions, gates included; only where these always ask for as much (Pick, Choice).
         A count is `{"unavailable": reason}` where an operator has no formula.
     """
     one = [row(part, 0) for part in example]
@@ -41,7 +41,7 @@ def cost(model: nn.Module, *example: Any) -> dict[str, Any]:
             inputs = [map_items(fake.from_tensor, part) for part in one]
             with fake:
                 return _counted(model, inputs)
-        except Exception:  # noqa: BLE001  (a model may look at values, in its own ways; then it is run in earnest)
+        except Exception:  # noqa: BLE001  (a model may look at values: then it is really run)
             return _counted(model, one)
 
 
@@ -61,13 +61,13 @@ def _counted(model: nn.Module, inputs: list[Any]) -> dict[str, Any]:
 
 
 def _is_fixed(parts: PartCosts) -> bool:
-    return bool(parts.points) and all(isinstance(p, (Choice, Pick)) for p in parts.points.values())
+    return bool(parts.points) and all(point.fixed_work for point in parts.points.values())
 
 
 def _is_dense(visit: Visit, parts: PartCosts) -> bool:
-    """Whether the visit lies in no gate and in nothing that stands for a skipped body."""
+    """Whether the static twin runs the visit: it lies in no gate and in no body that the twin leaves out."""
     return not any(
-        v.phase == "decide" or (v.phase == "body" and v.index == 0 and isinstance(parts.points[str(v.point)], Skip))
+        v.phase == "decide" or (v.phase == "body" and not parts.points[str(v.point)].in_static_twin(v.index or 0))
         for v in visit.ancestors()
     )
 
@@ -92,8 +92,7 @@ def _exits(parts: PartCosts) -> list[int]:
     return [
         round(total - _macs(parts, ("body", "head"), name) + _macs(parts, ("body", "head"), name, k))
         for name, point in parts.points.items()
-        if isinstance(point, Exits)
-        for k in range(point.max_steps)
+        for k in range(point.exits)
     ]
 
 
@@ -101,19 +100,16 @@ def _decision_points(parts: PartCosts) -> list[dict[str, Any]]:
     table = []
     for name, point in parts.points.items():
         times = sum(v.items for v in parts.visits if v.point == name and v.phase == "body" and v.index in (0, None))
-        region, gate = _macs(parts, ("body",), name), _macs(parts, ("decide",), name)
-        if isinstance(point, (Route, Program)):
-            region /= len(point.experts)
-        by_code = parts.macs_by_code(name) if isinstance(point, Weights) else None
+        region, gate = point.per_visit(_macs(parts, ("body",), name), _macs(parts, ("decide",), name))
+        by_code = parts.macs_by_code(name)
         if by_code is not None:
             region = times * sum(by_code) / len(by_code)
-        asked = times * (point.max_steps - 1) if isinstance(point, Loop) else times
         table.append(
             {
                 "name": name,
                 "kind": type(point).__name__,
                 "region_macs": round(region / max(times, 1)),
-                "gate_macs": round(gate / max(asked, 1)),
+                "gate_macs": round(gate / max(times, 1)),
             }
         )
     return table

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dynbench.meters.device import MeasuredDevice, Sensor
-from dynbench.store.schema import Energy, Unavailable
+from dynbench.store.schema import Energy
+from dynbench.unavailable import Unavailable
 
 MIN_WINDOW_S = 2.0  # NVML's power figures cover part of the time only (arXiv 2312.02741): seconds average that out
 MIN_UPDATES = 20  # a window spans so many updates of the counter: at most 5 % is cut off at its ends

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from dynbench.meters.device import MeasuredDevice
-from dynbench.store.schema import Quantity, Unavailable
+from dynbench.unavailable import Measured, Unavailable
 
 _SELF = Path("/proc/self")
 
 
-def peak_bytes(call: Callable[[], Any], device: MeasuredDevice) -> Quantity:
+def peak_bytes(call: Callable[[], Any], device: MeasuredDevice) -> Measured:
     """Peak memory growth during `call()`, in bytes.
 
     On CUDA by the caching allocator's own account. On a CPU by the resident set of this process, so memory that an

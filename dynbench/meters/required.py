@@ -1,9 +1,9 @@
-"""Required work: what the decisions of a trace ask for, whatever a strategy makes of it.
+"""Required work: what the decisions of a trace ask for, however a strategy executes it.
 
 One probing run of one item with everything switched on gives the FLOPs of each part of a model (gate, body, expert,
-stage, head) at each of its addresses. The trace says for how many items each address is needed. A part is needed where
-the part around it is and the decision asks for it, so total traces (synthetic ones, filled in everywhere) and recorded
-ones are treated alike: entries that would never have been asked do not count.
+stage, head) at each of its addresses. The trace says for how many items each address is needed: where the part around
+it is and the point's decision asks for it (`DecisionPoint.needed`). So total traces (synthetic ones, filled in
+everywhere) and recorded ones are treated alike: entries that would never have been reached do not count.
 
 Where the work of a part follows from what was decided (channels, weights made for a code), there is no such table:
 each item of the trace is run alone, on the one example, and its FLOPs are counted; what is made for a code counts for
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dynbench.counting.flops import FlopCounter
 from dynbench.dynamic import (
     DecisionPoint,
     Execution,
@@ -32,16 +33,13 @@ from dynbench.dynamic import (
     Skip,
     Trace,
     Weights,
-    Width,
     current,
     outside,
     points,
 )
 from dynbench.dynamic.context import Frame
 from dynbench.dynamic.items import cat, first, map_items, row
-from dynbench.dynamic.program import MODULE, NONE
-from dynbench.meters.flops import FlopCounter
-from dynbench.store.schema import Unavailable
+from dynbench.unavailable import Unavailable
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +66,13 @@ class Visit:
         return self.frame.extent[1:]
 
     @property
+    def ids(self) -> Tensor:
+        """Of the items of one sample that it was computed for, [ids] long, on the CPU."""
+        return self.frame.ids.cpu()
+
+    @property
     def items(self) -> int:
-        """Items of one sample that it was computed for."""
+        """How many items of one sample it was computed for."""
         return self.frame.ids.shape[0]
 
     def ancestors(self) -> Iterator[Visit]:
@@ -176,7 +179,7 @@ class _Everything:
 
 @dataclass(frozen=True)
 class Required:
-    """FLOPs a trace asks for, summed over its stream.
+    """FLOPs that the decisions of a trace require, summed over its stream.
 
     Attributes:
         region: bodies, stages, experts and everything outside the points.
@@ -213,7 +216,7 @@ class PartCosts:
         self.uncounted = dict(probe.uncounted)
 
     def required(self, trace: Trace) -> Required:
-        """The FLOPs a trace asks for.
+        """The FLOPs that the decisions of a trace require.
 
         Returns:
             Sums over the stream's items; Unavailable, with the reason, where an item's work is not its own (a body that
@@ -222,6 +225,7 @@ class PartCosts:
         why = self._why_not()
         if why is not None:
             return Required(Unavailable(unavailable=why), Unavailable(unavailable=why))
+        trace = trace.to("cpu")
         region = float(self.flops.get(None, 0) * trace.items)
         extra = 0.0
         for visit, active in self._active(trace):
@@ -231,7 +235,7 @@ class PartCosts:
                 continue
             times = float(active.sum())
             if visit in self._making:
-                times = float(len(_codes(trace, visit, active)[0]))
+                times = float(len(self._codes(trace, visit, active)[0]))
             needed = self.flops.get(visit, 0) * times / visit.items
             if visit.phase == "body":
                 region += needed
@@ -240,37 +244,31 @@ class PartCosts:
         return Required(region, region + extra)
 
     def path_depths(self, trace: Trace) -> tuple[np.ndarray, str]:
-        """How far each item went: bodies of its Skips, else steps of Loops, nodes of Programs, experts, channels.
+        """How far each item went, counted by the points with the model's first `DecisionPoint.path`.
 
         Returns:
-            Depths [items], and what they count, e.g. 'bodies run of 17'. Without decision points: zeros of nothing, ''.
+            Depths [items], and what they count, e.g. 'bodies run of 17'. Where no point has a path: zeros, ''.
         """
-        kinds = (("bodies run", Skip), ("stages run", Loop), ("nodes run", Program), ("experts visited", Route))
-        for what, kind in kinds:
-            if any(isinstance(p, kind) for p in self.points.values()):
-                depths, most = np.zeros(trace.items), 0
-                for visit, active in self._active(trace):
-                    if visit.phase == "body" and isinstance(self.points[str(visit.point)], kind):
-                        if kind is Skip and visit.index == 0:
-                            continue
-                        depths += active.sum(1).cpu().numpy()
-                        if kind is not Program or visit.index == 0:
-                            most += visit.items
-                return depths, f"{what} of {most}"
-        widths = [name for name, p in self.points.items() if isinstance(p, Width)]
-        if widths:
-            tables = [value.view(trace.items, -1) for (name, _), (value, _) in trace.entries.items() if name in widths]
-            channels = torch.cat(tables, 1).cpu()
-            return channels.sum(1).double().numpy(), f"channels used of {channels.shape[1]}"
-        return np.zeros(trace.items), ""
+        label = min((point.path for point in self.points.values() if point.path is not None), default=None)
+        trace, depths, deepest = trace.to("cpu"), np.zeros(trace.items), 0
+        if label is None:
+            return depths, ""
+        for visit, active in self._active(trace):
+            point = self._point(visit)
+            if visit.phase != "body" or point is None or point.path != label:
+                continue
+            added, most = point.added(trace, visit.index or 0, visit.sizes)
+            if isinstance(added, Tensor):
+                added = added.view(trace.items, -1)[:, visit.ids]
+            depths += (active * added).sum(1).double().numpy()
+            deepest += most * visit.items
+        return depths, f"{label.text} of {deepest}"
 
     def _why_not(self) -> str | None:
         if self.uncounted:
             return f"operator {', '.join(sorted(self.uncounted))} has no formula"
         for name, point in self.points.items():
-            limited = isinstance(point, Route) and point.capacity_factor is not None  # couples decisions, not bodies
-            together = isinstance(point, Loop) and point.scope == "sample"  # each does its own work, in view of all
-            if point.scope != "item" and not limited and not together:
+            if point.couples_work:
                 return f"{type(point).__name__} {name!r} couples the items of a {point.scope}"
         return None
 
@@ -286,7 +284,7 @@ class PartCosts:
         """FLOPs of a layer for the codes of the items that are active, and of making it for each code."""
         point, x = self._given[visit]
         body = special = 0.0
-        for code, items in zip(*_codes(trace, visit, active), strict=True):
+        for code, items in zip(*self._codes(trace, visit, active), strict=True):
             once, making = self._one_code(point, x, code)
             body += once * int(items)
             special += making
@@ -303,53 +301,25 @@ class PartCosts:
         return sum(counter.by_part.values()), sum(making.by_part.values())
 
     def _active(self, trace: Trace) -> Iterator[tuple[Visit, Tensor]]:
-        """Each visit with the stream's items that need it, [items, ids of the visit] bool."""
-        trace = trace.to("cpu")
+        """Each visit with the stream's items that need it, [items, ids of the visit] bool; the trace is on the CPU."""
         known: dict[Visit | None, Tensor] = {None: torch.ones(trace.items, 1, dtype=torch.bool)}
         for visit in self.visits:  # parents come first
             around = known[visit.parent]
             mask = around.repeat_interleave(math.prod(visit.sizes) // around.shape[1], 1)
-            known[visit] = _asked_for(self.points.get(visit.point or ""), visit, mask, trace)
-            yield visit, known[visit][:, visit.frame.ids.cpu()]
+            point = self._point(visit)
+            needed = None if point is None else point.needed(trace, visit.phase, visit.index or 0, visit.sizes)
+            known[visit] = mask if needed is None else mask & needed.view(mask.shape)
+            yield visit, known[visit][:, visit.ids]
 
+    def _point(self, visit: Visit) -> DecisionPoint | None:
+        return self.points.get(visit.point or "")
 
-def _asked_for(point: DecisionPoint | None, visit: Visit, mask: Tensor, trace: Trace) -> Tensor:
-    """`mask` [items, ids], the items that come by, without those whose decision does not ask for the visit."""
-    k = visit.index or 0
-    if isinstance(point, Loop):
-        steps = (trace.items, -1, point.max_steps)
-        there = torch.zeros_like(mask).view(steps)
-        there[:, :, k] = mask.view(steps)[:, :, k]
-        if k > 0 and point.halt is not None:
-            there[:, :, k] &= ~_decisions(trace, visit).view(steps)[:, :, :k].any(2)
-        return there.view(mask.shape)
-    if visit.phase == "body" and isinstance(point, Skip):
-        return mask & (_decisions(trace, visit) == bool(k)).view(mask.shape)
-    if visit.phase == "body" and isinstance(point, Program):
-        return mask & (_programs(trace, visit) == k).view(mask.shape)
-    if visit.phase == "body" and isinstance(point, Route):
-        return mask & (_decisions(trace, visit) == k).any(-1).view(mask.shape)
-    return mask
-
-
-def _decisions(trace: Trace, visit: Visit) -> Tensor:
-    """All decisions of a point [items * ids, ...]; of one that no item reached there are none to tell apart."""
-    ids = torch.arange(trace.items * math.prod(visit.sizes))
-    found = trace.look_up(str(visit.point), (trace.items, *visit.sizes), ids)
-    return torch.zeros(len(ids), 1, dtype=torch.bool) if found is None else found
-
-
-def _codes(trace: Trace, visit: Visit, active: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct codes [m, ...] of a point for the items that are active, and how many of them have each."""
-    ids = torch.zeros(trace.items, math.prod(visit.sizes), dtype=torch.bool)
-    ids[:, visit.frame.ids.cpu()] = active
-    found: tuple[Tensor, Tensor] = _decisions(trace, visit)[ids.flatten()].unique(dim=0, return_counts=True)
-    return found
-
-
-def _programs(trace: Trace, visit: Visit) -> Tensor:
-    """The module at each node of each item's program [items * ids above the nodes, N]; -1: none."""
-    *above, nodes = visit.sizes
-    ids = torch.arange(trace.items * math.prod(above))
-    found = trace.look_up(str(visit.point), (trace.items, *above), ids)
-    return torch.full((len(ids), nodes), NONE) if found is None else found[..., MODULE]
+    def _codes(self, trace: Trace, visit: Visit, active: Tensor) -> tuple[Tensor, Tensor]:
+        """The distinct codes [m, ...] for the items that are active at a visit, and how many of them have each."""
+        codes = self.points[str(visit.point)].decided(trace, visit.sizes)
+        if codes is None:  # no item came by
+            return torch.zeros(0), torch.zeros(0)
+        rows = torch.zeros(trace.items, math.prod(visit.sizes), dtype=torch.bool)
+        rows[:, visit.ids] = active
+        found: tuple[Tensor, Tensor] = codes[rows.flatten()].unique(dim=0, return_counts=True)
+        return found

@@ -9,13 +9,32 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from dynbench.meters.device import MeasuredDevice
-from dynbench.store.schema import Quantity, Unavailable
+from dynbench.unavailable import Measured, Unavailable
 
 # Calls of the CUDA runtime and driver, as the profiler records them on the host.
-WAITS = frozenset({"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy",
-                   "cuStreamSynchronize", "cuCtxSynchronize", "cuEventSynchronize"})  # fmt: skip
-LAUNCHES = frozenset({"cudaLaunchKernel", "cudaLaunchKernelExC", "cudaLaunchCooperativeKernel", "cudaGraphLaunch",
-                      "cuLaunchKernel", "cuLaunchKernelEx", "cuLaunchCooperativeKernel", "cuGraphLaunch"})  # fmt: skip
+WAITS = frozenset(
+    {
+        "cudaStreamSynchronize",
+        "cudaDeviceSynchronize",
+        "cudaEventSynchronize",
+        "cudaMemcpy",
+        "cuStreamSynchronize",
+        "cuCtxSynchronize",
+        "cuEventSynchronize",
+    }
+)
+LAUNCHES = frozenset(
+    {
+        "cudaLaunchKernel",
+        "cudaLaunchKernelExC",
+        "cudaLaunchCooperativeKernel",
+        "cudaGraphLaunch",
+        "cuLaunchKernel",
+        "cuLaunchKernelEx",
+        "cuLaunchCooperativeKernel",
+        "cuGraphLaunch",
+    }
+)
 _RANGE = "dynbench.counted"
 HostEvent = tuple[str, int, int]  # name, start_ns, end_ns
 
@@ -28,8 +47,8 @@ class Syncs(NamedTuple):
         kernel_launches: kernels launched; a CUDA graph counts as one.
     """
 
-    host_syncs: Quantity
-    kernel_launches: Quantity
+    host_syncs: Measured
+    kernel_launches: Measured
 
 
 def count_syncs(call: Callable[[], Any], device: MeasuredDevice) -> Syncs:

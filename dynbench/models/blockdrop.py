@@ -2,7 +2,7 @@
 
 Wu, Nagarajan, Kumar, Rennie, Davis, Grauman, Feris, "BlockDrop: Dynamic Inference Paths in Residual Networks", CVPR
 2018 (arXiv 1711.08393). Where the paper leaves a choice open, the authors' code decides (Tushar-N/blockdrop,
-models/resnet.py, models/base.py, test.py). Left out is the policy's second output, a value that nothing uses: their
+models/resnet.py, models/base.py, test.py). The policy's second output, a value, is left out: nothing uses it, as their
 baseline is the policy's own unsampled decision.
 """
 
@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Ahead, Skip, Trace
-from dynbench.models.macs import macs_run, static_macs
-from dynbench.models.resnet import BasicBlock, Bottleneck, ResNet, architecture
+from dynbench.models.accounting import macs_run, static_macs
+from dynbench.models.resnet import BasicBlock, BlockKind, ResNet, architecture, block_names
 from dynbench.models.sharing import shared_once
+from dynbench.models.typed import module_list
 
 PAPER = "Wu et al., BlockDrop: Dynamic Inference Paths in Residual Networks, CVPR 2018"
 PROVENANCE = "authors' code; without the policy's value output, which nothing uses"
@@ -25,7 +26,7 @@ Shortcut = Literal["pool", "projection"]
 
 
 class PooledShortcut(nn.Module):
-    """Where the shape changes, without parameters: average pooling, and zeros for the new channels.
+    """A shortcut without parameters where the shape changes: average pooling, and zeros for the new channels.
 
     Args:
         outputs: channels.
@@ -43,11 +44,11 @@ class PooledShortcut(nn.Module):
 
 
 class Policy(nn.Module):
-    """s = sigmoid(f_pn(x)) (eq. 1): a ResNet of few blocks; of ImageNet's images it sees half the resolution.
+    """s = sigmoid(f_pn(x)) (eq. 1): a ResNet of few blocks; it sees images of ImageNet at half the resolution.
 
     Args:
-        blocks: of each group.
-        decisions: K, blocks of the network it decides for.
+        blocks: in each group.
+        decisions: K, the number of blocks it decides for.
         dataset: 'cifar' or 'imagenet'.
         shortcut: see `blockdrop`.
     """
@@ -66,9 +67,9 @@ class Policy(nn.Module):
 
 
 class BlockDrop(ResNet):
-    """A ResNet whose K blocks run where u = 1, u drawn from s in training, s > 0.5 else (eq. 2).
+    """A ResNet whose K blocks run where u = 1; u is drawn from s in training, else u = (s > 0.5) (eq. 2).
 
-    What stands for a skipped block that changes the shape is its shortcut, *without* ReLU.
+    A skipped block that would change the shape is replaced by its shortcut, *without* ReLU.
 
     Args:
         block: BasicBlock or Bottleneck.
@@ -76,12 +77,12 @@ class BlockDrop(ResNet):
         num_classes: outputs.
         dataset: 'cifar' or 'imagenet'.
         shortcut: see `blockdrop`.
-        policy_blocks: of each group of the policy network.
+        policy_blocks: blocks in each group of the policy network.
     """
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: BlockKind,
         layers: tuple[int, ...],
         num_classes: int,
         dataset: str,
@@ -92,13 +93,12 @@ class BlockDrop(ResNet):
         if shortcut == "pool":
             pool_shortcuts(self)
         self.policy = Policy(policy_blocks, sum(layers), dataset, shortcut)
-        names = [f"group{g}_layer{i}" for g, count in enumerate(layers, start=1) for i in range(count)]
-        skips = []
-        for name, body in zip(names, self.blocks(), strict=True):
-            assert isinstance(body, (BasicBlock, Bottleneck))
-            skips.append(Skip(name, None, body, body.downsample, consumes=True))
+        skips = [
+            Skip(name, None, body, body.downsample, consumes=True)
+            for name, body in zip(block_names(layers), self.blocks(), strict=True)
+        ]
         self.ahead = Ahead("policy", self.policy, skips)
-        self.skips = nn.ModuleList(skips)
+        self.skips = module_list(skips)
         shared_once(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,10 +106,8 @@ class BlockDrop(ResNet):
         return self.answer(x, self.ahead(x))
 
     def answer(self, x: Tensor, u: Any) -> Tensor:
-        """x [n, 3, H, W] and what was decided for its blocks (see `Ahead`) -> logits [n, num_classes]."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        if self.dataset == "imagenet":
-            x = F.max_pool2d(x, 3, stride=2, padding=1)
+        """x [n, 3, H, W] and the decisions u for its blocks (see `Ahead`) -> logits [n, num_classes]."""
+        x = self.stem(x)
         for skip in self.skips:
             x, u = skip(x, u)
         logits: Tensor = self.fc(x.mean((2, 3)))
@@ -117,12 +115,10 @@ class BlockDrop(ResNet):
 
 
 def pool_shortcuts(net: ResNet) -> None:
-    """Puts pooling in the place of every projection that a shortcut has."""
+    """Replaces the projection in every shortcut by pooling."""
     for block in net.blocks():
-        if isinstance(block, (BasicBlock, Bottleneck)) and block.downsample is not None:
-            projection = block.downsample[0]
-            assert isinstance(projection, nn.Conv2d)
-            block.downsample = PooledShortcut(projection.out_channels, projection.stride[0])  # type: ignore[assignment]
+        if block.downsample is not None:
+            block.downsample = PooledShortcut(block.outputs, block.stride)  # type: ignore[assignment]
 
 
 def blockdrop(
@@ -140,10 +136,11 @@ def blockdrop(
         dataset: 'cifar' (inputs [n, 3, 32, 32], larger ones work) or 'imagenet' ([n, 3, 224, 224]).
         shortcut: 'pool' (without parameters) or 'projection' (1x1 convolution and norm). None: as the authors, 'pool'
             for 'cifar' and 'projection' for 'imagenet'.
-        policy_blocks: of each group of the policy network.
+        policy_blocks: blocks in each group of the policy network.
 
     Raises:
-        ValueError: a depth, data set or shortcut there is no such network for, or a policy without blocks.
+        ValueError: there is no such network of this depth, with this shortcut or for this data set, or a policy without
+            blocks.
     """
     if policy_blocks < 1:
         raise ValueError(f"policy_blocks={policy_blocks}: a policy network has 1 block or more in each group")
@@ -152,7 +149,7 @@ def blockdrop(
 
 
 def plain(depth: int = 110, num_classes: int = 10, dataset: str = "cifar", shortcut: Shortcut | None = None) -> ResNet:
-    """The ResNet that BlockDrop starts from, without a policy: arguments and errors as of `blockdrop`."""
+    """The ResNet that BlockDrop starts from, without a policy; arguments and errors as for `blockdrop`."""
     block, layers = architecture(depth, dataset)
     net = ResNet(block, layers, num_classes, dataset)
     if _shortcut(shortcut, dataset) == "pool":
@@ -168,17 +165,7 @@ def _shortcut(shortcut: Shortcut | None, dataset: str) -> Shortcut:
     return shortcut
 
 
-def accounted_macs(model: BlockDrop, trace: Trace, shape: tuple[int, ...] | None = None) -> tuple[float, str]:
-    """What the authors' test.py counts: every convolution and linear layer that ran, the policy's included.
-
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-        shape: of one input; default: that of the data set.
-
-    Returns:
-        (MACs per sample, the rule in words).
-    """
-    shape = shape or model.input_shape((3, 32, 32))
-    macs = macs_run(model, trace, shape) + static_macs(model.policy, shape)
+def accounted_macs(model: BlockDrop, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """As the authors' test.py counts: every convolution and linear layer that ran, the policy's included."""
+    macs = macs_run(model, model.skips, trace, shape) + static_macs(model.policy, shape)
     return macs, "blocks run, shortcuts, the fixed parts and the policy network; the authors count 2 operations a MAC"

@@ -1,19 +1,19 @@
-"""BranchyNet: side branches answer inputs that are already clear, where the entropy of their answer is low.
+"""BranchyNet: side branches answer easy inputs, those for which the entropy of the branch's answer is low.
 
 Teerapittayanon, McDanel, Kung, "BranchyNet: Fast Inference via Early Exiting from Deep Neural Networks", ICPR 2016
 (arXiv 1709.01686). Layers are those of the authors' code (kunglab/branchynet, networks/*.py).
 
-What to know about the published times:
+On the published times:
 
-- The clock of the authors' code (branchynet/net.py) runs during the parts of the backbone only. Branches, entropies and
-  the choice of who leaves are not timed, and the branch of an input that leaves is computed twice.
-- They are means at batch 1, where time follows the number of layers called rather than what these multiply: the
+- The authors' code (branchynet/net.py) times only the parts of the backbone. Branches, entropies and the selection of
+  the inputs that leave are not timed, and the branch of an input that leaves is computed twice.
+- They are means at batch 1, where time follows the number of layers called rather than their multiply-accumulates: the
   measured gain exceeds the gain in multiply-accumulates.
-- Thresholds were tried on the test set.
+- Thresholds were chosen on the test set.
 
-A relative, Shallow-Deep Networks (Kaya, Hong, Dumitras, ICML 2019), charges an input that is sure nowhere the cost of
-the exit whose answer it takes in the end, though the whole network ran: its mean costs are too low. Here every input is
-charged what was executed for it.
+A related work, Shallow-Deep Networks (Kaya, Hong, Dumitras, ICML 2019), charges an input that is confident at no exit
+the cost of the exit whose answer it finally takes, although the whole network ran: its mean costs are too low. Here
+every input is charged what was executed for it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Exits, Trace
-from dynbench.models.exits import exits_taken
+from dynbench.models.accounting import mean_over_exits, static_macs
 from dynbench.models.idk import Policy
-from dynbench.models.macs import static_macs
 from dynbench.models.sharing import shared_once
 
 PAPER = "Teerapittayanon et al., BranchyNet: Fast Inference via Early Exiting from Deep Neural Networks, ICPR 2016"
@@ -36,14 +35,14 @@ PROVENANCE = "authors' code for the layers; with placement='paper' the branches 
 
 Net = Literal["lenet", "alexnet", "resnet110"]
 Placement = Literal["code", "paper"]
-GAIN = math.sqrt(2)  # of the ResNet's convolutions
+GAIN = math.sqrt(2)  # initialisation gain of the ResNet's convolutions
 
 
 class EntropyBelow(Policy):
-    """Who leaves after exit n: entropy(y) = - sum_c y_c log y_c < T_n, y the softmax, in nats (section III-C).
+    """Leave at exit n where entropy(y) = - sum_c y_c log y_c < T_n, y the softmax, in nats (section III-C).
 
     Args:
-        thresholds: T_n, one per exit but the last, which takes everybody.
+        thresholds: T_n, one per exit but the last, which takes all remaining inputs.
         num_classes: outputs.
     """
 
@@ -51,7 +50,7 @@ class EntropyBelow(Policy):
         super().__init__("entropy", thresholds, num_classes)
 
     def forward(self, answer: Tensor, state: object, k: int) -> Tensor:
-        """answer [n, C], the logits of exit k -> [n] bool."""
+        """answer [n, C], the logits of exit k -> [n] bool: whether to leave."""
         return self.doubt(answer, k) < self.thresholds[k]
 
 
@@ -78,7 +77,7 @@ def conv(inputs: int, outputs: int, size: int, stride: int = 1, padding: int = 0
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer, initialised likewise."""
+    """A linear layer, initialised in the same way as `conv`."""
     return _initialised(nn.Linear(inputs, outputs), 1.0)
 
 
@@ -93,7 +92,7 @@ def _initialised(layer: L, gain: float) -> L:
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions and the identity; where the shape changes, subsampled, with zero channels put in front."""
+    """Two 3x3 convolutions plus the identity; where the shape changes, subsampled and padded with zero channels."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -108,26 +107,26 @@ class ResBlock(nn.Module):
         if self.stride > 1:
             x = x[:, :, :: self.stride, :: self.stride]
         if self.more:
-            x = F.pad(x, (0, 0, 0, 0, self.more, 0))
+            x = F.pad(x, (0, 0, 0, 0, self.more, 0))  # the zero channels come first
         return F.relu(h + x)
 
 
 def pool(size: int) -> nn.Module:
-    """Max pooling of stride 2 whose last window may hang over the edge (Chainer's cover_all)."""
+    """Max pooling of stride 2 whose last window may extend over the edge (Chainer's cover_all)."""
     return nn.MaxPool2d(size, 2, ceil_mode=True)
 
 
 def norm() -> list[nn.Module]:
-    """What comes after a convolution of the AlexNet."""
+    """The layers after a convolution of the AlexNet."""
     return [nn.ReLU(), pool(3), LRN()]
 
 
 class Layers(NamedTuple):
-    """A backbone cut at its exits, what hangs there, and the shape of one input.
+    """A backbone cut at its exits, the branches, and the shape of one input.
 
     Attributes:
-        stages: layers of the backbone up to the next exit.
-        heads: layers of each branch; the last one is the end of the backbone.
+        stages: the layers of the backbone up to each exit.
+        heads: the layers of each branch; the last one is the end of the backbone.
         shape: [C, H, W].
     """
 
@@ -139,11 +138,9 @@ class Layers(NamedTuple):
 def lenet(placement: Placement, classes: int) -> Layers:
     """B-LeNet, MNIST: paper and code agree on one branch after the first convolution."""
     first = conv(1, 5, 5, padding=3)  # 28 -> 30
-    rest = [
-        pool(2), nn.ReLU(), conv(5, 10, 5, padding=3),  # 15 -> 17
-        pool(2), nn.ReLU(), conv(10, 20, 5, padding=3),  # 9 -> 11
-        pool(2), nn.ReLU(), nn.Flatten(), linear(20 * 6 * 6, 84),
-    ]  # fmt: skip
+    rest = [pool(2), nn.ReLU(), conv(5, 10, 5, padding=3)]  # 15 -> 17
+    rest += [pool(2), nn.ReLU(), conv(10, 20, 5, padding=3)]  # 9 -> 11
+    rest += [pool(2), nn.ReLU(), nn.Flatten(), linear(20 * 6 * 6, 84)]
     branch = [pool(2), nn.ReLU(), conv(5, 10, 3, padding=1), pool(2), nn.ReLU(), *_classify(10 * 8 * 8, classes)]
     return Layers([[first], rest], [branch, [linear(84, classes)]], (1, 28, 28))
 
@@ -151,25 +148,24 @@ def lenet(placement: Placement, classes: int) -> Layers:
 def alexnet(placement: Placement, classes: int) -> Layers:
     """B-AlexNet, CIFAR-10: two branches, after convolutions 2 and 3 (code) or 1 and 2 (paper).
 
-    The paper says how many layers a branch has, two convolutions and one, but not how wide: that is as in the code.
+    The paper gives the number of layers of each branch, two convolutions and one, but not their widths: those are the
+    code's.
     """
 
     def after(channels: int, size: int, convs: int) -> list[nn.Module]:
-        """The branch at a map of this size."""
+        """The branch on a map of this size."""
         layers, width = norm(), channels
         for _ in range(convs):
             layers += [conv(width, 32, 3, padding=1), nn.ReLU()]
             width = 32
-        left = math.ceil((math.ceil((size - 1) / 2) - 1) / 2)  # after two pools of 3 with stride 2
+        left = math.ceil((math.ceil((size - 1) / 2) - 1) / 2)  # after two 3x3 poolings of stride 2
         return [*layers, pool(3), *_classify(width * left * left, classes)]
 
     conv1, conv2 = conv(3, 32, 5, padding=2), conv(32, 64, 5, padding=2)
     conv3 = conv(64, 96, 3, padding=1)
-    rest = [
-        nn.ReLU(), conv(96, 96, 3, padding=1), nn.ReLU(), conv(96, 64, 3, padding=1), nn.ReLU(), pool(3),
-        nn.Flatten(), linear(64 * 4 * 4, 256), nn.ReLU(), nn.Dropout(),
-        linear(256, 128), nn.ReLU(), nn.Dropout(),
-    ]  # fmt: skip
+    rest = [nn.ReLU(), conv(96, 96, 3, padding=1), nn.ReLU(), conv(96, 64, 3, padding=1), nn.ReLU(), pool(3)]
+    rest += [nn.Flatten(), linear(64 * 4 * 4, 256), nn.ReLU(), nn.Dropout()]
+    rest += [linear(256, 128), nn.ReLU(), nn.Dropout()]
     end: list[nn.Module] = [linear(128, classes)]
     stages: list[list[nn.Module]]
     if placement == "code":
@@ -182,17 +178,15 @@ def alexnet(placement: Placement, classes: int) -> Layers:
 def resnet110(placement: Placement, classes: int) -> Layers:
     """B-ResNet, CIFAR-10: a branch after convolution 1 (code) or 2 (paper), another after convolution 37 (both).
 
-    Convolution 2 lies within the first residual block, which the paper does not cut: with placement='paper' the branch
-    sits behind that block, as in the first version of the code. Its layers are those of the code.
+    Convolution 2 lies inside the first residual block, which is not cut: with placement='paper' the branch comes after
+    that block, as in the first version of the code. Its layers are those of the code.
     """
     stem = [conv(3, 16, 3, gain=GAIN), nn.BatchNorm2d(16), nn.ReLU()]  # 32 -> 30
     group1 = [ResBlock(16, 16) for _ in range(18)]
     group2 = [ResBlock(16, 32, 2), *(ResBlock(32, 32) for _ in range(17))]  # 15
     group3 = [ResBlock(32, 64, 2), *(ResBlock(64, 64) for _ in range(17))]  # 8
-    branch1 = [
-        conv(16, 64, 5, padding=2), nn.ReLU(), LRN(), conv(64, 32, 3, padding=1), nn.ReLU(),
-        conv(32, 32, 3, padding=1), nn.ReLU(), *_classify(32 * 30 * 30, classes),
-    ]  # fmt: skip
+    branch1 = [conv(16, 64, 5, padding=2), nn.ReLU(), LRN(), conv(64, 32, 3, padding=1), nn.ReLU()]
+    branch1 += [conv(32, 32, 3, padding=1), nn.ReLU(), *_classify(32 * 30 * 30, classes)]
     branch2 = [ResBlock(16, 16), *_classify(16 * 30 * 30, classes)]
     end = [nn.AvgPool2d(6, 1), *_classify(64 * 3 * 3, classes)]
     cut = 0 if placement == "code" else 1
@@ -209,7 +203,7 @@ class Plain(nn.Module):
 
     Args:
         stages: of the backbone.
-        head: its end.
+        head: the end of the backbone.
         shape: of one input.
     """
 
@@ -230,11 +224,11 @@ class Plain(nn.Module):
 
 
 class BranchyNet(nn.Module):
-    """A backbone with branches; an input leaves at the first that is sure.
+    """A backbone with branches; an input leaves at the first branch that is confident.
 
     Args:
-        layers: the backbone cut at its exits, and what hangs there.
-        policy: who leaves.
+        layers: the backbone cut at its exits, and the branches.
+        policy: which inputs leave at an exit.
     """
 
     def __init__(self, layers: Layers, policy: Policy) -> None:
@@ -276,12 +270,12 @@ def branchynet(
 ) -> BranchyNet:
     """A BranchyNet.
 
-    Thresholds are part of the weights (`policy.thresholds`), so that those chosen on held-out data come with them.
+    Thresholds are part of the weights (`policy.thresholds`): those chosen on held-out data are saved with them.
 
     Args:
         net: 'lenet' (inputs [n, 1, 28, 28]), 'alexnet' or 'resnet110' (both [n, 3, 32, 32]).
-        placement: where the branches sit. 'code': as in the authors' code, for AlexNet after convolutions 2 and 3, for
-            ResNet-110 after 1 and 37. 'paper': as the text says, after 1 and 2, and after 2 and 37 (see `resnet110`).
+        placement: of the branches. 'code': as in the authors' code, for AlexNet after convolutions 2 and 3, for
+            ResNet-110 after 1 and 37. 'paper': as in the text, after 1 and 2, and after 2 and 37 (see `resnet110`).
             LeNet's is the same in both.
         thresholds: T_n in nats, one per exit but the last; default: those of table I.
         num_classes: outputs.
@@ -303,7 +297,7 @@ def branchynet(
 
 
 def plain(net: Net = "alexnet", placement: Placement = "code", num_classes: int = 10) -> Plain:
-    """The network a BranchyNet is compared with: its backbone alone. Where branches would sit only names the layers.
+    """The baseline of a BranchyNet: its backbone alone. The placement of branches affects only the names of layers.
 
     Args:
         net: see `branchynet`.
@@ -316,21 +310,11 @@ def plain(net: Net = "alexnet", placement: Placement = "code", num_classes: int 
     return branchynet(net, placement, None, num_classes).twin
 
 
-def accounted_macs(model: BranchyNet, trace: Trace, shape: tuple[int, ...] | None = None) -> tuple[float, str]:
-    """What the authors' clock covers, in MACs: the backbone as far as an input goes; branches are free.
-
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-        shape: of one input; default: the model's.
-
-    Returns:
-        (MACs per sample, the rule in words).
-    """
-    end = len(model.stages)
-    taken = exits_taken(trace, "exit", end)
-    macs = sum(float((taken == k).double().mean()) * _backbone_macs(model, k, shape or model.shape) for k in range(end))
-    return macs, "the backbone as far as an input goes, which the authors' clock covers; branches not counted"
+def accounted_macs(model: BranchyNet, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """What the authors' clock covers, in MACs: the backbone up to the exit taken; branches are free."""
+    costs = [_backbone_macs(model, k, shape) for k in range(len(model.stages))]
+    rule = "the backbone as far as an input goes, which the authors' clock covers; branches not counted"
+    return mean_over_exits(trace, "exit", costs), rule
 
 
 def _backbone_macs(model: BranchyNet, k: int, shape: tuple[int, ...]) -> int:

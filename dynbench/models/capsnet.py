@@ -1,12 +1,12 @@
-"""CapsNet: capsules agree on the whole they are parts of, by iterations of a routing procedure.
+"""CapsNet: capsules are routed to higher capsules by iterative agreement.
 
 Sabour, Frosst, Hinton, "Dynamic Routing Between Capsules", NIPS 2017 (arXiv 1710.09829). Layers, routing (procedure 1),
 margin loss (eq. 4) and decoder (section 4.1) are the paper's; the initial weights and the weight of the reconstruction
-are as other implementations have them. The paper iterates a fixed number of times. That an input leaves when its
-capsules no longer change (`halt="convergence"`) is ours.
+loss are those of other implementations. The paper iterates a fixed number of times; leaving when the capsules of an
+input no longer change (`halt="convergence"`) is ours.
 
-The lesson: in the 28 x 28 network an iteration is 0.2 % of the multiply-accumulates, but iterations wait for each
-other, and each reads all of u_hat twice.
+In the 28 x 28 network an iteration is 0.2 % of the multiply-accumulates, but iterations are sequential, and each reads
+all of u_hat twice.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Loop
+from dynbench.models.checks import check_least
 
 PAPER = "Sabour, Frosst, Hinton, Dynamic Routing Between Capsules, NIPS 2017"
 PROVENANCE = "paper, sections 2 to 4; leaving on convergence is our addition"
@@ -29,34 +30,34 @@ KERNEL = 9
 
 
 def squash(s: Tensor) -> Tensor:
-    """v = |s|^2 / (1 + |s|^2) s / |s| (eq. 1): keeps the direction, brings the length below 1; s [..., D]."""
+    """v = |s|^2 / (1 + |s|^2) s / |s| (eq. 1): keeps the direction, with a length below 1; s [..., D]."""
     q = s.square().sum(-1, keepdim=True)
     return s * (q / (1 + q) * (q + 1e-9).rsqrt())
 
 
 def lengths(v: Tensor) -> Tensor:
-    """|v_j|, how sure the network is that j is there: v [..., D] -> [...]."""
-    return (v.square().sum(-1) + 1e-9).sqrt()  # a gradient at 0
+    """|v_j|, the network's confidence that j is present: v [..., D] -> [...]."""
+    return (v.square().sum(-1) + 1e-9).sqrt()  # differentiable at 0
 
 
-def margin_loss(said: Tensor, y: Tensor) -> Tensor:
+def margin_loss(v: Tensor, y: Tensor) -> Tensor:
     """sum_k T_k max(0, 0.9 - |v_k|)^2 + 0.5 (1 - T_k) max(0, |v_k| - 0.1)^2 (eq. 4), the mean over the batch.
 
     Args:
-        said: [n, J] lengths.
+        v: [n, J] lengths |v_k|.
         y: [n] labels.
     """
-    t = F.one_hot(y, said.shape[1]).to(said.dtype)  # T_k
-    parts = t * F.relu(0.9 - said).square() + 0.5 * (1 - t) * F.relu(said - 0.1).square()
+    t = F.one_hot(y, v.shape[1]).to(v.dtype)  # T_k
+    parts = t * F.relu(0.9 - v).square() + 0.5 * (1 - t) * F.relu(v - 0.1).square()
     return parts.sum(1).mean()
 
 
 class PrimaryCaps(nn.Module):
-    """A convolution of stride 2 whose output is read as capsules, squashed.
+    """A convolution of stride 2 whose output is interpreted as capsules and squashed.
 
     Args:
-        channels: of the map before.
-        types: capsules at each place (32 in the paper).
+        channels: of the input map.
+        types: capsules at each position (32 in the paper).
         dim: of a capsule (8).
     """
 
@@ -65,16 +66,16 @@ class PrimaryCaps(nn.Module):
         self.dim, self.conv = dim, nn.Conv2d(channels, types * dim, KERNEL, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [n, C, H, W] -> u [n, I, d], type by type, I = types * H' * W'."""
+        """x [n, C, H, W] -> u [n, I, d], ordered by type, I = types * H' * W'."""
         u = self.conv(x).unflatten(1, (-1, self.dim))  # [n, types, d, H', W']
         return squash(u.permute(0, 1, 3, 4, 2).flatten(1, 3))
 
 
 class Convergence(nn.Module):
-    """Who leaves: of whom no capsule moved further than `tolerance` in the last iteration.
+    """An input leaves when none of its capsules moved further than `tolerance` in the last iteration.
 
     Args:
-        tolerance: of |v_j - v_j one iteration before|, for the capsule that moved furthest.
+        tolerance: limit for max_j |v_j - v_j of the iteration before|.
     """
 
     def __init__(self, tolerance: float) -> None:
@@ -88,17 +89,17 @@ class Convergence(nn.Module):
 
 
 class DigitCaps(nn.Module):
-    """Each capsule below predicts each one above; which predictions count is settled by agreement (procedure 1).
+    """Each lower capsule predicts each higher one; predictions are weighted by agreement (procedure 1).
 
-    u_hat_j|i = W_ij u_i (eq. 2) is worked out once, stored with j first so that both products of an iteration read it
+    u_hat_j|i = W_ij u_i (eq. 2) is computed once and stored with j first, so that both products of an iteration read it
     in order.
 
     Args:
-        inputs: I, capsules below.
+        inputs: I, number of lower capsules.
         in_dim: their dimension d.
-        outputs: J, capsules above.
+        outputs: J, number of higher capsules.
         out_dim: their dimension D.
-        routings: r, iterations; at most so many with `halt`.
+        routings: r, iterations; with `halt` the maximum.
         halt: None or a `Convergence`.
     """
 
@@ -120,9 +121,9 @@ class DigitCaps(nn.Module):
         return capsules
 
     def iterate(self, state: State, k: int) -> State:
-        """Lines 4 to 7 of procedure 1, the same in every iteration."""
+        """One iteration: lines 4 to 7 of procedure 1."""
         b, u_hat, before, _ = state
-        c = b.softmax(1)  # eq. 3: over the capsules above, [n, J, I]
+        c = b.softmax(1)  # eq. 3: over the higher capsules, [n, J, I]
         s = torch.matmul(c.unsqueeze(2), u_hat).squeeze(2)  # s_j = sum_i c_ij u_hat_j|i, [n, J, D]
         v = squash(s)
         b = b + torch.matmul(u_hat, v.unsqueeze(3)).squeeze(3)  # b_ij += u_hat_j|i . v_j
@@ -130,7 +131,7 @@ class DigitCaps(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Draws the input from the capsule of one class, all others set to zero (section 4.1).
+    """Reconstructs the input from the capsule of one class, all others set to zero (section 4.1).
 
     Args:
         classes: J.
@@ -149,17 +150,17 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*hidden, nn.Linear(sizes[-1], torch.Size(shape).numel()), nn.Sigmoid())
 
     def forward(self, v: Tensor, y: Tensor) -> Tensor:
-        """v [n, J, D], whose capsule to draw y [n] -> image [n, C, H, W], brightness 0 to 1."""
+        """v [n, J, D], class y [n] of the capsule to use -> image [n, C, H, W], values 0 to 1."""
         mask = F.one_hot(y, v.shape[1]).to(v.dtype)
         image: Tensor = self.layers((v * mask.unsqueeze(2)).flatten(1)).unflatten(1, self.shape)
         return image
 
 
 class CapsNet(nn.Module):
-    """Convolution, PrimaryCaps, DigitCaps; the decoder regularises training and is no part of the answer.
+    """Convolution, PrimaryCaps, DigitCaps; the decoder regularises training and does not affect the answer.
 
     Args:
-        shape: of an image, [C, H, W]. Where C is 1, images of several channels are turned grey: their mean.
+        shape: of an image, [C, H, W]. If C is 1, images of several channels are converted to grey, their mean.
         channels: of the first convolution.
         primary: PrimaryCaps.
         digits: DigitCaps.
@@ -195,7 +196,7 @@ class CapsNet(nn.Module):
         return lengths(self.capsules(x))
 
     def reconstruct(self, v: Tensor, y: Tensor | None = None) -> Tensor:
-        """v [n, J, D] -> images [n, C, H, W] from the capsules of the labels y [n]; None: from the longest.
+        """v [n, J, D] -> images [n, C, H, W] from the capsules of the labels y [n]; None: from the longest ones.
 
         Raises:
             ValueError: there is no decoder.
@@ -224,17 +225,17 @@ def capsnet(
 
     Args:
         routings: r, iterations.
-        halt: None: exactly r of them; 'convergence': an input leaves when none of its capsules moved further than
+        halt: None: exactly r iterations; 'convergence': an input leaves when none of its capsules moved further than
             `tolerance` in an iteration.
-        tolerance: of that, above 0.
+        tolerance: see `halt`; above 0.
         size: side of the square images, pixels, at least 17.
-        image_channels: of the images; with 1, those that come in more are turned grey.
+        image_channels: of the images; 1: images of several channels are converted to grey.
         channels: of the first convolution.
-        capsule_types: primary capsules at each place.
+        capsule_types: primary capsules at each position.
         capsule_dim: their dimension.
         digit_dim: dimension of the capsules of the classes.
         num_classes: outputs.
-        decoder: with the decoder.
+        decoder: whether there is a decoder, for training.
         decoder_widths: of its hidden layers.
 
     Raises:
@@ -246,13 +247,8 @@ def capsnet(
         raise ValueError(f"tolerance={tolerance}: a capsule always moves a little; tolerance is above 0")
     if size < 2 * KERNEL - 1:
         raise ValueError(f"size={size}: two 9x9 convolutions need images of 17 x 17 pixels or more")
-    counts = {
-        "routings": routings, "image_channels": image_channels, "channels": channels, "capsule_types": capsule_types,
-        "capsule_dim": capsule_dim, "digit_dim": digit_dim, "num_classes": num_classes,
-    }  # fmt: skip
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: {name} is 1 or more")
+    check_least(1, routings=routings, image_channels=image_channels, channels=channels, capsule_types=capsule_types)
+    check_least(1, capsule_dim=capsule_dim, digit_dim=digit_dim, num_classes=num_classes)
     side = (size - KERNEL + 1 - KERNEL) // 2 + 1  # 6 for images of 28 x 28
     shape = (image_channels, size, size)
     primary = PrimaryCaps(channels, capsule_types, capsule_dim)

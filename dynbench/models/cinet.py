@@ -1,17 +1,17 @@
 """CiNet: a small network on the device finds the patch that matters, and only this patch is sent to the cloud.
 
 Dai, Kong, Guo, Huang, "CiNet: Redesigning Deep Neural Networks for Efficient Mobile-Cloud Collaborative Inference",
-SDM 2021. Known are the abstract and Figure 1: a mobile-side extractor gives a small image patch, a cloud-side
-classifier sees nothing else, and both are trained for the label; of a 100 x 100 x 3 image a patch of 10 x 10 x 3
-crosses the network, which is the 99 % less transmitted data that the abstract names.
+SDM 2021. The abstract and Figure 1 are known: a mobile-side extractor outputs a small image patch, a cloud-side
+classifier sees nothing else, and both are trained on the label; of a 100 x 100 x 3 image a patch of 10 x 10 x 3 crosses
+the network, which is the 99 % less transmitted data of the abstract.
 
-OUR reconstruction is all the rest: extractor = down-sampling, convolutions, a saliency map and its soft-argmax; patch =
-a window of fixed size around that place, averaged down by a whole factor; classifier = a small convolutional network.
-Gradients pass the crop as in a spatial transformer of fixed scale (`Crop.soft`, used in training only).
+All the rest is OUR reconstruction: extractor = down-sampling, convolutions, a saliency map and its soft-argmax; patch =
+a window of fixed size around that place, averaged down by an integer factor; classifier = a small convolutional
+network. Gradients pass the crop as in a spatial transformer of fixed scale (`Crop.soft`, used in training only).
 
-What depends on the input is *which* pixels are computed on, not how much is computed: a `Choice`, and no strategy has
-anything to save here. What is saved is what crosses the network, which is declared (`Network`): it is in no measured
-time. `dynbench partition` measures both ends and puts a network between them.
+Which pixels are computed on depends on the input, how much is computed does not: a `Choice`, with nothing to save for a
+strategy. The saving is in the data that crosses the network, which is declared (`Network`) and part of no measured
+time. `dynbench partition` measures both ends and places a network between them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Choice, Trace
-from dynbench.models.macs import static_macs
+from dynbench.hooks import DeclaredCost
+from dynbench.models.accounting import static_macs
 
 PAPER = (
     "Dai et al., CiNet: Redesigning Deep Neural Networks for Efficient Mobile-Cloud Collaborative Inference, SDM 2021"
@@ -35,11 +36,11 @@ PROVENANCE = (
     "cloud); layers, the gradient through the crop and the training are ours"
 )
 
-UNIT = 4096  # a place of -1 .. 1 is kept as a whole number of -UNIT .. UNIT: the same in any dtype
+UNIT = 4096  # a place in -1 .. 1 is stored as an integer in -UNIT .. UNIT: the same in every dtype
 
 
 def on_grid(place: Tensor) -> Tensor:
-    """A place [n, 2] (x, y) in -1 .. 1 -> whole steps of 1/UNIT, [n, 2] long."""
+    """A place [n, 2] (x, y) in -1 .. 1, rounded to steps of 1/UNIT: [n, 2] long."""
     return (place.float().clamp(-1, 1) * UNIT).round().long()
 
 
@@ -47,7 +48,7 @@ class SoftArgmax(nn.Module):
     """The mean place under the softmax of a saliency map: differentiable, and finer than the map's cells."""
 
     def forward(self, saliency: Tensor) -> Tensor:
-        """[n, 1, h, w] -> (x, y) in -1 .. 1, [n, 2]: the middle of cell i of w lies at (2 i + 1) / w - 1."""
+        """[n, 1, h, w] -> (x, y) in -1 .. 1, [n, 2]: the centre of cell i of w is at (2 i + 1) / w - 1."""
         n, _, h, w = saliency.shape
         p = saliency.flatten(1).softmax(1).view(n, h, w)
         x = (2 * torch.arange(w, dtype=p.dtype, device=p.device) + 1) / w - 1
@@ -56,11 +57,11 @@ class SoftArgmax(nn.Module):
 
 
 class Extractor(nn.Module):
-    """Where is what matters? Down-sampled image, 3 x 3 convolutions, a saliency map, its soft-argmax.
+    """Finds the place that matters: down-sampled image, 3 x 3 convolutions, a saliency map, its soft-argmax.
 
     Args:
         channels: of the images.
-        down: the image is averaged down by this factor before anything else.
+        down: the image is first averaged down by this factor.
         widths: channels of the convolutions; the second halves the map.
     """
 
@@ -78,14 +79,14 @@ class Extractor(nn.Module):
 
 
 class Crop(nn.Module):
-    """The window around a place, as far as need be moved so that it lies in the image, averaged down.
+    """The window around a place, moved where necessary to lie inside the image, averaged down.
 
     Args:
-        patch: side of what is sent, pixels.
-        zoom: image pixels per pixel of it, along either axis.
+        patch: side of the patch, pixels.
+        zoom: image pixels per pixel of the patch, along each axis.
     """
 
-    pixels = True  # what it gives are pixels, which cross a network in 8 bits each
+    pixels = True  # the output is pixels, which cross a network with 8 bits each
 
     def __init__(self, patch: int, zoom: int) -> None:
         super().__init__()
@@ -94,32 +95,32 @@ class Crop(nn.Module):
     def corner(self, place: Tensor, size: int) -> Tensor:
         """A coordinate in 1/UNIT, [n] long -> first pixel of the window along an axis of `size` pixels, [n] long."""
         side = self.patch * self.zoom
-        middle = ((place + UNIT) * size + UNIT) // (2 * UNIT)  # rounded
+        middle = ((place + UNIT) * size + UNIT) // (2 * UNIT)  # rounded to the nearest pixel
         return (middle - side // 2).clamp(0, size - side)
 
     def forward(self, x: Tensor, place: Tensor) -> Tensor:
         """x [n, c, H, W], place [n, 2] (x, y) in 1/UNIT, long -> patch [n, c, g, g]."""
-        side, everyone = self.patch * self.zoom, torch.arange(len(x), device=x.device)
+        side, rows = self.patch * self.zoom, torch.arange(len(x), device=x.device)
         left, top = (self.corner(place[:, i], x.shape[3 - i]) for i in (0, 1))
         windows = x.unfold(2, side, 1).unfold(3, side, 1)  # a view: [n, c, rows, columns, side, side]
-        window = windows[everyone, :, top, left]  # [n, c, side, side], and only these are copied
+        window = windows[rows, :, top, left]  # [n, c, side, side]; only these are copied
         return F.avg_pool2d(window, self.zoom) if self.zoom > 1 else window
 
     def soft(self, x: Tensor, place: Tensor) -> Tensor:
-        """The same around a place [n, 2] in -1 .. 1 between pixels, bilinear: gradients reach the place."""
+        """The same around a place [n, 2] in -1 .. 1, interpolated bilinearly: gradients reach the place."""
         n, _, height, width = x.shape
         side = self.patch * self.zoom
-        offsets = torch.arange(side, dtype=x.dtype, device=x.device) + (0.5 - side / 2)  # middles of its pixels
+        offsets = torch.arange(side, dtype=x.dtype, device=x.device) + (0.5 - side / 2)  # centres of its pixels
         grid = [offsets.view(1, *shape) * 2 / size for shape, size in (((1, -1), width), ((-1, 1), height))]
         limit = place.new_tensor([1 - side / width, 1 - side / height])
-        middle = torch.maximum(torch.minimum(place, limit), -limit)  # the window stays in the image
+        middle = torch.maximum(torch.minimum(place, limit), -limit)  # the window stays inside the image
         points = [(middle[:, i].view(n, 1, 1) + grid[i]).expand(n, side, side) for i in (0, 1)]
         window = F.grid_sample(x, torch.stack(points, -1), align_corners=False)
         return F.avg_pool2d(window, self.zoom) if self.zoom > 1 else window
 
 
 class Classifier(nn.Module):
-    """What is on the patch? 3 x 3 convolutions, all but the first halving it; the largest value of each channel.
+    """Classifies the patch: 3 x 3 convolutions, all but the first halving the map; global max pooling.
 
     Args:
         channels: of the patch.
@@ -141,12 +142,12 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Network:
-    """What lies between device and cloud. Declared, not measured.
+    """The network between device and cloud. Declared, not measured.
 
     Attributes:
         name: for reports.
-        up_mbit_s: from the device to the cloud.
-        round_trip_ms: of a message without content, and its answer.
+        up_mbit_s: bandwidth from the device to the cloud.
+        round_trip_ms: of an empty message and its answer.
     """
 
     name: str
@@ -160,7 +161,7 @@ class Network:
             )
 
     def query_s(self, sent_bytes: int) -> float:
-        """Seconds until a short answer to so many bytes is there, the work in the cloud left out."""
+        """Seconds from sending so many bytes to receiving a short answer, without the work in the cloud."""
         return self.round_trip_ms / 1e3 + 8 * sent_bytes / (self.up_mbit_s * 1e6)
 
 
@@ -172,14 +173,14 @@ class CiNet(nn.Module):
         image: side of the images, or (height, width).
         num_classes: C.
         patch: g, side of the patch, pixels.
-        zoom: image pixels per pixel of the patch, along either axis.
-        down: by how much the extractor averages the image down.
+        zoom: image pixels per pixel of the patch, along each axis.
+        down: factor by which the extractor averages the image down.
         widths: channels of the extractor's convolutions.
         classifier_widths: channels of the classifier's convolutions.
-        network: what is declared of the network: the fields of `Network`; None: nothing is.
+        network: the declaration of the network, the fields of `Network`; None: none.
 
     Raises:
-        ValueError: a size out of range, a window that does not fit the image, or a network described in other words.
+        ValueError: a size out of range, a window that does not fit the image, or unknown fields of a network.
     """
 
     def __init__(
@@ -196,12 +197,11 @@ class CiNet(nn.Module):
     ) -> None:
         super().__init__()
         height, width = (image, image) if isinstance(image, int) else image
-        for name, least in (
-            ("channels", channels), ("num_classes", num_classes), ("patch", patch), ("zoom", zoom), ("down", down),
-            ("widths", min(widths, default=0)), ("classifier_widths", min(classifier_widths, default=0)),
-        ):  # fmt: skip
-            if least < 1:
-                raise ValueError(f"{name}={least}: every size is 1 or more, and there is at least one convolution")
+        sizes = {"channels": channels, "num_classes": num_classes, "patch": patch, "zoom": zoom, "down": down}
+        sizes |= {"widths": min(widths, default=0), "classifier_widths": min(classifier_widths, default=0)}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name}={size}: every size is 1 or more, and there is at least one convolution")
         if patch * zoom > min(height, width):
             raise ValueError(f"patch={patch} at zoom={zoom}: {patch * zoom} pixels do not fit an image of {image}")
         if down > min(height, width):
@@ -214,7 +214,7 @@ class CiNet(nn.Module):
 
     @property
     def patch_bytes(self) -> int:
-        """What crosses the network for an image: 8 bits for each value of the patch."""
+        """Bytes that cross the network for an image: one for each value of the patch."""
         return self.shape[0] * self.crop.patch**2
 
     def input_shape(self, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -225,34 +225,34 @@ class CiNet(nn.Module):
         """x [n, c, H, W] -> logits [n, C].
 
         Raises:
-            ValueError: images of another shape than the network was made for.
+            ValueError: images of another shape than that of the network.
         """
         self._check(x)
-        place = self.look(x)  # [n, 2]: on the device
-        patch = self.crop(x, place)  # [n, c, g, g]: what is sent
+        place = self.look(x)  # [n, 2], on the device
+        patch = self.crop(x, place)  # [n, c, g, g], sent to the cloud
         logits: Tensor = self.classifier(patch)  # in the cloud
         return logits
 
     def soft(self, x: Tensor) -> Tensor:
-        """The same for training: the patch is interpolated, so that the label teaches where to look."""
+        """The same for training: the patch is interpolated, so that the extractor learns from the label."""
         self._check(x)
         logits: Tensor = self.classifier(self.crop.soft(x, self.look.body(x)))
         return logits
 
     def _check(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"images of shape {tuple(x.shape[1:])}; this network is made for {self.shape}")
+            raise ValueError(f"images of shape {tuple(x.shape[1:])}; this network takes {self.shape}")
 
 
 def _network(declared: dict[str, Any]) -> Network:
     try:
         return Network(**declared)
     except TypeError as e:
-        raise ValueError(f"network={declared}: declared are name, up_mbit_s and round_trip_ms") from e
+        raise ValueError(f"network={declared}: declare name, up_mbit_s and round_trip_ms") from e
 
 
 class Thumbnail(nn.Module):
-    """A control: as many pixels are sent, and the same classifier sees them, but they are the whole image, made small.
+    """A control: the same classifier on the same number of pixels, but these are a thumbnail of the whole image.
 
     Args:
         channels: c of the images.
@@ -305,34 +305,16 @@ def _convolutions(channels: int, widths: Sequence[int], halving: Sequence[int]) 
     return layers
 
 
-def accounted_macs(model: CiNet, trace: Trace, shape: tuple[int, ...] | None = None) -> tuple[float, str]:
-    """What the device computes.
-
-    Args:
-        model: whose decisions they are; they change nothing in the cost.
-        trace: decisions of a stream.
-        shape: of one input; default: the model's.
-
-    Returns:
-        (MACs per sample, the rule in words).
-    """
-    return (
-        static_macs(model.look.body, shape or model.shape),
-        "the extractor on the device, without the classifier in the cloud; which of them the paper counts is not known",
+def accounted_macs(model: CiNet, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """The computation on the device, which decisions do not change."""
+    rule = (
+        "the extractor on the device, without the classifier in the cloud; which of them the paper counts is not known"
     )
+    return static_macs(model.look.body, shape), rule
 
 
-def declared_costs(model: CiNet, trace: Trace) -> list[dict[str, Any]]:
-    """What crossing the network takes by the network that the workload declares.
-
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-
-    Returns:
-        Nothing without a network, else one row: `what`, `share` of the inputs that cross it (all), and of one query
-        `latency_s` and `cost`, the bytes sent, in `unit`.
-    """
+def declared_costs(model: CiNet, trace: Trace) -> list[DeclaredCost]:
+    """The crossing of the network, as the workload declares it, by all inputs; without a network []."""
     if model.network is None:
         return []
     n = model.network

@@ -1,14 +1,14 @@
-"""CondConv and dynamic convolution: each input is convolved with kernels of its own, mixed from a few.
+"""CondConv and dynamic convolution: each input is convolved with its own kernels, mixed from a few.
 
 Yang, Bender, Le, Ngiam, "CondConv: Conditionally Parameterized Convolutions for Efficient Inference", NeurIPS 2019
 (arXiv 1904.04971), and, for `routing = "softmax"`, Chen et al., "Dynamic Convolution: Attention over Convolution
 Kernels", CVPR 2020 (arXiv 1912.03458). EfficientNet-B0 and which of its blocks are conditional (all of the last three
 stages, each with one routing for its three convolutions) are as in the authors' code (tensorflow/tpu,
 models/official/efficientnet, condconv/efficientnet_condconv_builder.py). Ours are: softmax routing per block, where
-Chen et al. have one per convolution and mix biases too; and the ResNets for images of 32 x 32.
+Chen et al. have one per convolution and also mix biases; and the ResNets for images of 32 x 32.
 
-Nothing is skipped: capacity grows with the number of kernels, the work by what mixing them costs, and the weights that
-an input needs are nobody else's. So there is no decision to group by.
+Nothing is skipped: capacity grows with the number of kernels, work by the cost of mixing them, and every input has
+weights of its own. So there is no decision by which inputs could be grouped.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Trace, Weights
-from dynbench.dynamic.points import points
-from dynbench.models.macs import static_macs
-from dynbench.models.resnet import BasicBlock, ResNet, architecture
+from dynbench.models.accounting import linear_macs, static_macs
+from dynbench.models.resnet import BasicBlock, ResNet, architecture, block_names
 from dynbench.models.sharing import shared_once
 
 PAPER = "Yang et al., CondConv, NeurIPS 2019; Chen et al., Dynamic Convolution, CVPR 2020"
@@ -35,7 +34,7 @@ Kernels = Sequence[Tensor]
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution whose kernel may come from outside: one for all [O, I, k, k], or one per item [n, O, I, k, k]."""
+    """A convolution whose kernel may be passed in: one for all items [O, I, k, k], or one each [n, O, I, k, k]."""
 
     def forward(self, x: Tensor, kernel: Tensor | None = None) -> Tensor:
         """x [n, C, H, W], kernel as above or None: its own -> [n, O, H', W']."""
@@ -66,14 +65,14 @@ def norm(channels: int) -> nn.BatchNorm2d:
 
 
 class MBConv(nn.Module):
-    """Expand 1x1, depthwise kxk, squeeze-and-excitation, project 1x1; a shortcut where the shape stays.
+    """Expand 1x1, depthwise kxk, squeeze-and-excitation, project 1x1; a shortcut if the shape is unchanged.
 
     Args:
         inputs: channels.
         outputs: channels.
         kernel: size of the depthwise convolution.
         stride: its stride.
-        expand: channels of the middle, in multiples of the inputs.
+        expand: inner channels, in multiples of the inputs.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expand: int) -> None:
@@ -87,11 +86,11 @@ class MBConv(nn.Module):
         self.shortcut = stride == 1 and inputs == outputs
 
     def convolutions(self) -> list[Conv2d]:
-        """Those that are conditional, in the order of their kernels."""
+        """The conditional convolutions, in the order of their kernels."""
         return [conv for conv in (self.expand, self.depthwise, self.project) if conv is not None]
 
     def forward(self, x: Tensor, kernels: Kernels | None = None) -> Tensor:
-        """x [n, inputs, H, W], kernels of `convolutions`, or None: its own."""
+        """x [n, inputs, H, W], kernels of `convolutions` or None: its own -> y [n, outputs, H / stride, W / stride]."""
         *first, depthwise, project = kernels or (None, None, None)
         y = x
         if self.expand is not None and self.bn0 is not None:
@@ -110,11 +109,11 @@ class Basic(BasicBlock):
         self.conv2: Conv2d = Conv2d(width, width, 3, 1, 1, bias=False)
 
     def convolutions(self) -> list[Conv2d]:
-        """Those that are conditional, in the order of their kernels."""
+        """The conditional convolutions, in the order of their kernels."""
         return [self.conv1, self.conv2]
 
     def forward(self, x: Tensor, kernels: Kernels | None = None) -> Tensor:
-        """x [n, inputs, H, W], kernels of `convolutions`, or None: its own."""
+        """x [n, inputs, H, W], kernels of `convolutions` or None: its own -> y [n, outputs, H / stride, W / stride]."""
         first, second = kernels or (None, None)
         y = F.relu(self.bn1(self.conv1(x, first)))
         y = self.bn2(self.conv2(y, second))
@@ -130,7 +129,7 @@ class Routing(nn.Module):
         kind: 'sigmoid' or 'softmax'.
 
     Attributes:
-        temperature: tau, of softmax; high at the beginning of training, so that all kernels learn.
+        temperature: tau, of softmax; high at the start of training, so that all kernels learn.
     """
 
     temperature: Tensor
@@ -156,7 +155,7 @@ class Experts(nn.Module):
     """W = sum_i r_i W_i for each of several convolutions (CondConv, eq. 1).
 
     Args:
-        convolutions: whose kernels there are K of each; they have none of their own any more.
+        convolutions: each gets K kernels here; its own is removed.
         experts: K.
     """
 
@@ -168,12 +167,12 @@ class Experts(nn.Module):
             conv.register_parameter("weight", None)
 
     def forward(self, r: Tensor) -> tuple[Tensor, ...]:
-        """r [m, K] -> of each convolution its kernels [m, O, I, k, k]."""
+        """r [m, K] -> the kernels of each convolution [m, O, I, k, k]."""
         return tuple((r @ w.flatten(1)).view(-1, *w.shape[1:]) for w in self.kernels)
 
 
 def _drawn(conv: nn.Conv2d) -> Tensor:
-    """A kernel drawn by fan-out (conv_kernel_initializer)."""
+    """A random kernel, scaled by fan-out (conv_kernel_initializer)."""
     fan_out = conv.kernel_size[0] * conv.kernel_size[1] * conv.out_channels // conv.groups
     return torch.randn_like(conv.weight) * math.sqrt(2 / fan_out)
 
@@ -182,9 +181,9 @@ class Conditional(nn.Module):
     """A block as the layer of Weights; its static twin mixes all kernels in equal shares.
 
     Args:
-        block: of which `convolutions()` are conditional.
+        block: its `convolutions()` are conditional.
         experts: K.
-        kind: of the routing, which says what equal shares are: 1/2 each (sigmoid) or 1/K (softmax).
+        kind: of the routing, which determines equal shares: 1/2 each (sigmoid) or 1/K (softmax).
     """
 
     equal: Tensor
@@ -196,7 +195,7 @@ class Conditional(nn.Module):
         self.register_buffer("equal", torch.full((1, experts), share), persistent=False)
 
     def forward(self, x: Tensor, kernels: Kernels | None = None) -> Tensor:
-        """x [n, C, H, W], kernels of each item [n, O, I, k, k]: a grouped convolution; None: the same for all."""
+        """x [n, C, H, W] and each item's kernels [n, O, I, k, k]: a grouped convolution; None: equal shares."""
         if kernels is None:
             kernels = [k[0] for k in self.experts(self.equal)]
         y: Tensor = self.block(x, kernels)
@@ -213,7 +212,7 @@ class Conditional(nn.Module):
 
 
 def conditional(name: str, block: MBConv | Basic, channels: int, experts: int, kind: RoutingKind) -> Weights:
-    """A block with K kernels for each of its convolutions, routed by its own input of so many channels."""
+    """A block with K kernels for each of its convolutions, routed by its own input of `channels` channels."""
     layer = Conditional(block, experts, kind)
     return Weights(name, Routing(channels, experts, kind), layer.experts, layer, shared=False)
 
@@ -230,15 +229,15 @@ STAGES = (  # of EfficientNet-B0 (Tan and Le 2019, table 1): repeats, kernel, st
 
 
 class EfficientNet(nn.Module):
-    """EfficientNet of 224 x 224, of which the last stages may be conditional.
+    """EfficientNet for 224 x 224; the last stages may be conditional.
 
     Args:
-        width: multiplies channels, which are then rounded to 8.
-        depth: multiplies the blocks of each stage, rounded up.
+        width: factor on channels, which are rounded to multiples of 8.
+        depth: factor on the blocks of each stage, rounded up.
         num_classes: outputs.
         experts: kernels of a conditional convolution.
-        stages: how many stages, from the last, are conditional.
-        routing: of these.
+        stages: number of conditional stages, counted from the last.
+        routing: of the conditional stages.
     """
 
     def __init__(
@@ -281,7 +280,7 @@ class EfficientNet(nn.Module):
 
 
 def _rounded(channels: float) -> int:
-    """To a multiple of 8, never by more than a tenth down (round_filters)."""
+    """Rounds to a multiple of 8, down by at most a tenth (round_filters)."""
     near = max(8, int(channels + 4) // 8 * 8)
     return near + 8 if near < 0.9 * channels else near
 
@@ -293,22 +292,19 @@ class CondResNet(ResNet):
         layers: blocks per group.
         num_classes: outputs.
         experts: kernels of a conditional convolution.
-        groups: how many groups, from the last, are conditional.
-        routing: of these.
+        groups: number of conditional groups, counted from the last.
+        routing: of the conditional groups.
     """
 
     def __init__(
         self, layers: tuple[int, ...], num_classes: int, experts: int, groups: int, routing: RoutingKind
     ) -> None:
         super().__init__(BasicBlock, layers, num_classes, "cifar")
-        for g, count in enumerate(layers, start=1):
-            for name in (f"group{g}_layer{i}" for i in range(count)):
-                plain = self.get_submodule(name)
-                assert isinstance(plain, BasicBlock)
-                if g > len(layers) - groups:
-                    c = plain.conv1.in_channels
-                    block = Basic(c, plain.conv1.out_channels, plain.conv1.stride[0])
-                    self.add_module(name, conditional(name, block, c, experts, routing))
+        first = sum(layers[: len(layers) - groups])  # the first conditional block
+        for name, plain in list(zip(block_names(layers), self.blocks(), strict=True))[first:]:
+            c = plain.conv1.in_channels
+            block = Basic(c, plain.outputs, plain.stride)
+            self.add_module(name, conditional(name, block, c, experts, routing))
         shared_once(self)
 
 
@@ -328,14 +324,14 @@ def condconv(
             larger ones work).
         experts: kernels of each conditional convolution.
         routing: 'sigmoid' (CondConv) or 'softmax' (dynamic convolution).
-        stages: how many stages (EfficientNet: of 7) or groups (ResNet: of 3), from the last, are conditional; default:
-            3 stages, 1 group.
+        stages: number of conditional stages (EfficientNet: of 7) or groups (ResNet: of 3), counted from the last;
+            default: 3 stages, 1 group.
         num_classes: outputs.
-        width: multiplies EfficientNet's channels.
-        depth: multiplies EfficientNet's blocks (the authors' B0-Depth: 1.1).
+        width: factor on EfficientNet's channels.
+        depth: factor on EfficientNet's blocks (the authors' B0-Depth: 1.1).
 
     Raises:
-        ValueError: a network, routing or number there is not.
+        ValueError: an unknown network or routing, or a number out of range.
     """
     if experts < 1:
         raise ValueError(f"experts={experts}: a convolution has 1 kernel or more")
@@ -347,7 +343,7 @@ def condconv(
     if size == network or not size.isdecimal():
         raise ValueError(f"network={network!r}: efficientnet_b0, or cifar_resnet8, 14, 20, 26, ...")
     if width != 1 or depth != 1:
-        raise ValueError(f"width={width}, depth={depth}: of EfficientNet; a ResNet's depth is in its name")
+        raise ValueError(f"width={width}, depth={depth}: for EfficientNet only; a ResNet's depth is in its name")
     groups = 1 if stages is None else stages
     if not 1 <= groups <= 3:
         raise ValueError(f"stages={groups}: 1 to 3 groups of a ResNet are conditional")
@@ -355,7 +351,7 @@ def condconv(
 
 
 def efficientnet(num_classes: int = 1000, width: float = 1.0, depth: float = 1.0) -> EfficientNet:
-    """The plain EfficientNet; arguments as of `condconv`."""
+    """The plain EfficientNet; arguments as for `condconv`."""
     return _efficientnet(width, depth, num_classes, 1, 0, "sigmoid")
 
 
@@ -369,25 +365,12 @@ def _efficientnet(
     return EfficientNet(width, depth, num_classes, experts, stages, routing)
 
 
-def accounted_macs(
-    model: EfficientNet | CondResNet, trace: Trace, shape: tuple[int, ...] | None = None
-) -> tuple[float, str]:
-    """What the authors count: the products of the plain network, of mixing an input's kernels, and of routing.
+def routings(model: nn.Module) -> list[Routing]:
+    """The routings of a network."""
+    return [m for m in model.modules() if isinstance(m, Routing)]
 
-    Args:
-        model: whose inputs all cost the same.
-        trace: has no decisions.
-        shape: of one input; default: that of the network.
 
-    Returns:
-        (MACs per sample, the rule in words).
-    """
-    routing = sum(
-        m.weight.numel()
-        for p in points(model).values()
-        if isinstance(p, Weights) and isinstance(p.choose, nn.Module)
-        for m in p.choose.modules()
-        if isinstance(m, nn.Linear)
-    )
-    macs = static_macs(model, shape or model.input_shape((3, 32, 32))) + routing
+def accounted_macs(model: EfficientNet | CondResNet, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """As the authors count: the products of the plain network, of mixing an input's kernels, and of routing."""
+    macs = static_macs(model, shape) + sum(map(linear_macs, routings(model)))
     return float(macs), "the plain network, mixing of each input's kernels, routing"

@@ -1,10 +1,10 @@
 """ConvNet-AIG: each residual block asks, from its own input, whether it is needed for this image.
 
 Veit, Belongie, "Convolutional Networks with Adaptive Inference Graphs", ECCV 2018 (arXiv 1711.11503). Where the paper
-leaves a choice open, the authors' code decides (andreasveit/convnet-aig, convnet_aig.py and gumbelmodule.py). In two
-things this is not their code: it draws Gumbel noise when testing, too, so that its decisions differ from run to run,
-and here a network in evaluation mode decides for the likelier of the two; and it computes every block and multiplies by
-the gate ("TODO: for fast inference"), and here a strategy may skip.
+leaves a choice open, the authors' code decides (andreasveit/convnet-aig, convnet_aig.py and gumbelmodule.py). Two
+differences: their code draws Gumbel noise in testing too, so that its decisions differ from run to run, whereas here a
+network in evaluation mode takes the likelier decision; and their code computes every block and multiplies by the gate
+("TODO: for fast inference"), whereas here a strategy may skip it.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Skip, Trace
-from dynbench.models.macs import macs_run
-from dynbench.models.resnet import BasicBlock, Bottleneck, ResNet, architecture
+from dynbench.models.accounting import macs_run
+from dynbench.models.resnet import Block, BlockKind, ResNet, architecture, block_names
 from dynbench.models.sharing import shared_once
+from dynbench.models.typed import module_list
 
 PAPER = "Veit, Belongie, Convolutional Networks with Adaptive Inference Graphs, ECCV 2018"
 PROVENANCE = "authors' code; decisions unsampled in evaluation mode, as ours"
 
 HIDDEN = 16  # of a gate
-CLOSED, OPEN = 0.1, 2.0  # biases of the two logits at the beginning: 85 % open
+CLOSED, OPEN = 0.1, 2.0  # initial biases of the two logits: 85 % open
 
 
 class Gate(nn.Module):
     """Relevance of a block (section 3.2): average pool over the whole map, 1x1 to 16, norm, ReLU, 1x1 to two logits.
 
-    In training a decision is drawn (section 3.3): Gumbel noise on either logit, which is logistic noise on their
-    difference. With the straight-through gradient of its sigmoid, as Skip has it, this is the authors' hard
+    In training a decision is drawn (section 3.3): Gumbel noise on both logits, which is logistic noise on their
+    difference. With the straight-through gradient of its sigmoid, which Skip uses, this is the authors' hard
     Gumbel-softmax at their temperature, 1.
 
     Args:
@@ -37,7 +38,7 @@ class Gate(nn.Module):
         hidden: width between the two layers.
 
     Attributes:
-        noisy: whether training draws decisions; else it decides as evaluation does.
+        noisy: whether decisions are drawn in training; else training decides as evaluation does.
     """
 
     def __init__(self, channels: int, hidden: int) -> None:
@@ -63,8 +64,8 @@ class Gate(nn.Module):
 class ConvNetAIG(ResNet):
     """x_l = relu(shortcut(x_{l-1}) + z(x_{l-1}) F_l(x_{l-1})) (eq. 4), z in {0, 1}; every block has a gate.
 
-    The body is the whole block, with shortcut and ReLU. What stands for a skipped block is its shortcut with ReLU:
-    where that is the identity, the input itself, which no ReLU changes, as it comes out of one.
+    The body is the whole block, with shortcut and ReLU. A skipped block is replaced by its shortcut with ReLU: where
+    that is the identity, by the input itself, which the ReLU before it has made non-negative.
 
     Args:
         block: BasicBlock or Bottleneck.
@@ -76,7 +77,7 @@ class ConvNetAIG(ResNet):
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: BlockKind,
         layers: tuple[int, ...],
         num_classes: int,
         dataset: str,
@@ -84,27 +85,23 @@ class ConvNetAIG(ResNet):
     ) -> None:
         super().__init__(block, layers, num_classes, dataset)
         skips = []
-        for name in [f"group{g}_layer{i}" for g, count in enumerate(layers, start=1) for i in range(count)]:
-            body = self.get_submodule(name)
-            assert isinstance(body, (BasicBlock, Bottleneck))
+        for name, body in zip(block_names(layers), self.blocks(), strict=True):
             gate = Gate(body.conv1.in_channels, hidden)
             self.add_module(name.replace("layer", "gate"), gate)
             skips.append(Skip(name, gate, body, _bypass(body), consumes=True))
-        self.skips = nn.ModuleList(skips)
+        self.skips = module_list(skips)
         shared_once(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n, 3, H, W] -> logits [n, num_classes]."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        if self.dataset == "imagenet":
-            x = F.max_pool2d(x, 3, stride=2, padding=1)
+        x = self.stem(x)
         for skip in self.skips:
             x, _ = skip(x)
         logits: Tensor = self.fc(x.mean((2, 3)))
         return logits
 
 
-def _bypass(block: BasicBlock | Bottleneck) -> nn.Module | None:
+def _bypass(block: Block) -> nn.Module | None:
     return None if block.downsample is None else nn.Sequential(block.downsample, nn.ReLU())
 
 
@@ -118,7 +115,7 @@ def convnet_aig(depth: int = 110, num_classes: int = 10, dataset: str = "cifar",
         hidden: width of the gates.
 
     Raises:
-        ValueError: a depth or data set there is no such network for, or gates without width.
+        ValueError: there is no such network of this depth for this data set, or gates have no width.
     """
     if hidden < 1:
         raise ValueError(f"hidden={hidden}: a gate is 1 or more wide")
@@ -126,16 +123,7 @@ def convnet_aig(depth: int = 110, num_classes: int = 10, dataset: str = "cifar",
     return ConvNetAIG(block, layers, num_classes, dataset, hidden)
 
 
-def accounted_macs(model: ConvNetAIG, trace: Trace, shape: tuple[int, ...] | None = None) -> tuple[float, str]:
-    """Blocks run and the fixed parts. The paper calls the gates' share negligible; its code counts nothing.
-
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-        shape: of one input; default: that of the data set.
-
-    Returns:
-        (MACs per sample, the rule in words).
-    """
-    macs = macs_run(model, trace, shape or model.input_shape((3, 32, 32)))
+def accounted_macs(model: ConvNetAIG, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """Blocks run and the fixed parts. The paper calls the gates' share negligible; its code counts nothing."""
+    macs = macs_run(model, model.skips, trace, shape)
     return macs, "blocks run, shortcuts and the fixed parts; gates not counted"

@@ -1,9 +1,10 @@
-"""Greedy decoding with a cache of keys and values, every layer for every token or as many as the token needs.
+"""Greedy decoding with a cache of keys and values, with all layers for every token or as many as the token needs.
 
 Schuster, Fisch, Gupta, Dehghani, Bahri, Tran, Tay, Metzler, "Confident Adaptive Language Modeling" (CALM), NeurIPS 2022
-(arXiv 2207.07061). From the paper, as others quote it: the three measures of confidence, the decaying threshold, the
+(arXiv 2207.07061). From the paper, as quoted by others: the three confidence measures, the decaying threshold, the
 propagation of an early state to the layers above, the loss and the calibration (in `dynbench.training.early_exit_lm`).
-Reconstruction: the network. CALM exits in the decoder of an encoder-decoder (T5); here it is a decoder alone, of bytes.
+Reconstruction: the network. CALM exits in the decoder of an encoder-decoder (T5); here it is a decoder-only network on
+bytes.
 """
 
 from __future__ import annotations
@@ -16,21 +17,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Exits, Loop, Pool, Shared, Skip, Trace
+from dynbench.models.accounting import linear_macs
 from dynbench.models.moe_gpt import GPT, Block, dense_gpt
 from dynbench.models.sharing import shared_once
+from dynbench.models.typed import module_list
 
 PAPER = "Schuster et al., Confident Adaptive Language Modeling, NeurIPS 2022"
 PROVENANCE = "reconstruction: the exits of the paper as others quote it, in a small decoder of bytes"
 
 Measure = Literal["softmax", "saturation", "classifier"]
+EXIT = "exit"  # name of the decision point at which tokens leave
 
 
 class Own(NamedTuple):
-    """Where each sequence's new tokens stand, where they stand at different places.
+    """The positions of each sequence's new tokens, where they differ between sequences.
 
     Attributes:
         at: positions [n, m] long.
-        bias: [n, 1, m, T], added to what queries and keys say: 0 up to each token, minus infinity after it.
+        bias: [n, 1, m, T], added to the attention scores: 0 up to each token, minus infinity after it.
     """
 
     at: Tensor
@@ -45,11 +49,11 @@ class Own(NamedTuple):
         return cls(at, bias.unsqueeze(1))
 
 
-Places = int | Own  # of the first new token, the same for all sequences; or each sequence's own
+Places = int | Own  # position of the first new token, the same for all sequences; or each sequence's own positions
 
 
 class Layer(nn.Module):
-    """Block k on new tokens; keys and values of the tokens before them come from the cache [n, layers, 2, T, d]."""
+    """Block k on new tokens; keys and values of earlier tokens come from the cache [n, layers, 2, T, d]."""
 
     def __init__(self, block: Block, k: int) -> None:
         super().__init__()
@@ -73,7 +77,7 @@ class Layer(nn.Module):
         return out
 
     def write(self, kv: Tensor, cache: Pool, at: Places) -> None:
-        """Puts keys and values [n, m, 2 d] into the cache."""
+        """Writes keys and values [n, m, 2 d] into the cache."""
         kv = kv.unflatten(-1, (2, -1))  # [n, m, 2, d]
         if isinstance(at, int):
             cache.write(kv.transpose(1, 2), self.k, slice(None), slice(at, at + kv.shape[1]))
@@ -81,7 +85,7 @@ class Layer(nn.Module):
             cache.write(kv, self.k, slice(None), at.at)
 
     def fill(self, x: Tensor, cache: Pool, at: Places) -> None:
-        """State propagation: x [n, m, d], the state a token left with, stands for what would have come in here.
+        """State propagation: x [n, m, d], the state with which a token left, takes the place of this layer's input.
 
         It is projected by this layer's own W_K and W_V. (Copying the keys and values of the layer below instead is
         reported to cost 15 points of ROUGE-L.)
@@ -91,27 +95,27 @@ class Layer(nn.Module):
 
 
 class Cached(nn.Module):
-    """A GPT on new tokens, earlier ones in a cache."""
+    """A GPT on new tokens, with earlier ones in a cache."""
 
     def __init__(self, net: GPT) -> None:
         super().__init__()
         self.net = net
-        self.layers = nn.ModuleList(Layer(block, k) for k, block in enumerate(net.blocks))  # type: ignore[arg-type]
+        self.layers = module_list(Layer(block, k) for k, block in enumerate(net.blocks))
 
     def cache(self, n: int, length: int) -> Pool:
-        """Room for the keys and values of `n` sequences of up to `length` tokens: [n, layers, 2, T, d]."""
+        """An empty cache for `n` sequences of up to `length` tokens: [n, layers, 2, T, d]."""
         weight = self.net.token.weight
         return Pool.new(n, len(self.layers), 2, length, weight.shape[1], like=weight)
 
     def embed(self, tokens: Tensor, at: Places) -> Tensor:
         """tokens [n, m] -> x [n, m, d]."""
         table = self.net.position.weight
-        where = table[at : at + tokens.shape[1]] if isinstance(at, int) else table[at.at]
-        x: Tensor = self.net.token(tokens) + where
+        position = table[at : at + tokens.shape[1]] if isinstance(at, int) else table[at.at]
+        x: Tensor = self.net.token(tokens) + position
         return x
 
-    def say(self, x: Tensor) -> Tensor:
-        """The one output layer behind every exit: x [n, ..., d] -> logits [n, ..., vocab]."""
+    def logits(self, x: Tensor) -> Tensor:
+        """The output layer, shared by all exits: x [n, ..., d] -> logits [n, ..., vocab]."""
         logits: Tensor = self.net.head(self.net.norm(x))
         return logits
 
@@ -124,11 +128,11 @@ class Cached(nn.Module):
 
 
 class Place(NamedTuple):
-    """Where in the text a step is, the same for all sequences.
+    """A step's place in the text, the same for all sequences.
 
     Attributes:
-        at: position of the token that comes in.
-        limit: lambda'(t), which a token's confidence must reach to leave, [].
+        at: position of the input token.
+        limit: lambda'(t), the confidence with which a token leaves, [].
     """
 
     at: int
@@ -141,7 +145,7 @@ class Token(NamedTuple):
     Attributes:
         x: d^i [n, d], the state after layer i.
         before: d^(i-1) [n, d], for the saturation measure; else None.
-        cache: of keys and values.
+        cache: keys and values.
         place: a `Place`.
     """
 
@@ -152,12 +156,12 @@ class Token(NamedTuple):
 
 
 class Exit(NamedTuple):
-    """What a token leaves with.
+    """The answer of an exit.
 
     Attributes:
-        logits: [n, vocab]; None where the measure does without them.
+        logits: [n, vocab]; None where the confidence measure does not use them.
         x: d^i [n, d].
-        depth: i [n] long, the layer it left after, from 0.
+        depth: i [n] long, the layer after which the token left, from 0.
     """
 
     logits: Tensor | None
@@ -179,27 +183,34 @@ class Stage(nn.Module):
 
 
 class Head(nn.Module):
-    """What a token leaves with after layer i: Token -> Exit."""
+    """The exit after layer i: Token -> Exit.
 
-    def __init__(self, cached: Cached, i: int, speaks: bool) -> None:
+    Args:
+        cached: the network.
+        i: the layer.
+        with_logits: whether the confidence measure uses logits. CALM's softmax measure pays for the output layer at
+            every exit.
+    """
+
+    def __init__(self, cached: Cached, i: int, with_logits: bool) -> None:
         super().__init__()
-        self.cached, self.i, self.speaks = cached, i, speaks
+        self.cached, self.i, self.with_logits = cached, i, with_logits
 
     def forward(self, token: Token) -> Exit:
-        """Logits only where the measure looks at them: CALM's softmax response pays for the output layer i times."""
+        """The answer of a token that leaves here."""
         depth = torch.full(token.x.shape[:1], self.i, device=token.x.device)
-        return Exit(self.cached.say(token.x) if self.speaks else None, token.x, depth)
+        return Exit(self.cached.logits(token.x) if self.with_logits else None, token.x, depth)
 
 
 class Confidence(nn.Module):
-    """Who leaves: a token whose confidence c(d^i) reaches lambda'(lambda, t).
+    """A token leaves when its confidence c(d^i) reaches lambda'(lambda, t).
 
     Args:
         measure: 'softmax': the difference of the two largest probabilities; 'saturation': the cosine of d^i and
             d^(i-1), from the second layer on; 'classifier': sigmoid(M d^i), one linear classifier for all layers.
         width: d.
         threshold: lambda; part of the weights, as it is calibrated.
-        tau: how fast the threshold falls.
+        tau: rate at which the threshold decays.
         length: N, the longest text.
     """
 
@@ -212,7 +223,7 @@ class Confidence(nn.Module):
         self.classifier = nn.Linear(width, 1) if measure == "classifier" else None
 
     def limit(self, t: int) -> Tensor:
-        """lambda'(lambda, t) = clip_[0,1](0.9 lambda + 0.1 exp(-tau t / N)): early tokens matter to all that follow."""
+        """lambda'(lambda, t) = clip_[0,1](0.9 lambda + 0.1 exp(-tau t / N)): early tokens affect all later ones."""
         return (0.9 * self.threshold + 0.1 * math.exp(-self.tau * t / self.length)).clamp(0, 1)
 
     def measured(self, answer: Exit, token: Token, i: int) -> Tensor:
@@ -226,41 +237,41 @@ class Confidence(nn.Module):
         return F.cosine_similarity(token.x, token.before, dim=-1)
 
     def forward(self, answer: Exit, token: Token, i: int) -> Tensor:
-        """[n] bool: leaves after layer i."""
+        """[n] bool: whether the token leaves after layer i."""
         c, limit = self.measured(answer, token, i), token.place.value.limit
         leaves = c >= limit
         return torch.zeros_like(leaves) if self.measure == "saturation" and i == 0 else leaves
 
 
 class Reached(nn.Module):
-    """The gate of layer k: whether the token got that far. It follows from where it left."""
+    """The gate of layer k: whether the token reached it, which follows from where it left."""
 
     def __init__(self, k: int) -> None:
         super().__init__()
         self.k = k
 
     def forward(self, left: tuple[Tensor, Tensor, Pool, Shared], carry: None) -> tuple[Tensor, None]:
-        """depth [n] -> scores [n], above 0 where the token has been in layer k."""
+        """depth [n] -> scores [n], positive where the token has run layer k."""
         return left[0] - self.k + 0.5, None
 
 
 class Kept(nn.Module):
-    """The layer has run: its keys and values are in the cache."""
+    """For a layer that has run: its keys and values are in the cache already."""
 
     def forward(self, left: tuple[Tensor, Tensor, Pool, Shared]) -> Tensor:
-        """Nothing is left to do."""
+        """Does nothing; returns the depth."""
         return left[0]
 
 
 class Fill(nn.Module):
-    """The layer was skipped: its keys and values are those of the state the token left with."""
+    """For a skipped layer: its keys and values are computed from the state with which the token left."""
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, left: tuple[Tensor, Tensor, Pool, Shared]) -> Tensor:
-        """Writes into the cache."""
+        """Writes into the cache; returns the depth."""
         depth, x, cache, place = left
         self.layer.fill(x.unsqueeze(1), cache, place.value.at)
         return depth
@@ -275,42 +286,41 @@ class EveryLayer(nn.Module):
 
     def forward(self, token: Tensor, cache: Pool, at: int, t: int) -> Tensor:
         """token [n] -> logits [n, vocab]."""
-        return self.cached.say(self.cached(token.unsqueeze(1), cache, at).squeeze(1))
+        return self.cached.logits(self.cached(token.unsqueeze(1), cache, at).squeeze(1))
 
 
 class EarlyExit(nn.Module):
-    """CALM: each token leaves after the first layer that is confident, and the cache is filled above it."""
+    """CALM: each token leaves after the first layer with enough confidence, and the cache is filled above it."""
 
     def __init__(self, cached: Cached, policy: Confidence) -> None:
         super().__init__()
         self.cached, self.policy = cached, policy
-        speaks, compares = policy.measure == "softmax", policy.measure == "saturation"
-        layers: list[Layer] = list(cached.layers)  # type: ignore[arg-type]
-        stages = [Stage(layer, compares) for layer in layers]
-        heads = [Head(cached, i, speaks) for i in range(len(layers))]
-        self.exits = Exits("exit", stages, heads, policy)
-        # Called outside an execution, a Skip is its body: nothing to fill. That is also what "all layers ran" means.
+        layers = cached.layers
+        stages = [Stage(layer, keeps_before=policy.measure == "saturation") for layer in layers]
+        heads = [Head(cached, i, with_logits=policy.measure == "softmax") for i in range(len(layers))]
+        self.exits = Exits(EXIT, stages, heads, policy)
+        # Outside an execution a Skip runs its body, which fills nothing: right, as then all layers have run.
         self.fills = nn.ModuleList(
             Skip(f"layer{k}", Reached(k), Kept(), Fill(layer)) for k, layer in enumerate(layers) if k > 0
         )
 
     def forward(self, token: Tensor, cache: Pool, at: int, t: int) -> Tensor:
-        """token [n] -> logits [n, vocab] of the layer it left after."""
+        """token [n] -> logits [n, vocab] of the layer after which it left."""
         place = Shared(Place(at, self.policy.limit(t)))
         x = self.cached.embed(token.unsqueeze(1), at).squeeze(1)
         logits, x, depth = self.exits(Token(x, None, cache, place))
         for fill in self.fills:
             fill((depth, x, cache, place))
-        return self.cached.say(x) if logits is None else logits
+        return self.cached.logits(x) if logits is None else logits
 
 
 class Decoding(NamedTuple):
-    """A text as far as it is written.
+    """The text generated so far.
 
     Attributes:
         token: [n] long, the last one.
-        text: [n, N] long, what was generated; -1: nothing yet.
-        cache: of keys and values.
+        text: [n, N] long, the generated tokens; -1: none yet.
+        cache: keys and values.
         start: position of the last token of the prompt, the same for all.
     """
 
@@ -321,7 +331,7 @@ class Decoding(NamedTuple):
 
 
 class Step(nn.Module):
-    """One more token, the likeliest."""
+    """One step of greedy decoding: the likeliest next token."""
 
     def __init__(self, trunk: EveryLayer | EarlyExit) -> None:
         super().__init__()
@@ -330,19 +340,19 @@ class Step(nn.Module):
     def forward(self, state: Decoding, t: int) -> Decoding:
         """Generates token t."""
         token = self.trunk(state.token, state.cache, state.start.value + t, t).argmax(-1)
-        text = state.text.clone()  # others may hold the old one
+        text = state.text.clone()  # the old one may still be in use
         text[:, t] = token
         return state._replace(token=token, text=text)
 
 
 class Decoder(nn.Module):
-    """A prompt in, the text that follows out.
+    """Generates the continuation of a prompt.
 
     Args:
         net: the language model.
-        policy: who leaves early; None: every layer for every token.
-        length: N: at most so many tokens are generated.
-        stop: the text ends with this token; None: it always has N.
+        policy: which tokens leave early; None: all layers for every token.
+        length: N, the maximum number of generated tokens.
+        stop: the token that ends a text; None: every text has N tokens.
     """
 
     def __init__(self, net: GPT, policy: Confidence | None, length: int, stop: int | None) -> None:
@@ -354,11 +364,11 @@ class Decoder(nn.Module):
         shared_once(self)
 
     def input_shape(self, default: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of one input: [S] tokens, the longest prompt there is room for."""
+        """Shape of one input: [S] tokens, the longest prompt that fits the context."""
         return (self.net.context - self.length,)
 
     def forward(self, prompt: Tensor) -> Tensor:
-        """Prompt [n, S] long -> text [n, N] long, up to and with the stop token, then -1.
+        """Prompt [n, S] long -> text [n, N] long, up to and including the stop token, then -1.
 
         Raises:
             ValueError: prompt and text are longer than the context.
@@ -371,7 +381,7 @@ class Decoder(nn.Module):
             )
         cache, start = self.cached.cache(n, length), prompt.shape[1] - 1
         if start:
-            self.cached(prompt[:, :-1], cache, 0)  # prefill; the last token of the prompt is the first that comes in
+            self.cached(prompt[:, :-1], cache, 0)  # prefill; the last token of the prompt is the first step's input
         state = Decoding(prompt[:, -1], prompt.new_full((n, self.length), -1), cache, Shared(start))
         text: Tensor = self.decode(state)
         return text
@@ -406,20 +416,20 @@ def decoder(
         context: longest prompt and text together.
         vocab: number of tokens; 256: bytes.
         ff_multiple: hidden width of a feed-forward layer in units of `width`.
-        max_new_tokens: N, at most so many are generated.
+        max_new_tokens: N, the maximum number of generated tokens.
         stop: token that ends a text, such as 10, a line's end; None: every text has N tokens.
-        measure: of confidence: 'softmax', 'saturation' or 'classifier'; None: every layer for every token.
+        measure: of confidence: 'softmax', 'saturation' or 'classifier'; None: all layers for every token.
         threshold: lambda, of the confidence.
-        tau: how fast the threshold falls along the text; 0: not at all.
+        tau: rate at which the threshold decays along the text; 0: constant.
 
     Raises:
-        ValueError: heads do not divide the width, an unknown measure, one layer to exit from, a threshold outside 0 to
-            1, no room for a prompt, or a stop token that is none.
+        ValueError: heads do not divide the width, an unknown measure, fewer than two layers to exit from, a threshold
+            outside 0 to 1, no room for a prompt, or a stop token outside the vocabulary.
     """
     if measure is not None and measure not in get_args(Measure):
         raise ValueError(f"measure={measure!r}: confidence is measured by {', '.join(map(repr, get_args(Measure)))}")
     if measure is not None and layers < 2:
-        raise ValueError(f"layers={layers}: to leave early takes at least two layers")
+        raise ValueError(f"layers={layers}: early exit needs at least two layers")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold={threshold} lies outside 0 to 1")
     if not 1 <= max_new_tokens < context:
@@ -432,7 +442,7 @@ def decoder(
 
 
 def layer_states(net: GPT, tokens: Tensor) -> list[Tensor]:
-    """d^i of every layer i at every position, without a cache, as in training: tokens [n, T] -> L times [n, T, d]."""
+    """d^i of every layer i at every position, without a cache, for training: tokens [n, T] -> L times [n, T, d]."""
     x = net.token(tokens) + net.position.weight[: tokens.shape[1]]
     states = []
     for block in net.blocks:
@@ -442,12 +452,12 @@ def layer_states(net: GPT, tokens: Tensor) -> list[Tensor]:
 
 
 def depth_weights(layers: int) -> list[float]:
-    """Weights of the layers' losses, w_i = i / sum_j j: the later, the more."""
+    """Weights of the layers' losses, w_i = i / sum_j j."""
     return [i / (layers * (layers + 1) / 2) for i in range(1, layers + 1)]
 
 
 def exit_loss(net: GPT, tokens: Tensor, targets: Tensor) -> Tensor:
-    """sum_i w_i L_i: every layer learns to speak through the one output layer; tokens, targets [n, T] -> scalar."""
+    """sum_i w_i L_i, L_i the loss of layer i through the shared output layer; tokens, targets [n, T] -> scalar."""
     states = layer_states(net, tokens)
     total = tokens.new_zeros((), dtype=torch.float32)
     for w, x in zip(depth_weights(len(states)), states, strict=True):
@@ -457,10 +467,10 @@ def exit_loss(net: GPT, tokens: Tensor, targets: Tensor) -> Tensor:
 
 
 def layers_run(model: Decoder, trace: Trace) -> tuple[Tensor, Tensor]:
-    """How far every token went.
+    """The depth of every token.
 
     Returns:
-        written [items, N] bool: the token was generated; depth [items, N] long: layers it went through.
+        written [items, N] bool: whether the token was generated; depth [items, N] long: the number of layers it ran.
     """
     n, layers, items = model.length, len(model.net.blocks), trace.items
     written = torch.ones(items, n, dtype=torch.bool)
@@ -468,26 +478,20 @@ def layers_run(model: Decoder, trace: Trace) -> tuple[Tensor, Tensor]:
         halted = trace.entries["decode", (n,)].value.view(items, n).cpu()
         written[:, 1:] = (~halted[:, :-1]).cumprod(1).bool()
     depth = torch.full((items, n), layers)
-    if ("exit", (n, layers)) in trace.entries:
-        left = trace.entries["exit", (n, layers)].value.view(items, n, layers).cpu()
+    if (EXIT, (n, layers)) in trace.entries:
+        left = trace.entries[EXIT, (n, layers)].value.view(items, n, layers).cpu()
         depth = 1 + (~left[:, :, :-1]).cumprod(2).sum(2)
     return written, depth
 
 
-def accounted_macs(model: Decoder, trace: Trace, shape: tuple[int, ...] | None = None) -> tuple[float, str]:
-    """What CALM counts, in our reading: the layers a token goes through, keys and values above, and every confidence.
+def accounted_macs(model: Decoder, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """As CALM counts, in our reading: the layers that a token runs, keys and values above, and every confidence.
 
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-        shape: of one prompt; default: the longest.
-
-    Returns:
-        (MACs per sample, the rule in words). Attention between positions is left out; the prompt is paid in full.
+    Attention between positions is left out; the prompt runs all layers.
     """
-    (prompt,) = shape or model.input_shape(())
+    (prompt,) = shape
     written, depth = layers_run(model, trace)
-    block = sum(m.weight.numel() for m in model.net.blocks[0].modules() if isinstance(m, nn.Linear))
+    block = linear_macs(model.net.blocks[0])
     width, layers, head = model.net.token.weight.shape[1], len(model.net.blocks), model.net.head.weight.numel()
     macs = depth * block + (layers - depth) * 2 * width * width  # [items, N]
     measure = None if model.policy is None else model.policy.measure

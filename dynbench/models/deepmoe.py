@@ -1,29 +1,30 @@
 """DeepMoE: which channels a convolution computes is decided for each input; channels are the experts of a mixture.
 
 Wang, Yu, Dunlap, Ma, Wang, Mirhoseini, Darrell, Gonzalez, "Deep Mixture of Experts via Shallow Embedding", UAI 2019
-(arXiv 1806.01531). No code of the authors is known. Where the paper is not enough, a network of another project decides
-that was built like it (VITA-Group/M3ViT, models/resnet.py: MixtureBottleBlock, ShallowEmbeddingImageNet): the latent
-mixture weights are the softmax over classes that the shallow embedding network says; a gate comes after batch norm and
-before the ReLU; stem and shortcuts have none. The embedding network for CIFAR has the paper's four convolutions of
-stride 2; their widths are ours, chosen for some 2 % of the computation of ResNet-110.
+(arXiv 1806.01531). No code of the authors is known. Where the paper leaves a choice open, a network of another project
+that was built like it decides (VITA-Group/M3ViT, models/resnet.py: MixtureBottleBlock, ShallowEmbeddingImageNet): the
+latent mixture weights are the softmax over the shallow embedding network's class logits; a gate comes after batch norm
+and before the ReLU; stem and shortcuts have no gates. The embedding network for CIFAR has the paper's four convolutions
+of stride 2; their widths are ours, chosen for about 2 % of the computation of ResNet-110.
 
-That code computes every channel and multiplies by the gates; here a strategy may leave closed ones out.
+That code computes every channel and multiplies by the gates; here a strategy may leave out closed channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Trace, Width, current
-from dynbench.models.macs import static_macs
-from dynbench.models.resnet import BasicBlock, Bottleneck, ResNet, architecture, conv3x3, shortcut
+from dynbench.models.accounting import decided, static_macs
+from dynbench.models.resnet import BasicBlock, BlockKind, ResNet, architecture, block_names, conv3x3, shortcut
 from dynbench.models.sharing import shared_once
+from dynbench.models.typed import module_list
 
 PAPER = "Wang et al., Deep Mixture of Experts via Shallow Embedding, UAI 2019"
 PROVENANCE = "paper; details as in VITA-Group/M3ViT, models/resnet.py; the embedding network for CIFAR is ours"
@@ -35,12 +36,12 @@ Given = tuple[Tensor, Tensor | None]  # x [n, C, H, W] and the gates g [n, chann
 
 
 class Embedding(nn.Module):
-    """The shallow embedding network: what it says about the classes is, after softmax, e, the latent mixture weights.
+    """The shallow embedding network: the softmax of its class logits is e, the latent mixture weights.
 
     Args:
-        widths: of its 3x3 convolutions, each with batch norm and ReLU, stride 2.
-        num_classes: of its linear layer, after average pooling.
-        dataset: 'imagenet': the first convolution has stride 1 and 3x3 max-pooling of stride 2 behind it.
+        widths: of its 3x3 convolutions of stride 2, each followed by batch norm and ReLU.
+        num_classes: outputs of its linear layer, after average pooling.
+        dataset: 'imagenet': the first convolution has stride 1 and is followed by 3x3 max-pooling of stride 2.
     """
 
     def __init__(self, widths: Sequence[int], num_classes: int, dataset: str) -> None:
@@ -60,14 +61,15 @@ class Embedding(nn.Module):
 
 
 class Mixture(nn.Module):
-    """Convolutions in a row, y_l = relu(g_l * bn_l(conv_l(y_{l-1}))): a channel is an expert, g_l,i = 0 leaves it out.
+    """A chain of convolutions, y_l = relu(g_l * bn_l(conv_l(y_{l-1}))): a channel is an expert, g_l,i = 0 omits it.
 
-    A channel that is left out is no input of the next convolution either, so what is computed of a convolution is a
-    slice of its weights along both sides. The layer of a `Width` whose mask has the channels of all gated convolutions.
+    An omitted channel is no input of the next convolution either, so the computed part of a convolution is a slice of
+    its weights along both channel dimensions. The layer of a `Width` whose mask covers the channels of all gated
+    convolutions.
 
     Args:
         convs: without bias.
-        gated: how many of them have a gate, the first ones.
+        gated: number of convolutions with a gate, counted from the first.
     """
 
     def __init__(self, convs: Sequence[nn.Conv2d], gated: int) -> None:
@@ -79,18 +81,14 @@ class Mixture(nn.Module):
 
     def conv(self, i: int) -> nn.Conv2d:
         """The convolution i = 1, 2, .."""
-        conv = self._modules[f"conv{i}"]
-        assert isinstance(conv, nn.Conv2d)
-        return conv
+        return cast(nn.Conv2d, self._modules[f"conv{i}"])
 
     def norm(self, i: int) -> nn.Module:
-        """What follows it: batch norm; an identity where that has been folded into the convolution."""
-        norm = self._modules[f"bn{i}"]
-        assert norm is not None
-        return norm
+        """The batch norm after convolution i; an identity where it has been folded into the convolution."""
+        return cast(nn.Module, self._modules[f"bn{i}"])
 
     def forward(self, given: Given, mask: Tensor | None = None) -> Tensor:
-        """(x, g) and mask [n, channels]: every channel is computed. Without g, the static twin: no gate is asked."""
+        """(x, g) and mask [n, channels] -> y; every channel is computed. Without g, the static twin without gates."""
         x, g = given
         y, begin = x, 0
         for i in range(1, self.length + 1):
@@ -103,7 +101,7 @@ class Mixture(nn.Module):
         return self.end(x, y, None)
 
     def special(self, mask: Tensor) -> Callable[..., Tensor]:
-        """The layer with the m channels of mask [channels] alone: of (x, g), and of who uses which [n, m]."""
+        """The layer with only the m channels of mask [channels]: a function of (x, g), each item's mask [n, m]."""
         channels = [part.nonzero().squeeze(1) for part in mask.split(self.widths)]
         kept = [None if len(c) == width else c for c, width in zip(channels, self.widths, strict=True)]  # None: all
         sides = pairwise([None, *kept, *[None] * (self.length - len(kept))])
@@ -128,11 +126,11 @@ class Mixture(nn.Module):
         return run
 
     def between(self, i: int, y: Tensor) -> Tensor:
-        """What is done to the output of a convolution, gated: all channels of it or some."""
+        """Applied to the gated output of convolution i, to all of its channels or some."""
         raise NotImplementedError
 
     def end(self, x: Tensor, y: Tensor, kept: Tensor | None) -> Tensor:
-        """The answer, of the input x and the channels `kept` [m] of the last convolution's output y; None: all."""
+        """The layer's output from its input x and the last convolution's output y, channels `kept` [m]; None: all."""
         raise NotImplementedError
 
 
@@ -140,23 +138,15 @@ class MixtureBlock(Mixture):
     """A residual block: relu(F(x) + shortcut(x)), F a mixture whose last ReLU comes after the sum.
 
     Args:
-        kind: BasicBlock or Bottleneck, of which it has the convolutions and the shortcut.
+        kind: BasicBlock or Bottleneck, whose convolutions and shortcut it has.
         inputs: channels of x.
         width: of the block without `expand`.
         stride: of its 3x3 convolution, the first of two.
-        expand: the inner convolutions, all but the last, are so many times as wide.
-        inner: only they have gates, the last has none.
+        expand: factor on the width of the inner convolutions, all but the last.
+        inner: only the inner convolutions have gates, the last has none.
     """
 
-    def __init__(
-        self,
-        kind: type[BasicBlock] | type[Bottleneck],
-        inputs: int,
-        width: int,
-        stride: int,
-        expand: float,
-        inner: bool,
-    ) -> None:
+    def __init__(self, kind: BlockKind, inputs: int, width: int, stride: int, expand: float, inner: bool) -> None:
         wide, outputs = _times(width, expand), width * kind.expansion
         if kind is BasicBlock:
             convs = [conv3x3(inputs, wide, stride), conv3x3(wide, outputs)]
@@ -167,21 +157,21 @@ class MixtureBlock(Mixture):
         self.downsample = shortcut(inputs, outputs, stride)
 
     def between(self, i: int, y: Tensor) -> Tensor:
-        """ReLU, but for the last."""
+        """ReLU after all convolutions but the last."""
         return y if i == self.length else F.relu(y)
 
     def end(self, x: Tensor, y: Tensor, kept: Tensor | None) -> Tensor:
-        """relu(shortcut + y); where a channel was left out, the shortcut alone."""
+        """relu(shortcut + y); for an omitted channel the shortcut alone."""
         x = x if self.downsample is None else self.downsample(x)
         return F.relu(x + y if kept is None else x.index_add(1, kept, y))
 
 
 class MixtureTrunk(Mixture):
-    """All convolutions of a VGG: one mixture, so that a channel is left out of what follows a pooling, too.
+    """All convolutions of a VGG as one mixture: an omitted channel is omitted after pooling, too.
 
     Args:
-        stages: convolutions before each 2x2 max-pooling.
-        widths: of the stages.
+        stages: number of convolutions before each 2x2 max-pooling.
+        widths: channels of each stage.
     """
 
     def __init__(self, stages: Sequence[int], widths: Sequence[int]) -> None:
@@ -195,12 +185,12 @@ class MixtureTrunk(Mixture):
         y = F.relu(y)
         if i not in self.pooled:
             return y
-        if y.shape[1] == 0:  # which pooling refuses
+        if y.shape[1] == 0:  # max_pool2d refuses tensors without channels
             return y[:, :, : y.shape[2] // 2, : y.shape[3] // 2]
         return F.max_pool2d(y, 2)
 
     def end(self, x: Tensor, y: Tensor, kept: Tensor | None) -> Tensor:
-        """Features [n, C], averaged over what is left of the map; zero where a channel was left out."""
+        """Features [n, C], averaged over the remaining map; zero for omitted channels."""
         y = y.mean((2, 3))
         return y if kept is None else y.new_zeros(y.shape[0], self.widths[-1]).index_copy(1, kept, y)
 
@@ -211,13 +201,13 @@ def sliced(
     """A convolution and its norm from some input channels to some output channels.
 
     Args:
-        conv: with or without bias, in one group.
-        norm: batch norm, as in evaluation mode; or an identity.
-        inputs: channels [k] long, in the order in which they come; None: all.
+        conv: with or without bias, with one group.
+        norm: batch norm, applied as in evaluation mode; or an identity.
+        inputs: channels [k] long, in the order of x; None: all.
         outputs: channels [m] long; None: all.
 
     Returns:
-        x [n, k, H, W] -> y [n, m, H', W'], k = 0 and m = 0 included.
+        A function of x [n, k, H, W] that gives y [n, m, H', W']; k and m may be 0.
     """
 
     def chosen(t: Tensor | None) -> Tensor | None:
@@ -227,29 +217,29 @@ def sliced(
     assert weight is not None
     if inputs is not None:
         weight = weight.index_select(1, inputs)
-    rest: tuple[Tensor | None, ...] | None = None
+    statistics: tuple[Tensor | None, ...] | None = None
+    eps = 0.0
     if isinstance(norm, nn.BatchNorm2d):
-        rest = chosen(norm.running_mean), chosen(norm.running_var), chosen(norm.weight), chosen(norm.bias)
+        statistics = chosen(norm.running_mean), chosen(norm.running_var), chosen(norm.weight), chosen(norm.bias)
+        eps = norm.eps
 
     def run(x: Tensor) -> Tensor:
-        if weight.numel() == 0:  # which a convolution refuses
+        if weight.numel() == 0:  # conv2d refuses weights without channels
             y = _no_channels(conv, x, weight.shape[0])
             y = y if bias is None else y + bias.view(-1, 1, 1)
         else:
             y = F.conv2d(x, weight, bias, conv.stride, conv.padding)
-        if rest is None or weight.shape[0] == 0:
+        if statistics is None or weight.shape[0] == 0:
             return y
-        assert isinstance(norm, nn.BatchNorm2d)
-        mean, variance, scale, shift = rest
-        return F.batch_norm(y, mean, variance, scale, shift, eps=norm.eps)
+        mean, variance, scale, shift = statistics
+        return F.batch_norm(y, mean, variance, scale, shift, eps=eps)
 
     return run
 
 
 def _no_channels(conv: nn.Conv2d, x: Tensor, outputs: int) -> Tensor:
-    """What a convolution without bias says of no channels."""
-    assert not isinstance(conv.padding, str)
-    (pad_h, pad_w), (k_h, k_w), (step_h, step_w) = conv.padding, conv.kernel_size, conv.stride
+    """The output of a convolution without bias on no input channels: zeros."""
+    (pad_h, pad_w), (k_h, k_w), (step_h, step_w) = cast(tuple[int, int], conv.padding), conv.kernel_size, conv.stride
     height = (x.shape[2] + 2 * pad_h - k_h) // step_h + 1
     width = (x.shape[3] + 2 * pad_w - k_w) // step_w + 1
     return x.new_zeros(x.shape[0], outputs, height, width)
@@ -264,7 +254,7 @@ def _times(width: int, expand: float) -> int:
 
 
 class DeepMoEResNet(ResNet):
-    """A ResNet with a mixture in every block. Weights of a plain `ResNet` fit, as long as nothing is expanded.
+    """A ResNet with a mixture in every block. Weights of a plain `ResNet` fit as long as `expand` is 1.
 
     Args:
         depth: of the ResNet.
@@ -281,21 +271,15 @@ class DeepMoEResNet(ResNet):
         kind, layers = architecture(depth, dataset)
         super().__init__(_Blocks(kind, expand, inner), layers, num_classes, dataset)  # type: ignore[arg-type]
         self.embedding = Embedding(embedding, num_classes, dataset)
-        names = [f"group{g}_layer{i}" for g, count in enumerate(layers, start=1) for i in range(count)]
-        self.mixtures = nn.ModuleList(map(self._gated, names))
+        self.mixtures = module_list(
+            gated(name, cast(MixtureBlock, self.get_submodule(name)), num_classes) for name in block_names(layers)
+        )
         shared_once(self)
-
-    def _gated(self, name: str) -> Width:
-        block = self.get_submodule(name)
-        assert isinstance(block, MixtureBlock)
-        return gated(name, block, self.fc.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n, 3, H, W] -> logits [n, num_classes]."""
-        e = latent(self.embedding, self.mixtures, x)
-        x = F.relu(self.bn1(self.conv1(x)))
-        if self.dataset == "imagenet":
-            x = F.max_pool2d(x, 3, stride=2, padding=1)
+        e = latent(self.embedding, self.mixtures[0], x)
+        x = self.stem(x)
         for mixture in self.mixtures:
             x = mixture(x, e)
         logits: Tensor = self.fc(x.mean((2, 3)))
@@ -303,9 +287,9 @@ class DeepMoEResNet(ResNet):
 
 
 class _Blocks(NamedTuple):
-    """A kind of block, as `ResNet` makes them."""
+    """A kind of block for `ResNet`, which builds `MixtureBlock`s."""
 
-    kind: type[BasicBlock] | type[Bottleneck]
+    kind: BlockKind
     expand: float
     inner: bool
 
@@ -323,7 +307,7 @@ class DeepMoEVGG(nn.Module):
     Args:
         depth: of the VGG.
         num_classes: outputs.
-        expand: all convolutions are so many times as wide.
+        expand: factor on the width of all convolutions.
         embedding: widths of the embedding network.
     """
 
@@ -334,7 +318,7 @@ class DeepMoEVGG(nn.Module):
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out")
         self.embedding = Embedding(embedding, num_classes, "cifar")
-        self.mixtures = nn.ModuleList([gated("trunk", trunk, num_classes)])
+        self.mixtures = module_list([gated("trunk", trunk, num_classes)])
         self.fc = nn.Linear(trunk.widths[-1], num_classes)
 
     def input_shape(self, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -343,15 +327,15 @@ class DeepMoEVGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n, 3, H, W] -> logits [n, num_classes]."""
-        e = latent(self.embedding, self.mixtures, x)
+        e = latent(self.embedding, self.mixtures[0], x)
         logits: Tensor = self.fc(self.mixtures[0](x, e))
         return logits
 
 
 def gated(name: str, layer: Mixture, classes: int) -> Width:
-    """A mixture and its gates g_l = relu(W_g^l e), the W_g^l [C_l, K] of its convolutions in a row, without bias.
+    """A mixture and its gates g_l = relu(W_g^l e), W_g^l [C_l, K] without bias, concatenated over its convolutions.
 
-    A score that is not positive is a closed gate. At first nearly all are open, as in M3ViT.
+    A gate is closed where its score is not positive. Initially nearly all are open, as in M3ViT.
     """
     w_g = nn.Linear(classes, sum(layer.widths), bias=False)
     nn.init.uniform_(w_g.weight, -0.5, 1)
@@ -362,15 +346,14 @@ def _relu(scores: Tensor, mask: Tensor) -> Tensor:
     return F.relu(scores)
 
 
-def latent(embedding: Embedding, mixtures: nn.ModuleList, x: Tensor) -> Tensor | None:
-    """x [n, 3, H, W] -> e [n, K], the latent mixture weights; None outside any execution: no gate looks at them.
+def latent(embedding: Embedding, first: Width, x: Tensor) -> Tensor | None:
+    """x [n, 3, H, W] -> e [n, K], the latent mixture weights; None outside any execution, where no gate is evaluated.
 
-    All gates do, once they are there: that they are made counts as a part of deciding at the first.
+    They serve all gates; computing them counts as part of the decision at the `first`.
     """
-    ex, first = current(), mixtures[0]
+    ex = current()
     if ex is None:
         return None
-    assert isinstance(first, Width)
     with ex.phase("decide", first.name):
         e: Tensor = embedding(x).softmax(1)
     return e
@@ -396,13 +379,13 @@ def deepmoe(
         num_classes: outputs, and length of the latent mixture weights.
         dataset: 'cifar' (inputs [n, 3, 32, 32], larger ones work) or 'imagenet' ([n, 3, 224, 224]).
         base: 'resnet' or 'vgg' (for 'cifar').
-        expand: the convolutions inside the residual blocks, all but the last of each, are so many times as wide (1/2:
-            half as wide); of a VGG, all are.
-        inner: of a residual block, only the convolutions inside have gates, the last has none.
-        embedding: widths of the embedding network's convolutions. None: those that there are for the data set.
+        expand: factor on the width of the convolutions inside the residual blocks, all but the last of each (1/2: half
+            as wide); of a VGG, of all convolutions.
+        inner: in a residual block only the inner convolutions have gates, the last has none.
+        embedding: widths of the embedding network's convolutions. None: the default for the data set.
 
     Raises:
-        ValueError: a base, depth or data set there is no such network for, or widths without channels.
+        ValueError: there is no such network on this base, of this depth or for this data set, or widths are below 1.
     """
     if base not in ("resnet", "vgg"):
         raise ValueError(f"base={base!r}: a DeepMoE is built on 'resnet' or 'vgg'")
@@ -415,7 +398,7 @@ def deepmoe(
         if inner:
             raise ValueError("inner=True: in a VGG no convolution is inside a residual block; all have gates")
     else:
-        architecture(depth, dataset)  # raises where there is none
+        architecture(depth, dataset)  # raises if there is none
     widths = EMBEDDING[dataset] if embedding is None else tuple(embedding)
     if not widths or any(width < 1 for width in widths):
         raise ValueError(f"embedding={list(widths)}: an embedding network has 1 convolution or more, 1 or more wide")
@@ -424,26 +407,15 @@ def deepmoe(
     return DeepMoEResNet(depth, num_classes, dataset, expand, inner, widths)
 
 
-def accounted_macs(
-    model: DeepMoEResNet | DeepMoEVGG, trace: Trace, shape: tuple[int, ...] | None = None
-) -> tuple[float, str]:
+def accounted_macs(model: DeepMoEResNet | DeepMoEVGG, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
     """w h k k c_in c_out of every convolution with a gate, c the channels in use, and the fixed parts.
 
-    As M3ViT's code counts, but that it sees in the activations which channels are in use, and leaves shortcuts out.
-
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-        shape: of one input; default: that of the data set.
-
-    Returns:
-        (MACs per sample, the rule in words).
+    As M3ViT's code counts, except that it infers the channels in use from the activations, and leaves out shortcuts.
     """
-    total, sizes = _dense(model, shape or model.input_shape((3, 32, 32)))
+    total, sizes = _dense(model, shape)
     macs = float(total)
     for mixture in model.mixtures:
-        assert isinstance(mixture, Width) and isinstance(mixture.layer, Mixture)
-        layer, (value, reached) = mixture.layer, trace.entries[mixture.name, ()]
+        layer, (value, reached) = cast(Mixture, mixture.layer), decided(trace, mixture.name)
         parts = value[reached].split(layer.widths, 1)
         c_in: Tensor | float = float(layer.conv(1).in_channels)
         for i in range(1, layer.length + 1):

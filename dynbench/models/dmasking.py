@@ -1,16 +1,16 @@
 """DMaskingNAS: channels and resolution of a network are learned with its weights, by masks on one set of feature maps.
 
 Wan, Dai, Zhang, He, Tian, Xie, Wu, Yu, Xu, Chen, Vajda, Gonzalez, "FBNetV2: Differentiable Neural Architecture Search
-for Spatial and Channel Dimensions", CVPR 2020 (arXiv 2004.05565). The equations of section 3 are written here as
-recalled. The search space is ours and small: inverted residuals on 32 x 32 images, of which the channels of the stem
-and of each stage, the width of each block between its two 1x1 convolutions, and the resolution of the input are
-searched. The networks that the authors found are in `dynbench.models.fbnet`.
+for Spatial and Channel Dimensions", CVPR 2020 (arXiv 2004.05565). The equations of section 3 are reproduced from
+memory. The search space is ours and small: inverted residuals on 32 x 32 images; the channels of the stem and of each
+stage, the width of each block between its two 1x1 convolutions, and the resolution of the input are searched. The
+networks found by the authors are in `dynbench.models.fbnet`.
 
-What is found is static. `DMasking` makes a decision of it all the same, one that does not look at the input: every
-block says by its learned weights alpha how wide it is, the same for all items, and is a nested mask on the widest.
-So strategies can run the width that was found, or any other, in one set of weights. The decision is ours, as a null
-case: with nothing that depends on the input, what a strategy loses against the network built with just these channels
-(`plain`) is its own cost.
+The resulting network is static. `DMasking` expresses its widths as decisions that do not depend on the input: the
+learned weights alpha of a block give its width, the same for all items, as a nested mask on the widest block. So
+strategies can run the width that was found, or any other, with one set of weights. The decision is ours, as a null
+case: as nothing depends on the input, what a strategy loses against the network built with just these channels
+(`plain`) is the strategy's own cost.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Trace, Width
-from dynbench.models.macs import static_macs
+from dynbench.models.accounting import static_macs
+from dynbench.models.typed import module_list
 
 PAPER = "Wan et al., FBNetV2: Differentiable Neural Architecture Search for Spatial and Channel Dimensions, CVPR 2020"
 PROVENANCE = (
@@ -39,7 +40,7 @@ RESOLUTIONS = (16, 24, 32)
 CHANNELS = ((8, 12, 16), (8, 12, 16), (16, 24, 32), (24, 40, 56))  # of the stem and of each stage
 WIDTHS = ((16, 24, 32, 48), (24, 48, 72, 96), (48, 96, 144, 192))  # of a block between its 1x1 convolutions, by stage
 BLOCKS = 2  # in each stage
-STRIDES = (1, 2)  # of the first stage's first block, of the other stages'; the stem's is 2
+STRIDES = (1, 2)  # of the first block in the first stage, and in the other stages; the stem's is 2
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Space:
-    """Which networks there are.
+    """A search space.
 
     Attributes:
         resolutions: options, ascending.
@@ -69,7 +70,7 @@ class Space:
         num_classes: outputs.
 
     Raises:
-        ValueError: options that do not ascend, not one list per stage, or resolutions that the image does not hold.
+        ValueError: options that do not ascend, not one list per stage, or resolutions that do not fit the image.
     """
 
     resolutions: Sequence[int] = RESOLUTIONS
@@ -82,7 +83,7 @@ class Space:
         if len(self.channels) != len(self.widths) + 1 or not self.widths or self.blocks < 1:
             raise ValueError(
                 f"a space of {len(self.widths)} stages of {self.blocks} blocks has {len(self.channels)} lists of "
-                "channels: it takes one stage and one block at least, and one list for the stem and for each stage"
+                "channels: it needs at least one stage and one block, and one list for the stem and for each stage"
             )
         for what, options in self.questions():
             if not options or list(options) != sorted(set(options)) or options[0] < 1:
@@ -97,12 +98,12 @@ class Space:
 
     @property
     def halvings(self) -> int:
-        """By how much the last stage's map is smaller than the image."""
+        """The ratio of the image's side to that of the last stage's map."""
         halved: int = 2 ** len(self.widths)
         return halved
 
     def questions(self) -> Iterator[tuple[str, Sequence[int]]]:
-        """What is to be chosen, with its options, in the order of an encoded architecture."""
+        """The choices and their options, in the order of an encoded architecture."""
         yield "resolution", self.resolutions
         for stage, options in enumerate(self.channels):
             yield f"channels{stage}", options
@@ -112,27 +113,27 @@ class Space:
 
     @property
     def networks(self) -> int:
-        """How many there are."""
+        """Number of networks in the space."""
         return math.prod(len(options) for _, options in self.questions())
 
     def choose(self, picked: Sequence[int]) -> Architecture:
-        """The architecture of one option index per question."""
+        """The architecture with one option index per question."""
         values = [options[k] for (_, options), k in zip(self.questions(), picked, strict=True)]
         stages = len(self.channels)
         return Architecture(values[0], tuple(values[1 : 1 + stages]), tuple(values[1 + stages :]))
 
     def picked(self, a: Architecture) -> list[int]:
-        """The option index per question of an architecture."""
+        """The option indices of an architecture, one per question."""
         values = (a.resolution, *a.channels, *a.widths)
         return [list(options).index(v) for (_, options), v in zip(self.questions(), values, strict=True)]
 
     def random(self, draw: random.Random) -> Architecture:
-        """Any of them, all equally likely."""
+        """A random architecture, all equally likely."""
         return self.choose([draw.randrange(len(options)) for _, options in self.questions()])
 
     @property
     def largest(self) -> Architecture:
-        """All options at their largest."""
+        """The architecture with the largest option everywhere."""
         return self.choose([len(options) - 1 for _, options in self.questions()])
 
 
@@ -140,7 +141,7 @@ class Space:
 
 
 def grid(size: int, of: int, device: torch.device | None = None) -> Tensor:
-    """Which of `of` places `size` of them take, evenly, each rounded down: nearest-neighbour subsampling."""
+    """The `size` places out of `of` of nearest-neighbour subsampling: evenly spaced, rounded down."""
     return torch.arange(size, device=device) * of // size
 
 
@@ -153,9 +154,9 @@ def subsample(x: Tensor, size: int) -> Tensor:
 
 
 def spread(y: Tensor, size: int) -> Tensor:
-    """The opposite, zeros in between: y [n, C, h, h] -> [n, C, size, size].
+    """The inverse, with zeros in between: y [n, C, h, h] -> [n, C, size, size].
 
-    Padding at the edge would move pixels against each other; running on the full map would shrink the receptive field.
+    Padding at the edge would misalign pixels; running on the full map would shrink the receptive field.
     """
     if size == y.shape[2]:
         return y
@@ -193,53 +194,53 @@ class Bottleneck(nn.Module):
         return y
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [n, inputs, H, W], of each item the channels of h that it uses, mask [n, width] -> y."""
+        """x [n, inputs, H, W] and each item's mask over the channels of h [n, width] -> y."""
         h = self.inner(x)
         if mask is not None:
             h = torch.where(mask[:, :, None, None], h, torch.zeros((), dtype=h.dtype, device=h.device))
         return self.outer(h)
 
     def special(self, mask: Tensor) -> Callable[..., Tensor]:
-        """The block of just the channels of a mask [width]; which of these an item uses may be told again, [n, m]."""
+        """The block with only the m channels of a mask [width]: a function of x, and optionally of masks [n, m]."""
         at = mask.nonzero().squeeze(1)
         if at.numel() == 0:
             return self._nothing
         return _Sliced(self, at)
 
     def _nothing(self, x: Tensor, inner: Tensor | None = None) -> Tensor:
-        """The block without any channel: the last norm of zero."""
+        """The block without any channel: the last norm, applied to zeros."""
         n, _, height, width = x.shape
         size = ((height - 1) // self.stride + 1, (width - 1) // self.stride + 1)
         return self.project_norm(x.new_zeros(n, self.project.out_channels, *size))
 
 
 class _Sliced:
-    """A bottleneck of some of its channels, `at` [m]."""
+    """A bottleneck with some of its inner channels, `at` [m]."""
 
-    def __init__(self, of: Bottleneck, at: Tensor) -> None:
-        self._of, self._m = of, at.numel()
-        self._expand = of.expand.weight.index_select(0, at)
-        self._depth = of.depth.weight.index_select(0, at)
-        self._project = of.project.weight.index_select(1, at)
-        self._expand_norm, self._depth_norm = _Norm(of.expand_norm, at), _Norm(of.depth_norm, at)
+    def __init__(self, block: Bottleneck, at: Tensor) -> None:
+        self._stride, self._m = block.stride, at.numel()
+        self._expand = block.expand.weight.index_select(0, at)
+        self._depth = block.depth.weight.index_select(0, at)
+        self._project = block.project.weight.index_select(1, at)
+        self._expand_norm, self._depth_norm = _Norm(block.expand_norm, at), _Norm(block.depth_norm, at)
+        self._project_norm = block.project_norm
 
     def __call__(self, x: Tensor, inner: Tensor | None = None) -> Tensor:
-        of = self._of
         h = F.relu(self._expand_norm(F.conv2d(x, self._expand)))
-        h = F.relu(self._depth_norm(F.conv2d(h, self._depth, None, of.stride, 1, 1, self._m)))
+        h = F.relu(self._depth_norm(F.conv2d(h, self._depth, None, self._stride, 1, 1, self._m)))
         if inner is not None:
             h = torch.where(inner[:, :, None, None], h, torch.zeros((), dtype=h.dtype, device=h.device))
-        y: Tensor = of.project_norm(F.conv2d(h, self._project))
+        y: Tensor = self._project_norm(F.conv2d(h, self._project))
         return y
 
 
 class _Norm:
     """Batch norm of some channels, in evaluation mode."""
 
-    def __init__(self, of: nn.BatchNorm2d, at: Tensor) -> None:
-        assert of.running_mean is not None and of.running_var is not None
-        self._mean, self._variance = of.running_mean.index_select(0, at), of.running_var.index_select(0, at)
-        self._weight, self._bias, self._eps = of.weight.index_select(0, at), of.bias.index_select(0, at), of.eps
+    def __init__(self, norm: nn.BatchNorm2d, at: Tensor) -> None:
+        assert norm.running_mean is not None and norm.running_var is not None
+        self._mean, self._variance = norm.running_mean.index_select(0, at), norm.running_var.index_select(0, at)
+        self._weight, self._bias, self._eps = norm.weight.index_select(0, at), norm.bias.index_select(0, at), norm.eps
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, self._mean, self._variance, self._weight, self._bias, eps=self._eps)
@@ -258,7 +259,7 @@ class Stem(nn.Module):
 
 
 def bottlenecks(channels: Sequence[int], widths: Sequence[int], blocks: int) -> list[Bottleneck]:
-    """All blocks of a network, in order; the first of a stage takes the channels of the one before it."""
+    """All blocks of a network, in order; the first block of a stage takes the channels of the stage before."""
     made, inputs = [], channels[0]
     for stage, outputs in enumerate(channels[1:]):
         for i in range(blocks):
@@ -269,11 +270,11 @@ def bottlenecks(channels: Sequence[int], widths: Sequence[int], blocks: int) -> 
 
 
 def is_residual(block: Bottleneck) -> bool:
-    """Whether x is added to what the block says."""
+    """Whether the block's output has the shape of its input, so that x can be added."""
     return block.stride == 1 and block.expand.in_channels == block.project.out_channels
 
 
-# --- the supernet, while it is searched -------------------------------------------------------------------------------
+# --- the supernet, for the search -------------------------------------------------------------------------------------
 
 
 class Supernet(nn.Module):
@@ -283,9 +284,9 @@ class Supernet(nn.Module):
         space: the networks.
 
     Attributes:
-        alpha: by question, one parameter per option.
+        alpha: for each question, one parameter per option.
         temperature: tau of the Gumbel-softmax.
-        sharpness: of alpha, which is learned at this multiple: its gradient is small beside that of the weights.
+        sharpness: factor on alpha, whose gradient is small beside that of the weights.
     """
 
     def __init__(self, space: Space) -> None:
@@ -293,7 +294,7 @@ class Supernet(nn.Module):
         self.space, self.temperature, self.sharpness = space, 1.0, 15.0
         most = space.largest
         self.stem = Stem(most.channels[0])
-        self.blocks = nn.ModuleList(bottlenecks(most.channels, most.widths, space.blocks))
+        self.blocks = module_list(bottlenecks(most.channels, most.widths, space.blocks))
         self.fc = nn.Linear(most.channels[-1], space.num_classes)
         self.alpha = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(len(options))) for name, options in space.questions()}
@@ -304,7 +305,7 @@ class Supernet(nn.Module):
         return {name: (self.sharpness * a).softmax(0) for name, a in self.alpha.items()}
 
     def sample(self, learning: bool = True) -> dict[str, Tensor]:
-        """g = softmax((log p + Gumbel noise) / tau), by question; p is held fixed unless it is `learning`."""
+        """g = softmax((log p + Gumbel noise) / tau), by question; p has a gradient only if `learning`."""
         drawn = {}
         for name, a in self.alpha.items():
             log_p = (self.sharpness * (a if learning else a.detach())).log_softmax(0)
@@ -313,7 +314,7 @@ class Supernet(nn.Module):
         return drawn
 
     def only(self, k: int) -> Tensor:
-        """The weights of resolution k alone."""
+        """The weights g that select resolution k."""
         at = next(iter(self.alpha.values()))
         return F.one_hot(torch.tensor(k, device=at.device), len(self.space.resolutions)).to(at.dtype)
 
@@ -332,12 +333,11 @@ class Supernet(nn.Module):
         cost = 27 * channels[0] * side**2
         inputs = channels[0]
         for k, block in enumerate(self.blocks):
-            assert isinstance(block, Bottleneck)
             stage, i = divmod(k, space.blocks)
             weights = g[f"width{stage + 1}_{i}"]
             mid, out = _mask(space.widths[stage], weights), _mask(space.channels[stage + 1], g[f"channels{stage + 1}"])
             y = self._at_resolutions(_masked(block, mid, out), x, block.stride, r)
-            x = x + y if is_residual(block) and i > 0 else y  # within a stage: channels that agree
+            x = x + y if is_residual(block) and i > 0 else y  # only within a stage, where channels agree
             # k^2 * Cin_eff * Cout_eff * H_eff * W_eff / groups of the three convolutions
             width, outputs = self._effective(space.widths[stage], weights), channels[stage + 1]
             cost = cost + inputs * width * side**2
@@ -359,7 +359,7 @@ class Supernet(nn.Module):
         parts = [
             weight * spread(op(subsample(x, size * full // IMAGE)), full // stride)
             for weight, size in zip(g, self.space.resolutions, strict=True)
-            if weight.requires_grad or float(weight)  # one resolution alone is not mixed with others
+            if weight.requires_grad or float(weight)  # fixed zero weights are skipped
         ]
         return reduce(torch.add, parts)
 
@@ -375,14 +375,14 @@ def _masked(block: Bottleneck, mid: Tensor, out: Tensor) -> Callable[[Tensor], T
     return lambda x: block.outer(block.inner(x) * mid) * out
 
 
-# --- what is found ----------------------------------------------------------------------------------------------------
+# --- the result -------------------------------------------------------------------------------------------------------
 
 
 class Plain(nn.Module):
-    """One network of a space, with its own channels and nothing else.
+    """One network of a space, with only its own channels.
 
     Args:
-        found: the network.
+        found: the architecture.
         blocks: in each stage.
         num_classes: outputs.
     """
@@ -391,8 +391,10 @@ class Plain(nn.Module):
         super().__init__()
         self.resolution = found.resolution
         self.stem = Stem(found.channels[0])
-        self.blocks = nn.ModuleList(bottlenecks(found.channels, found.widths, blocks))
-        self.residual = _residual(self.blocks, blocks)
+        made = bottlenecks(found.channels, found.widths, blocks)
+        self.blocks = nn.ModuleList(made)
+        # not in a stage's first block, whose inputs are chosen independently of its outputs
+        self.residual = [is_residual(block) and k % blocks > 0 for k, block in enumerate(made)]
         self.fc = nn.Linear(found.channels[-1], num_classes)
 
     def input_shape(self, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -408,16 +410,11 @@ class Plain(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def _residual(blocks: nn.ModuleList, per_stage: int) -> list[bool]:
-    """Of each block, whether x is added: not of a stage's first, whose inputs are chosen apart from its outputs."""
-    return [is_residual(b) and k % per_stage > 0 for k, b in enumerate(blocks) if isinstance(b, Bottleneck)]
-
-
 class Found(nn.Module):
-    """The gate: the width with the largest alpha, whatever the input.
+    """The gate: the width with the largest alpha, for every input.
 
     Args:
-        options: ascending; the last is the full width.
+        options: widths, ascending; the last is the full width.
     """
 
     scores: Tensor
@@ -432,9 +429,21 @@ class Found(nn.Module):
         """x [n, ...] -> scores [n, C], positive for the first c channels."""
         return self.scores[self.alpha.argmax()].expand(x.shape[0], -1)
 
+    def choose(self, width: int) -> None:
+        """Sets alpha so that this width is chosen.
+
+        Raises:
+            ValueError: it is no option.
+        """
+        widths = (self.scores > 0).sum(1).tolist()
+        if width not in widths:
+            raise ValueError(f"width {width} is none of {', '.join(map(str, widths))}")
+        with torch.no_grad():
+            self.alpha.copy_(F.one_hot(torch.tensor(widths.index(width)), len(widths)))
+
 
 class DMasking(Plain):
-    """The network of channels and resolution that were found, every block as wide as the space allows, and masked.
+    """The network with the channels and resolution that were found and masked blocks of the largest width.
 
     Args:
         resolution: of the input.
@@ -453,30 +462,32 @@ class DMasking(Plain):
         num_classes: int,
     ) -> None:
         space = Space((resolution,), [[c] for c in channels], options, blocks, num_classes)
-        widest = tuple(stage[-1] for stage in options for _ in range(blocks))
+        widest = tuple(widths[-1] for widths in _per_block(options, blocks))
         super().__init__(Architecture(resolution, tuple(channels), widest), blocks, num_classes)
         self.space = space
         names = [f"stage{s}_block{i}" for s in range(1, len(options) + 1) for i in range(blocks)]
-        of_block = [stage for stage in options for _ in range(blocks)]
+        self.gates = {name: Found(stage) for name, stage in zip(names, _per_block(options, blocks), strict=True)}
         self.blocks = nn.ModuleList(
-            Width(name, Found(own), block, nested=True)
-            for name, own, block in zip(names, of_block, self.blocks, strict=True)
+            Width(name, gate, block, nested=True)
+            for (name, gate), block in zip(self.gates.items(), self.blocks, strict=True)
         )
 
     def set_widths(self, widths: Sequence[int]) -> None:
-        """Makes these the widths that the gates find.
+        """Sets the widths that the gates choose.
 
         Raises:
             ValueError: one of them is no option of its block.
         """
-        for point, width in zip(self.blocks, widths, strict=True):
-            assert isinstance(point, Width) and isinstance(point.choose, Found)
-            gate = point.choose
-            counts = (gate.scores > 0).sum(1).tolist()
-            if width not in counts:
-                raise ValueError(f"{point.name}: width {width} is none of {', '.join(map(str, counts))}")
-            with torch.no_grad():
-                gate.alpha.copy_(F.one_hot(torch.tensor(counts.index(width)), len(counts)))
+        for (name, gate), width in zip(self.gates.items(), widths, strict=True):
+            try:
+                gate.choose(width)
+            except ValueError as e:
+                raise ValueError(f"{name}: {e}") from e
+
+
+def _per_block(options: Sequence[Sequence[int]], blocks: int) -> list[Sequence[int]]:
+    """The options of each block, from those of each stage."""
+    return [stage for stage in options for _ in range(blocks)]
 
 
 def dmasking(
@@ -492,13 +503,13 @@ def dmasking(
     Args:
         resolution: of the input, after subsampling.
         channels: of the stem and of each stage; default: the largest of `CHANNELS`.
-        options: widths that a block may have, by stage, ascending.
-        widths: of each block; default: as trained (alpha is part of the weights), untrained the narrowest.
+        options: possible widths of a block, by stage, ascending.
+        widths: of each block; default: as trained (alpha is part of the weights), the narrowest if untrained.
         blocks: in each stage.
         num_classes: outputs.
 
     Raises:
-        ValueError: what `Space` does not hold, or a width that is no option.
+        ValueError: sizes that `Space` refuses, or a width that is no option.
     """
     channels = [c[-1] for c in CHANNELS] if channels is None else channels
     net = DMasking(resolution, channels, options, blocks, num_classes)
@@ -515,7 +526,7 @@ def plain(
     blocks: int = BLOCKS,
     num_classes: int = 10,
 ) -> Plain:
-    """A network of a space with just its own channels: the baseline of equal work.
+    """A network of a space with only its own channels: the baseline of equal work.
 
     Args:
         resolution: of the input, after subsampling.
@@ -525,12 +536,12 @@ def plain(
         num_classes: outputs.
 
     Raises:
-        ValueError: not one width per block, or what `Space` does not hold.
+        ValueError: not one width per block, or sizes that `Space` refuses.
     """
     channels = [c[-1] for c in CHANNELS] if channels is None else channels
     stages = len(channels) - 1
     if widths is None:
-        widths = [stage[-1] for stage in WIDTHS for _ in range(blocks)]
+        widths = [options[-1] for options in _per_block(WIDTHS, blocks)]
     _count("widths", widths, stages * blocks)
     Space((resolution,), [[c] for c in channels], [[1]] * stages, blocks, num_classes)  # checks
     return Plain(Architecture(resolution, tuple(channels), tuple(widths)), blocks, num_classes)
@@ -541,23 +552,12 @@ def build(space: Space, a: Architecture) -> Plain:
     return Plain(a, space.blocks, space.num_classes)
 
 
-def accounted_macs(
-    model: DMasking | Plain, trace: Trace, shape: tuple[int, ...] = (3, IMAGE, IMAGE)
-) -> tuple[float, str]:
-    """The cost that the search presses down: that of the network of the widths that were decided.
-
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-        shape: of one input; the cost is that of 32 x 32.
-
-    Returns:
-        Multiply-accumulates per sample, and the rule in words.
-    """
+def accounted_macs(model: DMasking | Plain, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """The cost that the search minimises: that of the network with the decided widths."""
     rule = "convolutions and the linear layer of the network of just these channels"
     if not isinstance(model, DMasking):
         return float(static_macs(model, shape)), rule
-    decided = [trace.entries[point.name, ()] for point in model.blocks if isinstance(point, Width)]
+    decided = [trace.entries[name, ()] for name in model.gates]
     widths = [float(e.value[e.reached].sum(1).double().mean()) for e in decided]  # the cost is linear in each
     bare = Architecture(model.resolution, tuple(c[0] for c in model.space.channels), (0,) * len(widths))
     total = macs(model.space, bare)
@@ -565,7 +565,7 @@ def accounted_macs(
 
 
 def per_channel(space: Space, a: Architecture) -> list[int]:
-    """What one more channel costs in each block."""
+    """The cost of one more channel in each block."""
     without, n = macs(space, replace(a, widths=(0,) * len(a.widths))), len(a.widths)
     return [macs(space, replace(a, widths=tuple(int(i == k) for i in range(n)))) - without for k in range(n)]
 

@@ -1,10 +1,10 @@
-"""DS-Net: how wide the rest of the network is, is decided for each input by one gate.
+"""DS-Net: one gate decides for each input the width of the rest of the network.
 
-Li, Wang, Wang, Liang, Li, Chang, "Dynamic Slimmable Network", CVPR 2021 (arXiv 2103.13258). `dsnet_mobilenet` is built
-after the authors' code (changlin31/DS-Net, dyn_slim/models), in the form in which it decides: the stages before the
-gate run at their smallest width, whatever is decided. It differs in that their gate draws Gumbel noise in evaluation,
-too, and here takes the likeliest width; and in that theirs serves one image at a time. `dsnet` puts such a gate on a
-slimmable ResNet for images of 32 x 32, which is ours.
+Li, Wang, Wang, Liang, Li, Chang, "Dynamic Slimmable Network", CVPR 2021 (arXiv 2103.13258). `dsnet_mobilenet` follows
+the authors' code (changlin31/DS-Net, dyn_slim/models) in its dynamic form: the stages before the gate always run at
+their smallest width. Two differences: their gate draws Gumbel noise in evaluation too, whereas here it takes the
+likeliest width; and theirs processes one image at a time. `dsnet` puts such a gate on a slimmable ResNet for images of
+32 x 32, which is ours.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Trace, Width
-from dynbench.models.macs import static_macs
+from dynbench.models.accounting import static_macs
 from dynbench.models.resnet import architecture
 from dynbench.models.sharing import shared_once
 from dynbench.models.slimmable import (
@@ -44,17 +44,17 @@ SE_RATIO = 0.25
 
 
 def likeliest(scores: Tensor) -> Tensor:
-    """scores [n, K] of K widths -> mask [n, K - 1]: which of the levels above the lowest the likeliest width has."""
+    """scores [n, K] of K widths -> mask [n, K - 1]: the levels above the lowest that the likeliest width uses."""
     levels = torch.arange(1, scores.shape[1], device=scores.device)
     return levels <= scores.argmax(1, keepdim=True)
 
 
 class Gate(nn.Module):
-    """Average pool over the whole map, reduce, ReLU, a score for each width: the gate's own squeeze (section 3.3).
+    """Average pool over the whole map, reduce, ReLU, a score for each width (section 3.3).
 
     Args:
         channels: of the map.
-        widths: how many there are to choose from.
+        widths: number of widths.
         reduced: width between the two layers.
     """
 
@@ -72,7 +72,7 @@ class DSNet(nn.Module):
     """y = tail_w(x)(x), x = front(image), w(x) the width that the gate chooses for the image.
 
     Args:
-        front: `image -> (x, cue)`: what the tail goes on with, and what the gate looks at.
+        front: `image -> (x, cue)`: the inputs of the tail and of the gate.
         gate: `cue -> scores [n, K]`.
         tail: the slimmable rest, of K levels.
         small: images of 32 x 32, not of 224 x 224.
@@ -96,7 +96,7 @@ class DSNet(nn.Module):
 
 
 class Front(nn.Module):
-    """Layers of fixed width; the gate looks at what the tail gets."""
+    """Layers of fixed width; tail and gate have the same input."""
 
     def __init__(self, layers: Chain) -> None:
         super().__init__()
@@ -109,11 +109,11 @@ class Front(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """x sigmoid(expand(relu(reduce(pool(x))))) (Hu et al. 2018), at the channels of a width.
+    """x sigmoid(expand(relu(reduce(pool(x))))) (Hu et al. 2018), on the channels of a width.
 
     Args:
         channels: at each level.
-        widest: channels that the reduction is a quarter of.
+        widest: the reduction has a quarter of this many channels.
     """
 
     def __init__(self, channels: Counts, widest: int) -> None:
@@ -126,12 +126,12 @@ class SqueezeExcite(nn.Module):
         return F.relu(self.reduce(x.mean((2, 3), keepdim=True)))
 
     def forward(self, x: Tensor, own: Tensor | None = None) -> Tensor:
-        """x [n, C, H, W], zero where an item has no channel, and then so is the answer."""
+        """x [n, C, H, W] -> the same shape; channels that an item does not use are zero in both."""
         return x * torch.sigmoid(self.expand(self.squeeze(x)))
 
 
 class StageEntry(nn.Module):
-    """Layers of fixed width up to the squeeze-and-excitation that the gate shares: its squeeze is the cue."""
+    """Layers of fixed width up to a squeeze-and-excitation that is shared with the gate: its squeeze is the cue."""
 
     def __init__(self, layers: Chain, se: SqueezeExcite) -> None:
         super().__init__()
@@ -157,15 +157,15 @@ def dsnet(
 
     Args:
         depth: 6n + 2.
-        base: 2 base and 4 base channels have the slimmable groups at width 1.
+        base: the slimmable groups have 2 base and 4 base channels at width 1.
         front: channels of stem and first group.
-        widths: to choose from, ascending; the last is the whole network.
+        widths: ascending; the last is the whole network.
         num_classes: outputs.
         norm: see `dynbench.models.slimmable.slimmable`.
         reduced: width between the gate's two layers.
 
     Raises:
-        ValueError: a depth or norm there is no such network for, widths that do not ascend, or no channels.
+        ValueError: there is no such network of this depth or with this norm, widths do not ascend, or no channels.
     """
     every, count = checked_widths(widths), architecture(depth, "cifar")[1][0]
     check_norm(norm)
@@ -181,8 +181,8 @@ def dsnet(
     return DSNet(first, Gate(front, len(every), reduced), Body(layers, c, num_classes), small=True)
 
 
-# The authors' slimmable_mbnet_v1_bn_uniform: channels of the front at its smallest width and at its largest, which its
-# squeeze is a quarter of; layers; stride. Behind the gate, 14 widths.
+# The authors' slimmable_mbnet_v1_bn_uniform: for each stage of the front, channels at the smallest and largest width
+# (the squeeze is a quarter of the latter), layers, stride. After the gate there are 14 widths.
 FRONT = (((32, 88), 1, 1), ((48, 168), 2, 2), ((96, 264), 2, 2))
 TAIL = ((tuple(range(224, 641, 32)), 6, 2), (tuple(range(736, 1153, 32)), 2, 2))
 
@@ -191,8 +191,7 @@ def dsnet_mobilenet(subnets: Sequence[int] = (0, 1, 2, 3), num_classes: int = 10
     """The authors' DS-MobileNet of 224 x 224, with squeeze-and-excitation in every block.
 
     Args:
-        subnets: which of the 14 widths behind the gate there are to choose from; the authors train a gate for the
-            first four.
+        subnets: the widths that the gate chooses from, out of 14; the authors train a gate for the first four.
         num_classes: outputs.
 
     Raises:
@@ -216,7 +215,7 @@ def dsnet_mobilenet(subnets: Sequence[int] = (0, 1, 2, 3), num_classes: int = 10
     for every, count, stride in TAIL:
         out = tuple(every[s] for s in chosen)
         for i in range(count):
-            if not begun:  # of the first block the gate's squeeze has this already
+            if not begun:  # the first block's part of this is the gate's entry
                 late += [conv(at, at, 3, stride if i == 0 else 1, depthwise=True), SqueezeExcite(at, widest)]
             late.append(conv(at, out))
             at, widest, begun = out, every[-1], False
@@ -224,7 +223,7 @@ def dsnet_mobilenet(subnets: Sequence[int] = (0, 1, 2, 3), num_classes: int = 10
 
 
 def macs_by_width(model: DSNet, shape: tuple[int, ...]) -> list[int]:
-    """Multiply-accumulates of an input at each width, the smallest first, gate included."""
+    """Multiply-accumulates of an input at each width, the smallest first, with the gate."""
     whole = static_macs(model, shape)
     with torch.no_grad():
         x, cue = model.eval().front(torch.zeros(1, *shape, device=next(model.parameters()).device))
@@ -233,18 +232,9 @@ def macs_by_width(model: DSNet, shape: tuple[int, ...]) -> list[int]:
     return [whole - tails[-1] + tail + gate for tail in tails]
 
 
-def accounted_macs(model: DSNet, trace: Trace, shape: tuple[int, ...] | None = None) -> tuple[float, str]:
-    """The width that each input takes, and the gate, which the authors' count has in it, too.
-
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-        shape: of one input; default: that of the network.
-
-    Returns:
-        (MACs per sample, the rule in words).
-    """
+def accounted_macs(model: DSNet, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """The width that each input takes and the gate, which the authors count, too."""
     value, reached = trace.entries[model.point.name, ()]
-    macs = torch.tensor(macs_by_width(model, shape or model.input_shape((3, 32, 32))), dtype=torch.float64)
+    macs = torch.tensor(macs_by_width(model, shape), dtype=torch.float64)
     taken = macs[value[reached].sum(1).cpu()]
     return float(taken.mean()) if len(taken) else 0.0, "the width each input takes, with the gate"

@@ -1,11 +1,11 @@
-"""FBNetV2 and FBNetV3: static networks that a search has found; the best static points at their budgets.
+"""FBNetV2 and FBNetV3: static networks found by architecture search, strong baselines at their budgets.
 
 Wan, Dai, Zhang, He, Tian, Xie, Wu, Yu, Xu, Chen, Vajda, Gonzalez, "FBNetV2: Differentiable Neural Architecture Search
 for Spatial and Channel Dimensions", CVPR 2020 (arXiv 2004.05565); Dai, Wan, Zhang, Wu, He, Wei, Chen, Tian, Yu, Vajda,
 Gonzalez, "FBNetV3: Joint Architecture-Recipe Search using Predictor Pretraining", CVPR 2021 (arXiv 2006.02049).
 
-Nothing in them depends on the input: no decision points. How such networks are found is in `dynbench.models.dmasking`
-(FBNetV2) and `dynbench.training.predictor` (the idea of FBNetV3).
+They do not depend on the input: no decision points. The searches are in `dynbench.models.dmasking` (FBNetV2) and
+`dynbench.training.predictor` (the idea of FBNetV3).
 
 The tables hold the facts of the authors' model definitions (facebookresearch/mobile-vision,
 `fbnet_modeldef_cls_fbnetv2.py`, `_fbnetv3.py` and, from its history, `_dmasking.py`); all code here is ours. Three
@@ -25,17 +25,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Trace
-from dynbench.models.macs import static_macs
+from dynbench.models.accounting import static_macs
 
 PAPER = "Wan et al., FBNetV2, CVPR 2020; Dai et al., FBNetV3, CVPR 2021"
 PROVENANCE = "tables of the authors' model definitions; blocks as those describe them; no weights"
 
-DIVISOR = 8  # channels come in multiples of it
+DIVISOR = 8  # of all channel counts
 
-# One row per block, or per x blocks of which only the first has the stride:
+# One row per block, or for REPEATS blocks of which only the first has the stride:
 #   kind out[/stride] [eEXPANSION] [xREPEATS] [pPADDING]
-# kind: convK, a convolution; kK, an inverted residual with a KxK depthwise convolution; skip; pool, the last one.
-# se: squeeze-and-excitation; hs: hard-swish, else ReLU. p: of the depthwise convolution, where it is not K // 2.
+# kind: convK, a convolution; kK, an inverted residual with a KxK depthwise convolution; skip; pool, the last block.
+# se: squeeze-and-excitation; hs: hard-swish, else ReLU. p: padding of the depthwise convolution if it is not K // 2.
 
 _F1_TO_F3 = """
 conv3-hs   8/2
@@ -308,9 +308,9 @@ class Row:
     Attributes:
         kind: 'conv', 'k' (inverted residual), 'skip' or 'pool'.
         outputs: channels.
-        kernel: of the convolution, in an inverted residual the depthwise one; 1 elsewhere.
+        kernel: of the convolution, in an inverted residual of the depthwise one; 1 elsewhere.
         stride: of the first block.
-        expansion: mid channels of an inverted residual, or of the pool, relative to its input.
+        expansion: inner channels of an inverted residual or of the pool, relative to its input.
         repeats: blocks.
         padding: of the convolution.
         excite: squeeze-and-excitation.
@@ -329,10 +329,10 @@ class Row:
 
 
 def rows_of(table: str | Sequence[str]) -> list[Row]:
-    """Reads a table.
+    """Parses a table.
 
     Args:
-        table: rows, as lines of one text or one by one.
+        table: rows, as lines of one text or as a list.
 
     Raises:
         ValueError: a row that cannot be read, or a table whose first and last rows are not a convolution and the pool.
@@ -368,7 +368,7 @@ def _row(line: str) -> Row:
 
 
 def rounded(channels: float) -> int:
-    """To a multiple of 8; upwards where it would lose more than 5 %."""
+    """Rounds to a multiple of 8; up if rounding down loses more than 5 %."""
     near = max(DIVISOR, math.floor(channels / DIVISOR + 0.5) * DIVISOR)
     return near + DIVISOR if near < 0.95 * channels else near
 
@@ -415,11 +415,11 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to mid, depthwise KxK, squeeze-and-excitation, 1x1 without activation; + x where the shape allows it.
+    """1x1 to mid, depthwise KxK, squeeze-and-excitation, 1x1 without activation; + x if the shape allows it.
 
     Args:
         inputs: channels of x.
-        row: the rest.
+        row: the other sizes.
         stride: of this block.
         less_excite: the hidden width of squeeze-and-excitation is mid / 4 / expansion (FBNetV3), not mid / 4.
     """
@@ -436,13 +436,13 @@ class InvertedResidual(nn.Module):
             layers.append(SqueezeExcite(mid, hidden, row.hard_swish))
         self.layers = nn.Sequential(*layers, conv_norm(mid, row.outputs))
         self.residual = stride == 1 and inputs == row.outputs
-        if self.residual:  # it begins as the identity
+        if self.residual:  # initially the identity
             *_, norm = self.layers.modules()
             assert isinstance(norm, nn.BatchNorm2d)
             nn.init.zeros_(norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [n, inputs, H, W] -> y [n, outputs, H / stride, W / stride], or smaller where padding is left out."""
+        """x [n, inputs, H, W] -> y [n, outputs, H / stride, W / stride], or smaller with less padding."""
         y = self.layers(x)
         return x + y if self.residual else y
 
@@ -452,7 +452,7 @@ class Pool(nn.Module):
 
     Args:
         inputs: channels of x.
-        row: the rest.
+        row: the other sizes.
     """
 
     def __init__(self, inputs: int, row: Row) -> None:
@@ -471,7 +471,7 @@ class FBNet(nn.Module):
 
     Args:
         rows: of the table.
-        resolution: side of the images that it is meant for; others work.
+        resolution: intended side of the images; others work.
         num_classes: outputs.
         less_excite: see `InvertedResidual`.
     """
@@ -499,18 +499,9 @@ class FBNet(nn.Module):
         return self.fc(self.blocks(x).flatten(1))
 
 
-def accounted_macs(model: FBNet, trace: Trace, shape: tuple[int, ...] = (3, 224, 224)) -> tuple[float, str]:
-    """What the authors' model files count: also one for each value that a global average pool takes in.
-
-    Args:
-        model: whose cost it is.
-        trace: of a stream; nothing was decided.
-        shape: of one input, without the sample dimension.
-
-    Returns:
-        Multiply-accumulates per sample, and the rule in words.
-    """
-    pooled = [model.fc.in_features]  # pooled once more, after the last block
+def accounted_macs(model: FBNet, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """As the authors' model files count: also one for each value that enters a global average pool."""
+    pooled = [model.fc.in_features]  # the features are pooled again after the last block
 
     def note(_: nn.Module, x: tuple[Tensor, ...]) -> None:
         pooled.append(x[0][0].numel())
@@ -542,14 +533,14 @@ def fbnet(
 
     Args:
         name: of the table; `fbnetv2_f1` to `_f4`, `_l1`, `_l2`, `fbnetv3_a` to `_g`, and some that were never published
-            with weights (`fbnetv2_f0`, `fbnetv3_a0`) or are gone (`dmasking_l3`).
+            with weights (`fbnetv2_f0`, `fbnetv3_a0`) or were withdrawn (`dmasking_l3`).
         num_classes: outputs.
-        resolution: side of the images that it is meant for; default: the table's.
-        rows: a table of one's own in place of the named one, written as these are; what else differs between V2 and V3
-            still goes by `name`.
+        resolution: intended side of the images; default: the table's.
+        rows: another table in place of the named one, in the same format; other differences between V2 and V3 still
+            follow `name`.
 
     Raises:
-        ValueError: there is no such table, or a row cannot be read.
+        ValueError: there is no such table, or a row cannot be parsed.
     """
     if name not in TABLES:
         raise ValueError(f"name={name!r}: there are FBNets {', '.join(TABLES)}")

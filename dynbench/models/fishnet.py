@@ -1,33 +1,34 @@
-"""FiShNet: filters shared one by one between tasks; each task runs its own selection of them, always as many.
+"""FiShNet: filters shared individually between tasks; each task runs its own selection, of constant size.
 
-Dai, Kong, Guo, He, "FiShNet: Fine-Grained Filter Sharing for Resource-Efficient Multi-Task Learning", CIKM 2021. Of it
-no layer table, code or figure is known to us; its author's thesis (WPI) says that sharing is learned directly on the
-data, as accurate as soft sharing, at computation and memory per task that are constant. All else here is our
+Dai, Kong, Guo, He, "FiShNet: Fine-Grained Filter Sharing for Resource-Efficient Multi-Task Learning", CIKM 2021. No
+layer table, code or figure of it is known to us; its author's thesis (WPI) says that sharing is learned directly from
+data, is as accurate as soft sharing, and keeps computation and memory per task constant. All else here is our
 reconstruction and not the authors' design:
 
 Each convolution has a bank of F filters. Task t selects K of them in each layer, K the width of a network for one
 task: those with the K highest of its F learned scores (straight-through: the forward pass uses exactly the selection,
-the gradient is that of sigmoid(score)). Its layers are gathered from the bank: output channels by its own choice, input
-channels by its choice in the layer before. So a task costs what a network of width K costs, however many tasks there
-are. Each task has a batch norm of its own, as what reaches a filter depends on the selection below, and its own head.
+the gradient is that of sigmoid(score)). Its layers are gathered from the bank: output channels by the task's selection,
+input channels by its selection in the layer before. So a task costs as much as a network of width K, for any number of
+tasks. Each task has its own batch norm, as the input of a filter depends on the selection below, and its own head.
 
-A selection belongs to a task, not to an input: `fold` writes a task's network down ahead of time, as an ordinary one.
-What is left at run time is the switch of tasks, the gathering of weights. Called outside any execution, and under
-masking, all filters are computed for every input, and each task's are selected.
+A selection belongs to a task, not to an input: `fold` extracts a task's network ahead of time, as an ordinary one. At
+run time only the switching between tasks remains, the gathering of weights. Outside any execution and under masking,
+all filters are computed for every input, and those of its task are selected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Trace, Weights, current, straight_through
-from dynbench.models.macs import static_macs
+from dynbench.models.accounting import static_macs
 from dynbench.models.sharing import shared_once
+from dynbench.models.typed import module_list
 
 PAPER = "Dai et al., FiShNet: Fine-Grained Filter Sharing for Resource-Efficient Multi-Task Learning, CIKM 2021"
 PROVENANCE = "reconstruction: of the paper only the idea is known to us; layers, selection and training are ours"
@@ -36,12 +37,12 @@ EPS = 1e-5  # of batch norm
 
 
 class Gathered(NamedTuple):
-    """A task's network: all of its weights, written out.
+    """The gathered weights of a task's network.
 
     Attributes:
         weights: of each convolution, [K, K before, 3, 3].
-        norms: of each batch norm mean, variance, weight and bias, [K] each.
-        head: [classes, K], of the tasks with most answers; of the others the rest are not used.
+        norms: of each batch norm: mean, variance, weight and bias, [K] each.
+        head: [classes, K], classes the largest number of answers of any task.
         bias: [classes].
     """
 
@@ -55,7 +56,7 @@ class Bank(nn.Module):
     """A bank of filters that tasks choose from.
 
     Args:
-        below: filters in the bank of the layer before.
+        below: number of filters in the bank of the layer before.
         filters: F.
         chosen: K.
         stride: of the convolution.
@@ -77,7 +78,7 @@ class Bank(nn.Module):
         self.register_buffer("variance", torch.ones(tasks, filters))
 
     def selection(self, task: Tensor) -> Tensor:
-        """The filters of tasks [m], long -> [m, K], ascending."""
+        """The filters selected by tasks [m] long: [m, K], ascending."""
         return self.scores[task].topk(self.chosen, dim=1).indices.sort(1).values
 
     def mask(self, task: int) -> Tensor:
@@ -88,83 +89,81 @@ class Bank(nn.Module):
         return straight_through(keep, scores)
 
     def norms(self, task: Tensor) -> list[Tensor]:
-        """Mean, variance, weight and bias of the batch norm of tasks [m], long -> [m, F] each; of one task [F]."""
+        """Mean, variance, weight and bias of the batch norms of tasks [m] long: [m, F] each; for one task [F]."""
         return [t[task] for t in (self.mean, self.variance, self.weight, self.bias)]
 
     def learn(self, x: Tensor, task: int) -> Tensor:
-        """In training: all filters for one task's batch [n, F, H, W], of which those selected go on."""
+        """In training: a batch of one task -> [n, F, H, W], all filters computed, those not selected set to zero."""
         mean, variance, weight, bias = (t[task] for t in (self.mean, self.variance, self.weight, self.bias))
         y = F.batch_norm(self.conv(x), mean, variance, weight, bias, self.training, 0.1, EPS)
         return F.relu(y) * self.mask(task)[:, None, None]
 
 
-def each(banks: nn.ModuleList) -> Iterator[Bank]:
-    """The banks, layer by layer."""
-    for bank in banks:
-        assert isinstance(bank, Bank)
-        yield bank
-
-
 class Select(nn.Module):
-    """What a task selects: of its number."""
+    """From the number of a task to its selection.
 
-    def __init__(self, banks: nn.ModuleList) -> None:
+    Args:
+        banks: one per layer.
+    """
+
+    def __init__(self, banks: list[Bank]) -> None:
         super().__init__()
         self.banks = banks
 
     def forward(self, task: Tensor) -> tuple[Any, ...]:
-        """task [m] long -> the task, and the filters of each layer [m, K], ascending."""
-        return task, *(bank.selection(task) for bank in each(self.banks))
+        """task [m] long -> the task, and its filters in each layer [m, K], ascending."""
+        return task, *(bank.selection(task) for bank in self.banks)
 
 
 class Network(nn.Module):
-    """The layers that tasks share filter by filter, and the heads.
+    """The layers whose filters tasks share, and the heads.
 
     Args:
         banks: one per layer.
-        heads: [T, classes, F of the last] and [T, classes].
+        heads: [T, classes, F of the last layer].
+        biases: [T, classes].
     """
 
-    def __init__(self, banks: nn.ModuleList, heads: nn.Parameter, biases: nn.Parameter) -> None:
+    def __init__(self, banks: list[Bank], heads: nn.Parameter, biases: nn.Parameter) -> None:
         super().__init__()
         self.banks, self.heads, self.biases = banks, heads, biases
 
     def forward(self, x: Tensor, params: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """All filters for all images, of which each one's task selects its own.
+        """All filters for all images, those not selected by an image's task set to zero.
 
         Args:
             x: [n, 3, H, W].
-            params: of each image the task [n] and its filters in each layer, [n, K].
+            params: the task of each image [n] and its filters in each layer, [n, K].
 
         Returns:
             Logits [n, classes], and the task [n].
         """
         task, *chosen = params
-        for bank, mine in zip(each(self.banks), chosen, strict=True):
+        for bank, selected in zip(self.banks, chosen, strict=True):
             mean, variance, weight, bias = (t[:, :, None, None] for t in bank.norms(task))  # [n, F, 1, 1]
             scale = weight * (variance + EPS).rsqrt()
             y = torch.addcmul(bias - mean * scale, bank.conv(x), scale).relu_()
-            keep = torch.zeros_like(y[:, :, 0, 0], dtype=torch.bool).scatter(1, mine, True)
-            x = torch.where(keep[:, :, None, None], y, 0)  # select: 0 x inf is not 0
+            keep = torch.zeros_like(y[:, :, 0, 0], dtype=torch.bool).scatter(1, selected, True)
+            x = torch.where(keep[:, :, None, None], y, 0)  # not a product: 0 * inf is not 0
         z = self.heads[task] @ x.mean((2, 3)).unsqueeze(2)  # [n, classes, 1]
         return z.squeeze(2) + self.biases[task], task
 
     def gathered(self, params: tuple[Tensor, ...]) -> Gathered:
-        """One task's network: its number [] and filters [K] of each layer; a copy of its weights, nothing computed."""
+        """A copy of the weights of one task's network, from its number [] and filters [K] of each layer."""
         task, *chosen = params
         weights, norms, below = [], [], None
-        for bank, mine in zip(each(self.banks), chosen, strict=True):
-            w = bank.conv.weight.index_select(0, mine)
+        for bank, selected in zip(self.banks, chosen, strict=True):
+            w = bank.conv.weight.index_select(0, selected)
             weights.append(w if below is None else w.index_select(1, below))
-            norms.append([t.index_select(0, mine) for t in bank.norms(task)])
-            below = mine
+            norms.append([t.index_select(0, selected) for t in bank.norms(task)])
+            below = selected
         assert below is not None
         return Gathered(weights, norms, self.heads[task].index_select(1, below), self.biases[task])
 
     def special(self, params: tuple[Tensor, ...]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """One task's network as a function of images: an ordinary network of width K."""
         own = self.gathered(params)
-        strides = [bank.stride for bank in each(self.banks)]
+        strides = [bank.stride for bank in self.banks]
 
         def run(x: Tensor) -> tuple[Tensor, Tensor]:
             for w, (mean, variance, weight, bias), stride in zip(own.weights, own.norms, strides, strict=True):
@@ -175,7 +174,7 @@ class Network(nn.Module):
 
 
 class Task(nn.Module):
-    """Which task is asked.
+    """Reads the task from the input.
 
     Args:
         tasks: T.
@@ -186,7 +185,7 @@ class Task(nn.Module):
         self.tasks = tasks
 
     def forward(self, plane: Tensor) -> Tensor:
-        """[n, H * W], whose first T values are 1 for the task and else 0 -> [n] long."""
+        """[n, H * W], the first T values 1 for the task and 0 for the others -> [n] long."""
         return plane[:, : self.tasks].argmax(1)
 
 
@@ -208,7 +207,7 @@ class FiShNet(nn.Module):
         super().__init__()
         self.widths, self.strides, self.classes = tuple(widths), tuple(strides), tuple(classes)
         tasks, last, most = len(classes), filters[-1], max(classes)
-        self.banks = nn.ModuleList(
+        self.banks = module_list(
             Bank(below, f, k, stride, tasks)
             for below, f, k, stride in zip((3, *filters), filters, widths, strides, strict=False)
         )
@@ -224,13 +223,13 @@ class FiShNet(nn.Module):
         return (4, *default[1:])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images and the task that is asked of each.
+        """Images and the task of each.
 
         Args:
-            x: [n, 3 + 1, H, W]; of the last plane the first T values, row by row, are 1 for the task and 0 else.
+            x: [n, 3 + 1, H, W]; the first T values of the last plane, row by row, are 1 for the task and 0 for others.
 
         Returns:
-            [n, T * classes]: of the task that is asked the probabilities of its answers, of the others zeros.
+            [n, T * classes]: the probabilities of the answers for an image's task, zeros for the others.
 
         Raises:
             ValueError: the plane is smaller than the number of tasks.
@@ -238,32 +237,31 @@ class FiShNet(nn.Module):
         plane, network = x[:, -1].flatten(1), self.point
         if plane.shape[1] < len(self.classes):
             raise ValueError(
-                f"images of {x.shape[2]} x {x.shape[3]} pixels cannot say which of {len(self.classes)} tasks is asked"
+                f"images of {x.shape[2]} x {x.shape[3]} pixels cannot name one of {len(self.classes)} tasks"
             )
-        if current() is None:  # all filters for everybody
-            said, task = network.layer(x[:, :-1], network.generate(network.choose(plane)))
+        if current() is None:  # all filters for all images
+            logits, task = network.layer(x[:, :-1], network.generate(network.choose(plane)))
         else:
-            said, task = network(x[:, :-1], plane)
-        return placed(said, task, self.missing)
+            logits, task = network(x[:, :-1], plane)
+        return placed(logits, task, self.missing)
 
     def learn(self, x: Tensor, task: int) -> Tensor:
         """In training: logits [n, answers of the task] of images [n, 3, H, W], with gradients for the selection."""
-        for bank in each(self.banks):
+        for bank in self.banks:
             x = bank.learn(x, task)
         z = F.linear(x.mean((2, 3)), self.heads[task], self.biases[task])
         return z[:, : self.classes[task]]
 
     @torch.no_grad()
     def fold(self, task: int) -> Plain:
-        """The network of one task, written down ahead of time: an ordinary one, which no longer knows of banks.
+        """Extracts the network of one task as an ordinary one, without banks.
 
         Raises:
             ValueError: there is no such task.
         """
         if not 0 <= task < len(self.classes):
             raise ValueError(f"task {task}: there are 0 to {len(self.classes) - 1}")
-        network = self.point.layer
-        assert isinstance(network, Network)
+        network = cast(Network, self.point.layer)
         own = network.gathered(tuple(t[0] for t in self.point.generate(torch.tensor([task]))))
         plain = Plain(self.widths, self.strides, self.classes[task])
         state = {"fc.weight": own.head[: self.classes[task]], "fc.bias": own.bias[: self.classes[task]]}
@@ -275,18 +273,18 @@ class FiShNet(nn.Module):
         return plain.to(self.heads.device, self.heads.dtype).train(self.training)
 
 
-def placed(said: Tensor, task: Tensor, missing: Tensor) -> Tensor:
+def placed(logits: Tensor, task: Tensor, missing: Tensor) -> Tensor:
     """The answer of a network of T tasks.
 
     Args:
-        said: logits [n, K] of the task that was asked.
+        logits: [n, K] of each image's task.
         task: [n] long.
         missing: [T, K] bool, answers that a task does not have.
 
     Returns:
-        Probabilities [n, T * K], those of other tasks being 0.
+        Probabilities [n, T * K], 0 for other tasks.
     """
-    p = torch.where(missing[task], float("-inf"), said).softmax(1)
+    p = torch.where(missing[task], float("-inf"), logits).softmax(1)
     asked = F.one_hot(task, len(missing)).to(p.dtype)
     return (asked.unsqueeze(2) * p.unsqueeze(1)).flatten(1)
 
@@ -302,12 +300,12 @@ class Plain(nn.Module):
 
     def __init__(self, widths: Sequence[int], strides: Sequence[int], classes: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(
+        self.convs = module_list(
             nn.Conv2d(below, k, 3, stride=stride, padding=1, bias=False)
             for below, k, stride in zip((3, *widths), widths, strides, strict=False)
         )
         for conv in self.convs:
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         self.norms = nn.ModuleList(nn.BatchNorm2d(k, eps=EPS) for k in widths)
         self.fc = nn.Linear(widths[-1], classes)
 
@@ -320,7 +318,7 @@ class Plain(nn.Module):
 
 
 class Apart(nn.Module):
-    """An ordinary network for each task, of which an image meets the one that is asked: images are grouped by task.
+    """An ordinary network for each task; images are grouped by task, and each runs the network of its task.
 
     Args:
         widths: of each layer.
@@ -332,7 +330,7 @@ class Apart(nn.Module):
 
     def __init__(self, widths: Sequence[int], strides: Sequence[int], classes: Sequence[int]) -> None:
         super().__init__()
-        self.nets = nn.ModuleList(Plain(widths, strides, c) for c in classes)
+        self.nets = module_list(Plain(widths, strides, c) for c in classes)
         self.most, self.task = max(classes), Task(len(classes))
         self.register_buffer("missing", _missing(classes), False)
 
@@ -343,13 +341,12 @@ class Apart(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As `FiShNet`."""
         task = self.task(x[:, -1].flatten(1))
-        said = x.new_zeros(len(x), self.most)
+        logits = x.new_zeros(len(x), self.most)
         for t in task.unique().tolist():
             net, rows = self.nets[t], (task == t).nonzero().squeeze(1)
-            part = x[:, :-1] if len(rows) == len(x) else x[:, :-1].index_select(0, rows)
-            logits: Tensor = net(part)
-            said.index_copy_(0, rows, F.pad(logits, (0, self.most - logits.shape[1])))
-        return placed(said, task, self.missing)
+            part: Tensor = net(x[:, :-1] if len(rows) == len(x) else x[:, :-1].index_select(0, rows))
+            logits.index_copy_(0, rows, F.pad(part, (0, self.most - part.shape[1])))
+        return placed(logits, task, self.missing)
 
 
 class OneTrunk(nn.Module):
@@ -374,16 +371,16 @@ class OneTrunk(nn.Module):
         return (4, *default[1:])
 
     def learn(self, x: Tensor) -> list[Tensor]:
-        """Images [n, 3, H, W] -> of each task the logits [n, answers]."""
-        said = self.net(x).unflatten(1, (len(self.classes), -1))
-        return [said[:, t, :c] for t, c in enumerate(self.classes)]
+        """Images [n, 3, H, W] -> the logits of each task [n, answers]."""
+        logits = self.net(x).unflatten(1, (len(self.classes), -1))
+        return [logits[:, t, :c] for t, c in enumerate(self.classes)]
 
     def forward(self, x: Tensor) -> Tensor:
         """As `FiShNet`."""
         task = self.task(x[:, -1].flatten(1))
-        said = self.net(x[:, :-1]).unflatten(1, (len(self.classes), -1))
-        mine = said.gather(1, task[:, None, None].expand(-1, 1, said.shape[2])).squeeze(1)
-        return placed(mine, task, self.missing)
+        logits = self.net(x[:, :-1]).unflatten(1, (len(self.classes), -1))
+        own = logits.gather(1, task[:, None, None].expand(-1, 1, logits.shape[2])).squeeze(1)
+        return placed(own, task, self.missing)
 
 
 def _missing(classes: Sequence[int]) -> Tensor:
@@ -391,7 +388,7 @@ def _missing(classes: Sequence[int]) -> Tensor:
 
 
 def accounted_macs(model: FiShNet, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
-    """As the paper counts, if we read its abstract aright: MACs per image."""
+    """As the paper counts, in our reading of its abstract: the network of one task."""
     channels, *size = shape
     macs = static_macs(model.fold(0), (channels - 1, *size))
     return float(macs), "the selected filters of the one task that is asked, its head included"
@@ -407,19 +404,19 @@ def fishnet(
     """A network whose tasks share filters.
 
     Args:
-        tasks: how many, with `num_classes` answers each; or the answers of each.
-        widths: K, filters that a task selects in each layer.
+        tasks: number of tasks, with `num_classes` answers each; or the number of answers of each.
+        widths: K, number of filters that a task selects in each layer.
         strides: of each layer.
-        bank: filters in a layer's bank for each that a task selects, F / K; 1: all tasks use all.
-        num_classes: answers of a task, where `tasks` does not say.
+        bank: F / K, size of a layer's bank relative to a selection; 1: all tasks use all filters.
+        num_classes: answers of a task, if `tasks` is a number.
 
     Raises:
-        ValueError: no task, a task of less than 2 answers, layers without a stride each, or a bank smaller than a
+        ValueError: no task, a task with fewer than 2 answers, not one stride per layer, or a bank smaller than a
             selection.
     """
     classes = _checked(tasks, widths, strides, num_classes)
     if not bank >= 1:
-        raise ValueError(f"bank={bank}: 1 or more filters for each that a task selects")
+        raise ValueError(f"bank={bank}: a bank has 1 or more filters for each that a task selects")
     return FiShNet(widths, strides, [round(bank * k) for k in widths], classes)
 
 
@@ -429,7 +426,7 @@ def fishnet_apart(
     strides: Sequence[int] = (1, 2, 1, 2, 1),
     num_classes: int = 10,
 ) -> Apart:
-    """A network of width K for each task, trained apart or folded from a FiShNet; arguments as of `fishnet`."""
+    """A network of width K for each task, trained separately or folded from a FiShNet; arguments as for `fishnet`."""
     return Apart(widths, strides, _checked(tasks, widths, strides, num_classes))
 
 
@@ -439,7 +436,7 @@ def fishnet_one_trunk(
     strides: Sequence[int] = (1, 2, 1, 2, 1),
     num_classes: int = 10,
 ) -> OneTrunk:
-    """One network of width K, a head per task; arguments as of `fishnet`."""
+    """One network of width K, a head per task; arguments as for `fishnet`."""
     return OneTrunk(widths, strides, _checked(tasks, widths, strides, num_classes))
 
 
@@ -454,23 +451,23 @@ def _checked(tasks: int | Sequence[int], widths: Sequence[int], strides: Sequenc
 
 
 def folded(net: FiShNet) -> Apart:
-    """All tasks of a FiShNet, each written down as an ordinary network."""
+    """All tasks of a FiShNet, each extracted as an ordinary network."""
     apart = Apart(net.widths, net.strides, net.classes)
-    apart.nets = nn.ModuleList(net.fold(t) for t in range(len(net.classes)))
+    apart.nets = module_list(net.fold(t) for t in range(len(net.classes)))
     return apart.train(net.training)
 
 
 def cost_by_tasks(counts: Sequence[int], shape: tuple[int, ...] = (4, 32, 32), **args: Any) -> list[dict[str, int]]:
-    """What tasks cost on paper, with filters shared and with a network each.
+    """The computed cost of tasks, with filters shared and with a network each.
 
     Args:
         counts: numbers of tasks.
         shape: of one input.
-        **args: of `fishnet`, but for `tasks`.
+        **args: of `fishnet`, without `tasks`.
 
     Returns:
-        For each count `tasks`; `macs` of an image, for the task that is asked; `params`, of which `shared_params` are
-        the bank; `apart_params`, of a network for each task.
+        For each count: `tasks`; `macs` of an image, for its task; `params`, of which `shared_params` are in the bank;
+        `apart_params`, of a network for each task.
     """
     rows = []
     apart_args = {k: v for k, v in args.items() if k != "bank"}

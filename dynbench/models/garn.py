@@ -1,9 +1,9 @@
 """GARN, also called GAM: two recurrent states, one for where to look, one for what is seen; regions guide the training.
 
-Dai, Kong, Guo, Lee, Liu, Moore, "Recurrent Networks for Guided Multi-Attention Classification", KDD 2020. Known are the
-abstracts of the paper and of the first author's thesis: the label depends on several regions of interest at once, whose
-places are known in training only; in RAM one state must serve two ends, here it is a double RNN; and a reward from the
-regions guides the policy. Sizes, the exact reward and the wiring are OUR reconstruction, on top of RAM.
+Dai, Kong, Guo, Lee, Liu, Moore, "Recurrent Networks for Guided Multi-Attention Classification", KDD 2020. The abstracts
+of the paper and of the first author's thesis are known: the label depends on several regions of interest at once, whose
+places are known in training only; in RAM one state must serve two purposes, here a double RNN has one for each; and a
+reward from the regions guides the policy. Sizes, the exact reward and the wiring are OUR reconstruction, on top of RAM.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class DoubleCore(nn.Module):
 class GARN(RAM):
     """RAM with a double RNN: l_{t+1} is read from h^l alone, the class from h^c alone.
 
-    Arguments are those of `RAM`. What guides the training is no part of the network: see `guidance`. h^l learns from
-    the reward alone, h^c and the glimpse network from the label alone.
+    Arguments as for `RAM`. The guidance in training is not part of the network: see `guidance`. h^l learns from the
+    reward alone, h^c and the glimpse network from the label alone.
     """
 
     reward_stops = False
@@ -61,11 +61,11 @@ class GARN(RAM):
 
 
 def guidance(locations: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Reward 1 for a glimpse whose centre lies in a region that no glimpse before it has visited, else 0.
+    """Reward 1 for a glimpse whose centre lies in a region that no earlier glimpse has visited, else 0.
 
     Args:
         locations: [T, n, 2] (x, y) in 1/UNIT of half an image, in the order of the glimpses.
-        boxes: [n, R, 4] left, top, right, bottom of each region in pixels, right and bottom outside.
+        boxes: [n, R, 4] left, top, right, bottom of each region in pixels, right and bottom exclusive.
         size: (H, W) of the images.
 
     Returns:

@@ -1,11 +1,11 @@
-"""IDK cascades: a classifier that does not know hands the input on to a slower, more accurate one.
+"""IDK cascades: a classifier that does not know ("I don't know") passes the input on to a slower, more accurate one.
 
 Wang, Luo, Crankshaw, Tumanov, Yu, Gonzalez, "IDK Cascades: Fast Deep Learning by Learning not to Overthink", UAI 2018
-(arXiv 1706.00885). No authors' code is known: the rules are the paper's as others quote them, the relaxed objective is
-a reconstruction.
+(arXiv 1706.00885). No authors' code is known: the rules are the paper's as quoted by others, the relaxed objective is a
+reconstruction.
 
-The last to be asked may be somebody outside the machine, the paper's human expert. What that answers comes with the
-inputs, and what it takes is *declared* (`Expert`): it never enters a measured time.
+The last level may be an expert outside the machine, as the paper's human expert. The expert's answers come with the
+inputs, and the cost of a query is *declared* (`Expert`): it is part of no measured time.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Exits, Trace
-from dynbench.models.exits import exits_taken
-from dynbench.models.macs import static_macs
+from dynbench.hooks import DeclaredCost
+from dynbench.models.accounting import exits_taken, static_macs
 from dynbench.models.resnet import resnet
 from dynbench.models.sharing import shared_once
 
@@ -30,7 +30,7 @@ PROVENANCE = "reconstruction from the paper's definitions as others quote them; 
 
 ACCOUNTED = "cost of every classifier times the share of inputs that meet it; IDK rules not counted"
 Rule = Literal["probability", "entropy", "learned"]
-# the raw input x [n, ...], the logits of the last classifier [n, C], and where an expert is last its answers [n]
+# the raw input x [n, ...], the logits of the last classifier [n, C], and with an expert the expert's answers [n]
 State = tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor]
 
 
@@ -41,13 +41,13 @@ def entropy(p: Tensor) -> Tensor:
 
 
 class Policy(nn.Module):
-    """Who knows: the rule of each level but the last, on p = softmax(logits).
+    """The rule by which a level knows its answer or says IDK, on p = softmax(logits); the last level always knows.
 
     probability: IDK where max_j p_j < threshold. entropy: IDK where H[p] > threshold. learned: IDK where a classifier
     h(p), logistic or with a hidden layer, exceeds the threshold, one half.
 
     Args:
-        rule: one for all levels.
+        rule: the same for all levels.
         thresholds: one per level but the last.
         num_classes: C.
         hidden: width of the hidden layer of a learned classifier; 0: logistic.
@@ -62,7 +62,7 @@ class Policy(nn.Module):
         self.idk = nn.ModuleList(_classifier(num_classes, hidden) for _ in thresholds if rule == "learned")
 
     def doubt(self, logits: Tensor, k: int) -> Tensor:
-        """How much level k doubts its answer, logits [n, C] -> [n]: -max p, H or h; IDK where it is above a limit."""
+        """The doubt of level k about its answer: logits [n, C] -> [n], -max p, H or h; IDK where it exceeds a limit."""
         p = logits.softmax(-1)
         if self.rule == "probability":
             return -p.amax(-1)
@@ -71,7 +71,7 @@ class Policy(nn.Module):
         return torch.sigmoid(self.idk[k](p).squeeze(-1))
 
     def forward(self, answer: Tensor, state: State, k: int) -> Tensor:
-        """answer [n, C], the logits after level k -> [n] bool: knows, so leaves."""
+        """answer [n, C], the logits after level k -> [n] bool: whether the level knows, so that the input leaves."""
         threshold = self.thresholds[k]
         return self.doubt(answer, k) <= (-threshold if self.rule == "probability" else threshold)
 
@@ -83,7 +83,7 @@ def _classifier(inputs: int, hidden: int) -> nn.Module:
 
 
 class Level(nn.Module):
-    """A stage of the cascade: the next classifier looks at the raw input again."""
+    """A stage of the cascade: the next classifier, on the raw input."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
@@ -91,17 +91,17 @@ class Level(nn.Module):
 
     def forward(self, state: State) -> State:
         """(x, logits so far, ...) -> (x, logits [n, C], ...)."""
-        x, _, *told = state
-        return (x, self.classifier(x), *told)
+        x, _, *expert = state
+        return (x, self.classifier(x), *expert)
 
 
 @dataclass(frozen=True)
 class Expert:
-    """Somebody outside the machine who is asked last: a person, a service. Declared, not measured.
+    """A person or service outside the machine that is asked last. Declared, not measured.
 
     Attributes:
-        latency_s: how long a query takes.
-        cost: what a query costs.
+        latency_s: time of a query.
+        cost: of a query.
         unit: of the cost: money, or 'MACs'.
         name: for reports.
     """
@@ -112,16 +112,16 @@ class Expert:
     name: str = "human expert"
 
     def __post_init__(self) -> None:
-        for what in ("latency_s", "cost"):
-            if not getattr(self, what) >= 0:
-                raise ValueError(f"expert: {what}={getattr(self, what)!r}; it is a number of 0 or more")
+        for name, value in (("latency_s", self.latency_s), ("cost", self.cost)):
+            if not value >= 0:
+                raise ValueError(f"expert: {name}={value!r}; it is a number of 0 or more")
 
 
-CERTAINTY = 5.0  # the logit of the class an expert names, against 0: of ten classes a probability of 94 %
+CERTAINTY = 5.0  # logit of the class that an expert names, the others being 0: with ten classes a probability of 94 %
 
 
-class Told(nn.Module):
-    """The stage of an expert: its answer was given with the input, nothing is computed.
+class ExpertAnswer(nn.Module):
+    """The stage of an expert, whose answer is given with the input: nothing is computed.
 
     Args:
         num_classes: C.
@@ -134,13 +134,13 @@ class Told(nn.Module):
         self.register_buffer("classes", torch.arange(num_classes), persistent=False)
 
     def forward(self, state: State) -> State:
-        """(x, logits so far, told [n]) -> (x, CERTAINTY for the class named and 0 for the others [n, C], told)."""
-        x, _, told = state  # type: ignore[misc]
-        return x, CERTAINTY * (told.unsqueeze(1) == self.classes).to(x.dtype), told
+        """(x, logits so far, named [n]) -> (x, CERTAINTY for the named class and 0 for the others [n, C], named)."""
+        x, _, named = state  # type: ignore[misc]
+        return x, CERTAINTY * (named.unsqueeze(1) == self.classes).to(x.dtype), named
 
 
 class Answer(nn.Module):
-    """The head of a stage: its logits."""
+    """The head of a stage: the logits of its classifier."""
 
     def forward(self, state: State) -> Tensor | None:
         """(x, logits [n, C]) -> logits."""
@@ -163,16 +163,16 @@ class Last(nn.Module):
 class IDKCascade(nn.Module):
     """casc(x): the first classifier that knows answers; the last always does.
 
-    With an expert, who is asked where the last classifier does not know either, the inputs have one plane more than the
-    classifiers take, which holds the class the expert would name, as the inputs `with_expert` have. The static twin is
-    the last classifier alone, also then: nobody times an expert.
+    An expert is asked where the last classifier does not know either. The inputs then have one plane more than the
+    classifiers take, which holds the class that the expert would name (inputs `with_expert`). The static twin is the
+    last classifier alone in this case too: an expert is not timed.
 
     Args:
         classifiers: modules `x [n, ...] -> logits [n, C]`, from fast to accurate.
-        policy: its rule, with a threshold for every level but the last to be asked.
-        shape: of one input, for `input_shape`; None: as the caller has it.
-        expert: who is asked last; None: the last classifier.
-        num_classes: C; only an expert needs it.
+        policy: the rule, with a threshold for every level but the last.
+        shape: of one input, for `input_shape`; None: any.
+        expert: asked last; None: there is no expert.
+        num_classes: C, needed only with an expert.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class IDKCascade(nn.Module):
         self.classifiers, self.policy = nn.ModuleList(classifiers), policy
         levels: list[nn.Module] = [Level(c) for c in classifiers]
         if expert is not None:
-            levels.append(Told(num_classes))
+            levels.append(ExpertAnswer(num_classes))
         self.cascade = Exits("cascade", levels, [Answer() for _ in levels], policy, static=Last(classifiers[-1]))
         shared_once(self)
 
@@ -197,16 +197,16 @@ class IDKCascade(nn.Module):
         return self.shape or default
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [n, ...] -> logits [n, C] of the classifier that answered, or what stands for the expert's."""
+        """x [n, ...] -> logits [n, C] of the classifier that answered, or those of the expert's answer."""
         logits: Tensor = self.cascade(self.beginning(x))
         return logits
 
     def beginning(self, x: Tensor) -> State:
-        """The state before the first level: x [n, ...] -> (image, None), or (image, None, told [n])."""
+        """The state before the first level: x [n, ...] -> (image, None), or (image, None, named [n])."""
         if self.expert is None:
             return x, None
-        image, told = apart(x)
-        return image, None, told
+        image, named = apart(x)
+        return image, None, named
 
 
 def apart(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,14 +216,12 @@ def apart(x: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: there is no such plane.
     """
     if x.dim() != 4 or x.shape[1] < 2:
-        raise ValueError(
-            f"inputs {tuple(x.shape)} hold no plane with an expert's answer; 'with_expert' makes such ones"
-        )
+        raise ValueError(f"inputs {tuple(x.shape)} hold no plane with an expert's answer; the inputs 'with_expert' do")
     return x[:, :-1].contiguous(), x[:, -1, 0, 0]
 
 
 class Unaided(nn.Module):
-    """A classifier by itself, on inputs that hold an expert's answer, at which it does not look."""
+    """A classifier alone, on inputs with an expert's answer, which it ignores."""
 
     def __init__(self, classifier: nn.Module, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -240,7 +238,7 @@ class Unaided(nn.Module):
 
 
 def unaided(depth: int = 38, num_classes: int = 10, dataset: str = "cifar") -> Unaided:
-    """A ResNet for inputs that hold an expert's answer: the baseline of a cascade with an expert.
+    """A ResNet for inputs with an expert's answer: the baseline of a cascade with an expert.
 
     Args:
         depth: of the ResNet.
@@ -267,9 +265,9 @@ def idk_cascade(
     dataset: str = "cifar",
     expert: dict[str, Any] | None = None,
 ) -> IDKCascade:
-    """A cascade of ResNets, with or without an expert behind them.
+    """A cascade of ResNets, with or without an expert after them.
 
-    Thresholds are part of the weights (`policy.thresholds`), so that those chosen on held-out data come with them.
+    Thresholds are part of the weights (`policy.thresholds`): those chosen on held-out data are saved with them.
 
     Args:
         depths: of the ResNets, from fast to accurate; with an expert one is enough.
@@ -278,11 +276,11 @@ def idk_cascade(
         num_classes: outputs.
         hidden: width of the hidden layer of a learned IDK classifier; 0: logistic.
         dataset: 'cifar' or 'imagenet'.
-        expert: what is declared of an expert who is asked last: the fields of `Expert`; None: there is none.
+        expert: the declaration of an expert that is asked last, the fields of `Expert`; None: there is none.
 
     Raises:
-        ValueError: an unknown rule, fewer than two levels, not one threshold per level but the last, or an expert
-            described in other words.
+        ValueError: an unknown rule, fewer than two levels, a wrong number of thresholds, or unknown fields of an
+            expert.
     """
     if rule not in DEFAULT_THRESHOLD:
         raise ValueError(f"rule={rule!r}: an IDK cascade has the rules {', '.join(map(repr, DEFAULT_THRESHOLD))}")
@@ -304,19 +302,19 @@ def _expert(declared: dict[str, Any]) -> Expert:
     try:
         return Expert(**declared)
     except TypeError as e:
-        raise ValueError(f"expert={declared}: declared are latency_s and cost, and if need be unit and name") from e
+        raise ValueError(f"expert={declared}: declare latency_s and cost, and optionally unit and name") from e
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Thresholds and what they give on the data they were chosen on.
+    """Thresholds, and their results on the data on which they were chosen.
 
     Attributes:
         thresholds: one per level but the last.
         accuracy: of the cascade, 0 to 1.
         last_accuracy: of the last classifier alone, 0 to 1.
         cost: mean cost of an input, in the unit of `costs`.
-        idk_rates: share of all inputs that pass each level but the last without an answer.
+        idk_rates: share of all inputs that leave each level but the last without an answer.
     """
 
     thresholds: tuple[float, ...]
@@ -336,15 +334,15 @@ def choose_thresholds(
 ) -> Choice:
     """Grid search on held-out data: the cheapest cascade with Acc(casc) >= (1 - epsilon) Acc(m_acc).
 
-    With two levels the cheapest is the one with the lowest IDK rate. That nobody knows is always a candidate, so there
-    is always an answer.
+    With two levels the cheapest has the lowest IDK rate. IDK for all inputs is always a candidate, so there is always
+    a result.
 
     Args:
         logits: [n, C] of each classifier, from fast to accurate, on the same inputs.
         labels: [n] long.
-        costs: of each classifier, in one unit (MACs); an input pays for every classifier it meets.
-        policy: whose rule the thresholds are for.
-        epsilon: how much of the last classifier's accuracy may be given up, relative.
+        costs: of each classifier, in one unit (MACs); an input pays for every classifier that it reaches.
+        policy: its rule is the one the thresholds are for.
+        epsilon: the share of the last classifier's accuracy that may be given up.
         grid: candidates per level, at quantiles of its doubt. grid ^ (levels - 1) combinations are tried.
 
     Raises:
@@ -361,10 +359,10 @@ def choose_thresholds(
     for limits in itertools.product(*candidates):
         there, correct, cost, rates = torch.ones_like(right[0]), right[-1], float(costs[0]), []
         for k, limit in enumerate(limits):
-            there = there * (doubts[k] > limit)  # [n]: met every rule so far with IDK
+            there = there * (doubts[k] > limit)  # [n]: IDK at every level so far
             rates.append(float(there.mean()))
             cost += rates[-1] * costs[k + 1]
-        for k in reversed(range(len(limits))):  # who knows earlier answers
+        for k in reversed(range(len(limits))):  # an earlier level that knows takes precedence
             correct = torch.where(doubts[k] > limits[k], correct, right[k])
         choice = Choice(
             tuple(sign * float(t) for t in limits), float(correct.mean()), last_accuracy, cost, tuple(rates)
@@ -372,14 +370,14 @@ def choose_thresholds(
         enough = choice.accuracy >= (1 - epsilon) * last_accuracy - 1e-12
         if enough and (best is None or (choice.cost, -choice.accuracy) < (best.cost, -best.accuracy)):
             best = choice
-    assert best is not None  # where nobody knows, the cascade is the last classifier
+    assert best is not None  # with IDK for all inputs the cascade is the last classifier
     return best
 
 
 def _candidates(doubt: Tensor, grid: int) -> Tensor:
-    """Limits between the values that occur, as a float32 threshold keeps them: nobody knows, ..., everybody."""
+    """Limits between the values that occur, exact in float32: from none of the inputs known to all of them."""
     values = doubt.sort().values
-    at = torch.linspace(0, len(values), grid).long()  # how many know
+    at = torch.linspace(0, len(values), grid).long()  # number of inputs known
     below, above = values[(at - 1).clamp(min=0)], values[at.clamp(max=len(values) - 1)]
     limits = (below + above) / 2
     limits[0], limits[-1] = values[0] - 1, values[-1] + 1
@@ -388,7 +386,7 @@ def _candidates(doubt: Tensor, grid: int) -> Tensor:
 
 
 def cascaded(policy: Policy, logits: Sequence[Tensor], labels: Tensor) -> tuple[float, list[float]]:
-    """What a cascade does to inputs of which every level's answer is known.
+    """The results of a cascade, from every level's answers to all inputs.
 
     Args:
         policy: its rule.
@@ -396,16 +394,16 @@ def cascaded(policy: Policy, logits: Sequence[Tensor], labels: Tensor) -> tuple[
         labels: [n] long.
 
     Returns:
-        (accuracy, share of the inputs that meets each level).
+        (accuracy, share of the inputs that reaches each level).
     """
     right = [z.argmax(-1) == labels for z in logits]
-    there, correct, met = torch.ones_like(right[0]), torch.zeros_like(right[0]), []
+    there, correct, reached = torch.ones_like(right[0]), torch.zeros_like(right[0]), []
     for k, z in enumerate(logits):
-        met.append(float(there.double().mean()))
+        reached.append(float(there.double().mean()))
         knows = policy(z, (z, z), k) if k < len(logits) - 1 else torch.ones_like(there)
         correct |= there & knows & right[k]
         there = there & ~knows
-    return float(correct.double().mean()), met
+    return float(correct.double().mean()), reached
 
 
 def expected_objective(
@@ -413,14 +411,14 @@ def expected_objective(
 ) -> Tensor:
     """The cost-aware objective J = mean_i [Loss(y_i, casc(x_i)) + lambda C(casc(x_i))], in expectation over the levels.
 
-    For two levels and h in [0, 1]: (1 - h) Loss(y, m_fast) + h Loss(y, m_acc) + lambda (c_fast + h c_acc). With h of 0
-    or 1 it is J itself; between, it has a gradient. (The relaxed form is a reconstruction.)
+    For two levels and h in [0, 1]: (1 - h) Loss(y, m_fast) + h Loss(y, m_acc) + lambda (c_fast + h c_acc). For h in
+    {0, 1} it is J itself; in between it has a gradient. (The relaxed form is a reconstruction.)
 
     Args:
         logits: [n, C] of each classifier.
         idk: h [n] of each level but the last: the probability that it does not know.
         labels: [n] long.
-        costs: [levels], best relative to the last classifier's.
+        costs: [levels], preferably relative to the last classifier's.
         weight: lambda.
 
     Returns:
@@ -435,43 +433,24 @@ def expected_objective(
     return total.mean()
 
 
-def accounted_macs(model: IDKCascade, trace: Trace, shape: tuple[int, ...] | None = None) -> tuple[float, str]:
-    """What the paper counts: c_fast + IDK rate * c_accurate, and so on; rules and IDK classifiers are free.
-
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-        shape: of one input; default: the model's.
-
-    Returns:
-        (MACs per sample, the rule in words).
-    """
-    shape = shape or model.input_shape((3, 32, 32))
+def accounted_macs(model: IDKCascade, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """As the paper counts: c_fast + IDK rate * c_accurate, and so on; rules and IDK classifiers are free."""
     if model.expert is not None:
         shape = (shape[0] - 1, *shape[1:])
-    met = reach_rates(model, trace)
-    macs = sum(rate * static_macs(c, shape) for rate, c in zip(met, model.classifiers, strict=False))
+    rates = reach_rates(model, trace)
+    macs = sum(rate * static_macs(c, shape) for rate, c in zip(rates, model.classifiers, strict=False))
     return macs, ACCOUNTED
 
 
 def reach_rates(model: IDKCascade, trace: Trace) -> list[float]:
-    """The share of a stream's inputs that meets each level, an expert's included; of the first it is 1."""
+    """The share of a stream's inputs that reaches each level, an expert's included; the first is 1."""
     levels = len(model.cascade.stages)
     last = exits_taken(trace, "cascade", levels)
     return [float((last >= k).double().mean()) for k in range(levels)]
 
 
-def declared_costs(model: IDKCascade, trace: Trace) -> list[dict[str, Any]]:
-    """What is asked of somebody outside the machine, and what the workload declares that to take.
-
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-
-    Returns:
-        Nothing without an expert, else one row: `what`, `share` of the inputs that reaches it, and of one query
-        `latency_s` and `cost` in `unit`.
-    """
+def declared_costs(model: IDKCascade, trace: Trace) -> list[DeclaredCost]:
+    """The queries to an expert, as the workload declares them; without an expert []."""
     if model.expert is None:
         return []
     e = model.expert

@@ -1,15 +1,15 @@
-"""Mixture-of-Depths: only the tokens that a router scores highest go through a block, the others around it.
+"""Mixture-of-Depths: only the tokens that a router scores highest go through a block, the others bypass it.
 
 Raposo, Ritter, Richards, Lillicrap, Humphreys, Santoro, "Mixture-of-Depths: Dynamically allocating compute in
 transformer-based language models", 2024 (arXiv 2404.02258). From the paper: the k tokens of each sequence with the
-highest weight r_i = w . x_i go through a block, attention included, which sees nobody else (eq. 1); k is the capacity,
-12.5 % of the sequence in the best networks, so shapes are static; every other block is routed; r_i multiplies what the
-block adds, which is how the router learns; and decoding cannot know the top k of a sequence that is not yet written, so
-a small predictor of its own, trained beside the network without touching it, says for each token whether it would be
-among them (section 3.5). No code was published.
+highest weight r_i = w . x_i go through a block, with attention among these only (eq. 1); k is the capacity, 12.5 % of
+the sequence in the best networks, so shapes are static; every other block is routed; r_i multiplies the block's update,
+through which the router learns. The top k of a sequence are not known while it is generated: a small predictor, trained
+alongside without affecting the network, predicts for each token whether it would be among them (section 3.5). No code
+was published.
 
-Reconstruction: what a block adds, f(x) = block(x) - x; the predictor's width; everything at the size of a small decoder
-of bytes. A prompt is read by the predictor too, all its tokens at once behind a mask: only decoding saves.
+Reconstruction: the update f(x) = block(x) - x; the predictor's width; everything at the size of a small decoder of
+bytes. A prompt is routed by the predictors too, all tokens at once under a mask: only decoding saves computation.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbench.dynamic import Loop, Pick, Pool, Shared, Skip, Trace, points
+from dynbench.dynamic import Loop, Pick, Pool, Shared, Skip, Trace
+from dynbench.models.accounting import linear_macs, run_rate
 from dynbench.models.decoder import Decoding, Step
 from dynbench.models.moe_gpt import Block, FeedForward, Router
 from dynbench.models.sharing import shared_once
+from dynbench.models.typed import module_list
 
 PAPER = "Raposo et al., Mixture-of-Depths: Dynamically allocating compute in transformer-based language models, 2024"
 PROVENANCE = (
@@ -44,48 +46,47 @@ class Weight(Router):
 
 
 class Predictor(nn.Module):
-    """Whether a token would be among the top k of its sequence, from itself alone: a logit."""
+    """Predicts from a token alone whether it would be among the top k of its sequence: a logit."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, width // 4), nn.GELU(), nn.Linear(width // 4, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., d] -> logits [...]; nothing flows back into the network."""
+        """x [..., d] -> logits [...]; no gradient reaches the network."""
         logits: Tensor = self.net(x.detach()).squeeze(-1)
         return logits
 
 
 def attend(block: Block, x: Tensor, there: Tensor | None) -> Tensor:
-    """A block's causal attention among the tokens that are there: x [n, T, d], [n, T'] places -> what it adds."""
+    """A block's causal attention among present tokens: x [n, T, d], places `there` [n, T'] -> update [n, T, d]."""
     if there is None:
         y: Tensor = block.attention(block.norm1(x))
         return y
-    return masked_attention(
-        block, x, torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device).scatter(1, there, True)
-    )
+    present = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device).scatter(1, there, True)
+    return masked_attention(block, x, present)
 
 
 def masked_attention(block: Block, x: Tensor, present: Tensor) -> Tensor:
-    """The same with a mask [n, T]; who is not there sees itself too, so that it sees anybody at all."""
+    """The same with a mask [n, T]; absent tokens attend to themselves, so that no row of the softmax is empty."""
     attention, t = block.attention, x.shape[1]
     q, k, v = attention.qkv(block.norm1(x)).unflatten(-1, (3, attention.heads, -1)).permute(2, 0, 3, 1, 4)
     causal = torch.ones(t, t, dtype=torch.bool, device=x.device).tril()
     itself = torch.eye(t, dtype=torch.bool, device=x.device)
-    seen = causal & (present.unsqueeze(1) | itself)  # [n, T, T]
-    y = F.scaled_dot_product_attention(q, k, v, seen.unsqueeze(1))
+    visible = causal & (present.unsqueeze(1) | itself)  # [n, T, T]
+    y = F.scaled_dot_product_attention(q, k, v, visible.unsqueeze(1))
     out: Tensor = attention.out(y.transpose(1, 2).flatten(2))
     return out
 
 
 def weighed(block: Block, x: Tensor, h: Tensor, r: Tensor | None) -> Tensor:
-    """x + r f(x) from what attention adds, h; f is what the whole block adds. Without r: the plain block."""
+    """x + r f(x), f the update of the whole block, h that of its attention. Without r: the plain block."""
     f = h + block.feed_forward(block.norm2(x + h))
     return x + f if r is None else x + r.unsqueeze(-1).to(f.dtype) * f  # eq. 1
 
 
 class Routed(nn.Module):
-    """A block for the picked tokens."""
+    """A block on the picked tokens."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
@@ -102,7 +103,7 @@ def as_they_are(scores: Tensor) -> Tensor:
 
 
 class MoD(nn.Module):
-    """A decoder in which every `every`-th block takes a share of the tokens.
+    """A decoder in which every `every`-th block processes only a share of the tokens.
 
     Args:
         layers: blocks.
@@ -111,9 +112,9 @@ class MoD(nn.Module):
         context: longest sequence.
         vocab: number of tokens.
         ff_multiple: hidden width of a feed-forward layer in units of the width.
-        capacity: share of a sequence's tokens that a routed block takes, rounded down, at least one.
-        every: blocks every, 2 every, ... (from 1) are routed; 1: all.
-        whole: sequences come as a whole, so that their top k can be picked; else only a decoder's parts are made.
+        capacity: share of a sequence's tokens that a routed block processes, rounded down, at least one.
+        every: blocks every, 2 every, ... (counted from 1) are routed; 1: all.
+        whole: for whole sequences, whose top k can be picked; else only the parts for decoding are built.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class MoD(nn.Module):
         self.context, self.capacity = context, capacity
         self.token, self.position = nn.Embedding(vocab, width), nn.Embedding(context, width)
         ff = round(ff_multiple * width)
-        self.blocks = nn.ModuleList(Block(width, heads, FeedForward(width, ff)) for _ in range(layers))
+        self.blocks = module_list(Block(width, heads, FeedForward(width, ff)) for _ in range(layers))
         self.norm, self.head = nn.RMSNorm(width), nn.Linear(width, vocab, bias=False)
         self.routed = [k for k in range(layers) if (k + 1) % every == 0]
         self.weights = nn.ModuleDict({str(k): Weight(width) for k in self.routed})
@@ -142,23 +143,19 @@ class MoD(nn.Module):
                 nn.init.trunc_normal_(m.weight, std=math.sqrt(0.1 / m.in_features))
             elif isinstance(m, nn.Embedding):
                 nn.init.normal_(m.weight, std=0.02)
-        self.picks = nn.ModuleDict(
-            {
-                str(k): Pick(
-                    f"route{k}", self.weights[str(k)], Routed(self.blocks[k]), self.room,  # type: ignore[arg-type]
-                    weigh=as_they_are, back=True, consumes=True,
-                )
-                for k in (self.routed if whole else ())
-            }
-        )  # fmt: skip
+        self.picks = nn.ModuleDict({str(k): self._pick(k) for k in (self.routed if whole else ())})
         shared_once(self)
+
+    def _pick(self, k: int) -> Pick:
+        gate, body = self.weights[str(k)], Routed(self.blocks[k])
+        return Pick(f"route{k}", gate, body, self.room, weigh=as_they_are, back=True, consumes=True)
 
     def input_shape(self, default: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of one input: [T] tokens."""
         return (self.context,)
 
     def room(self, tokens: int) -> int:
-        """k: how many of so many tokens a routed block takes."""
+        """k, the number of tokens out of `tokens` that a routed block processes."""
         return max(int(self.capacity * tokens), 1)
 
     def embed(self, tokens: Tensor, at: int = 0) -> Tensor:
@@ -166,8 +163,8 @@ class MoD(nn.Module):
         x: Tensor = self.token(tokens) + self.position.weight[at : at + tokens.shape[1]]
         return x
 
-    def say(self, x: Tensor) -> Tensor:
-        """x [..., d] -> logits [..., vocab]."""
+    def logits(self, x: Tensor) -> Tensor:
+        """The output layer: x [..., d] -> logits [..., vocab]."""
         logits: Tensor = self.head(self.norm(x))
         return logits
 
@@ -176,18 +173,19 @@ class MoD(nn.Module):
         x = self.embed(tokens)
         for k, block in enumerate(self.blocks):
             x = self.picks[str(k)](x) if str(k) in self.picks else block(x)
-        return self.say(x)
+        return self.logits(x)
 
     def training_form(self, tokens: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The same written out, and beside it what the predictors are to learn (section 3.5).
+        """The same written out, with predictions and targets for training the predictors (section 3.5).
 
         Args:
             tokens: [n, T] long.
 
         Returns:
-            Logits [n, T, vocab], and per routed block what its predictor says [n, T] and who was picked [n, T] bool.
+            Logits [n, T, vocab], and for each routed block its predictor's logits [n, T] and the picked tokens [n, T]
+            bool.
         """
-        x, lessons = self.embed(tokens), []
+        x, targets = self.embed(tokens), []
         for k, block in enumerate(self.blocks):
             if k not in self.routed:
                 x = block(x)
@@ -195,41 +193,49 @@ class MoD(nn.Module):
             r = self.weights[str(k)](x)
             at = r.topk(self.room(x.shape[1]), 1).indices.sort(1).values  # [n, k], in the order of the text
             rows = at.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-            mine = x.gather(1, rows)
-            y = weighed(block, mine, attend(block, mine, None), r.gather(1, at))  # type: ignore[arg-type]
-            lessons.append((self.predictors[str(k)](x), torch.zeros_like(r, dtype=torch.bool).scatter(1, at, True)))
+            picked = x.gather(1, rows)
+            y = weighed(block, picked, attend(block, picked, None), r.gather(1, at))
+            targets.append((self.predictors[str(k)](x), torch.zeros_like(r, dtype=torch.bool).scatter(1, at, True)))
             x = x.scatter(1, rows, y.to(x.dtype))
-        return self.say(x), lessons
+        return self.logits(x), targets
 
     def causal(self, tokens: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """As decoding sees it, all positions at once: who goes through a block is what its predictor says.
+        """All positions at once, routed by the predictors as in decoding.
 
         Args:
             tokens: [n, T] long.
 
         Returns:
-            Logits [n, T, vocab], and by routed block who went through it, [n, T] bool. A token's row depends on no
-            later token, unlike those of `forward`.
+            Logits [n, T, vocab], and by routed block the tokens that went through it, [n, T] bool. A token's row does
+            not depend on later tokens, unlike those of `forward`.
         """
         x, through = self.embed(tokens), dict[int, Tensor]()
         for k, block in enumerate(self.blocks):
             x = self.masked_block(k, x, through) if k in self.routed else block(x)
-        return self.say(x), through
+        return self.logits(x), through
 
     def masked_block(self, k: int, x: Tensor, through: dict[int, Tensor]) -> Tensor:
-        """Block k by its predictor: x [n, T, d] -> [n, T, d]; notes in `through` who went through it."""
-        block: Block = self.blocks[k]  # type: ignore[assignment]
+        """Block k routed by its predictor: x [n, T, d] -> [n, T, d]; records the tokens processed in `through`."""
+        block = self.blocks[k]
         present = through[k] = self.predictors[str(k)](x) > 0
         y = weighed(block, x, masked_attention(block, x, present), self.weights[str(k)](x))
         return torch.where(present.unsqueeze(-1), y, x)
 
+    def accounted(self, trace: Trace, tokens: int) -> tuple[float, str]:
+        """All MACs of a sequence of so many tokens."""
+        block, head, width = linear_macs(self.blocks[0]), self.head.weight.numel(), self.token.weight.shape[1]
+        routed, k = len(self.routed), self.room(tokens)
+        macs = (len(self.blocks) - routed) * (tokens * block + 2 * tokens * tokens * width)
+        macs += tokens * (head + routed * width) + routed * (k * block + 2 * k * k * width)
+        return macs, "all products, attention and routers included"
+
 
 class Cache(NamedTuple):
-    """What is kept of the tokens so far.
+    """The cache of the tokens so far.
 
     Attributes:
         kv: keys and values, [n, layers, 2, T, d].
-        seen: added to what queries and keys say, [n, layers, T]: 0 where a token has been in a block, else -inf.
+        seen: added to the attention scores, [n, layers, T]: 0 where a token went through the block, else -inf.
     """
 
     kv: Pool
@@ -251,16 +257,16 @@ class OneToken(NamedTuple):
 
 
 class CachedBlock(nn.Module):
-    """Block k on one new token, in view of those that have been in the block."""
+    """Block k on one new token, with attention to the tokens that went through the block."""
 
     def __init__(self, net: MoD, k: int) -> None:
         super().__init__()
-        self.block: Block = net.blocks[k]  # type: ignore[assignment]
+        self.block = net.blocks[k]
         self.weight = net.weights[str(k)] if k in net.routed else None
         self.k = k
 
     def forward(self, token: OneToken) -> OneToken:
-        """x [n, d] -> x + r f(x), or the plain block where none is routed; leaves keys and values behind."""
+        """x [n, d] -> x + r f(x), or the plain block where it is not routed; writes keys and values."""
         (x, cache, where), attention = token, self.block.attention
         at = where.value
         q, kv = attention.qkv(self.block.norm1(x)).tensor_split((x.shape[-1],), -1)  # [n, d], [n, 2 d]
@@ -282,12 +288,12 @@ class Gate(nn.Module):
         self.predictor = predictor
 
     def forward(self, token: OneToken, carry: None) -> tuple[Tensor, None]:
-        """x [n, d] -> scores [n], above 0 where the token goes through the block."""
+        """x [n, d] -> scores [n], positive where the token goes through the block."""
         return self.predictor(token.x), None
 
 
 class Trunk(nn.Module):
-    """All blocks for one token, the routed ones where their predictor says so."""
+    """All blocks for one token, each routed one by its predictor."""
 
     def __init__(self, net: MoD) -> None:
         super().__init__()
@@ -301,17 +307,17 @@ class Trunk(nn.Module):
     def forward(self, token: Tensor, cache: Cache, at: int, t: int) -> Tensor:
         """token [n] -> logits [n, vocab]."""
         state = OneToken(self.net.embed(token.unsqueeze(1), at).squeeze(1), cache, Shared(at))
-        for block in self.blocks:
-            state = block(state)[0] if isinstance(block, Skip) else block(state)
-        return self.net.say(state.x)
+        for k, block in enumerate(self.blocks):
+            state = block(state)[0] if k in self.net.routed else block(state)
+        return self.net.logits(state.x)
 
 
 class MoDDecoder(nn.Module):
-    """A prompt in, the text that follows out, greedily, each token routed by the predictors.
+    """Generates the continuation of a prompt greedily, each token routed by the predictors.
 
     Args:
         net: the language model.
-        length: N tokens are generated.
+        length: N, the number of generated tokens.
     """
 
     def __init__(self, net: MoD, length: int) -> None:
@@ -321,7 +327,7 @@ class MoDDecoder(nn.Module):
         shared_once(self)
 
     def input_shape(self, default: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of one input: [S] tokens, the longest prompt there is room for."""
+        """Shape of one input: [S] tokens, the longest prompt that fits the context."""
         return (self.net.context - self.length,)
 
     def forward(self, prompt: Tensor) -> Tensor:
@@ -337,7 +343,7 @@ class MoDDecoder(nn.Module):
             )
         cache = self._cache(n, start + self.length)
         if start:
-            self._read(prompt[:, :-1], cache)  # the last token of the prompt is the first that comes in
+            self._read(prompt[:, :-1], cache)  # the last token of the prompt is the first step's input
         text = prompt.new_full((n, self.length), -1)
         answer: Tensor = self.decode(Decoding(prompt[:, -1], text, cache, Shared(start)))  # type: ignore[arg-type]
         return answer
@@ -349,11 +355,11 @@ class MoDDecoder(nn.Module):
         return Cache(kv, seen)
 
     def _read(self, tokens: Tensor, cache: Cache) -> None:
-        """Reads a prompt: as `MoD.causal`, leaving keys and values behind."""
+        """Reads a prompt as `MoD.causal` does, and writes keys and values."""
         net, here = self.net, slice(0, tokens.shape[1])
         x, through = net.embed(tokens), dict[int, Tensor]()
         for k, block in enumerate(net.blocks):
-            kv = block.attention.qkv(block.norm1(x)).tensor_split((x.shape[-1],), -1)[1]  # type: ignore[operator, union-attr]
+            kv = block.attention.qkv(block.norm1(x)).tensor_split((x.shape[-1],), -1)[1]
             cache.kv.write(kv.unflatten(-1, (2, -1)).transpose(1, 2), k, slice(None), here)
             bias = torch.zeros_like(x[..., 0])
             if k in net.routed:
@@ -366,6 +372,17 @@ class MoDDecoder(nn.Module):
     def _text(self, state: Decoding, t: int) -> Tensor:
         return state.text
 
+    def accounted(self, trace: Trace, tokens: int) -> tuple[float, str]:
+        """MACs of a prompt of so many tokens and of the generated text, without attention between positions."""
+        net, new, old = self.net, self.length, tokens - 1
+        block, head, width = linear_macs(net.blocks[0]), net.head.weight.numel(), net.token.weight.shape[1]
+        ran = sum(run_rate(trace, f"route{k}", (new,)) for k in net.routed)
+        predictor = linear_macs(net.predictors)
+        plain = len(net.blocks) - len(net.routed)
+        always = (old + new) * plain * block + old * len(net.routed) * block + new * (head + predictor)
+        rule = "layers run per token, predictors, routers and output layer; attention between positions not counted"
+        return always + ran * new * (block + width), rule
+
 
 def mixture_of_depths(
     layers: int = 4,
@@ -377,7 +394,7 @@ def mixture_of_depths(
     capacity: float = 0.125,
     every: int = 2,
 ) -> MoD:
-    """The language model: each routed block takes the top k tokens of a sequence.
+    """The language model: each routed block processes the top k tokens of a sequence.
 
     Args:
         layers: blocks.
@@ -386,8 +403,8 @@ def mixture_of_depths(
         context: longest sequence.
         vocab: number of tokens; 256: bytes.
         ff_multiple: hidden width of a feed-forward layer in units of `width`.
-        capacity: share of a sequence's tokens that a routed block takes, rounded down, at least one token.
-        every: each so-many-th block is routed; 1: all.
+        capacity: share of a sequence's tokens that a routed block processes, rounded down, at least one token.
+        every: every `every`-th block is routed; 1: all.
 
     Raises:
         ValueError: heads do not divide the width, a capacity outside 0 to 1, or no block to route.
@@ -407,11 +424,11 @@ def _mod(
     whole: bool,
 ) -> MoD:
     if width % heads:
-        raise ValueError(f"width={width} is no multiple of heads={heads}")
+        raise ValueError(f"width={width} is not a multiple of heads={heads}")
     if not 0 < capacity <= 1:
         raise ValueError(f"capacity={capacity}: the share of tokens is above 0 and at most 1")
     if not 1 <= every <= layers:
-        raise ValueError(f"every={every} of {layers} blocks: every is 1 to the number of blocks, so that one is routed")
+        raise ValueError(f"every={every} of {layers} blocks: from 1 to the number of blocks, so that one is routed")
     return MoD(layers, width, heads, context, vocab, ff_multiple, capacity, every, whole)
 
 
@@ -435,12 +452,12 @@ def mod_decoder(
         context: longest prompt and text together.
         vocab: number of tokens; 256: bytes.
         ff_multiple: hidden width of a feed-forward layer in units of `width`.
-        capacity: that the predictors were trained for.
-        every: each so-many-th block is routed; 1: all.
-        max_new_tokens: N, so many are generated.
+        capacity: with which the predictors were trained.
+        every: every `every`-th block is routed; 1: all.
+        max_new_tokens: N, the number of generated tokens.
 
     Raises:
-        ValueError: as `mixture_of_depths`, or no room for a prompt.
+        ValueError: as for `mixture_of_depths`, or no room for a prompt.
     """
     if not 1 <= max_new_tokens < context:
         raise ValueError(f"max_new_tokens={max_new_tokens}: from 1 to {context - 1}, below the context")
@@ -448,32 +465,9 @@ def mod_decoder(
     return MoDDecoder(net, max_new_tokens)
 
 
-def accounted_macs(model: MoD | MoDDecoder, trace: Trace, shape: tuple[int, ...] | None = None) -> tuple[float, str]:
-    """What the paper counts: every product of a forward pass, attention only among those that go through a block.
+def accounted_macs(model: MoD | MoDDecoder, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """As the paper counts: every product of a forward pass, with attention only among a block's tokens.
 
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-        shape: of one input; default: the longest.
-
-    Returns:
-        (MACs per sample, the rule in words); of a decoder, the prompt is paid in full.
+    A decoder's prompt runs every block; attention between positions is then left out.
     """
-    net = model if isinstance(model, MoD) else model.net
-    (tokens,) = shape or model.input_shape(())
-    width = net.token.weight.shape[1]
-    block = sum(m.weight.numel() for m in net.blocks[0].modules() if isinstance(m, nn.Linear))
-    head, routed = net.head.weight.numel(), len(net.routed)
-    plain = len(net.blocks) - routed
-    if isinstance(model, MoD):
-        k = net.room(tokens)
-        macs = plain * (tokens * block + 2 * tokens * tokens * width) + tokens * (head + routed * width)
-        return macs + routed * (k * block + 2 * k * k * width), "all products, attention and routers included"
-    new, old = model.length, tokens - 1
-    through = [trace.entries[name, (new,)] for name, p in points(model).items() if isinstance(p, Skip)]
-    ran = sum(float(value[reached].double().mean()) for value, reached in through) if through else 0.0
-    predictor = sum(p.numel() for p in net.predictors.parameters() if p.dim() == 2)
-    always = (old + new) * plain * block + old * routed * block + new * (head + predictor)
-    return always + ran * new * (
-        block + width
-    ), "layers run per token, predictors, routers and output layer; attention between positions not counted"
+    return model.accounted(trace, *shape)

@@ -1,20 +1,23 @@
 """A small GPT-style decoder whose feed-forward layers are sparse mixtures of experts, and its dense twin.
 
 The decoder is that of Radford et al., "Language Models are Unsupervised Multitask Learners" (GPT-2, 2019), with
-RMSNorm. Routing follows Jiang et al., "Mixtral of Experts" (arXiv 2401.04088): top-k, softmax over the chosen. Load
-balance, capacity and precision follow Fedus, Zoph, Shazeer, "Switch Transformers", JMLR 2022 (arXiv 2101.03961).
+RMSNorm. Routing follows Jiang et al., "Mixtral of Experts" (arXiv 2401.04088): top-k, softmax over the chosen experts.
+Load balance, capacity and precision follow Fedus, Zoph, Shazeer, "Switch Transformers", JMLR 2022 (arXiv 2101.03961).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbench.dynamic import DecisionPoint, Each, Route, Trace, points
+from dynbench.dynamic import DecisionPoint, Each, Route, Trace
+from dynbench.models.accounting import linear_macs
+from dynbench.models.typed import module_list
 
 PAPER = "Jiang et al., Mixtral of Experts, 2024; Fedus et al., Switch Transformers, JMLR 2022"
 PROVENANCE = "reconstruction: routing and losses as in the papers, at a size that trains on a CPU"
@@ -50,7 +53,7 @@ class FeedForward(nn.Module):
 
 
 class Router(nn.Linear):
-    """h(x) = W_r x, computed in float32 whatever the model's dtype (Switch, section 2.4): x [n, d] -> scores [n, E]."""
+    """h(x) = W_r x, computed in at least float32 (Switch, section 2.4): x [n, d] -> scores [n, E]."""
 
     def __init__(self, width: int, experts: int) -> None:
         super().__init__(width, experts, bias=False)
@@ -58,12 +61,12 @@ class Router(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x [n, d] -> scores [n, E], at least float32."""
         precise = torch.promote_types(x.dtype, torch.float32)
-        mixed = torch.is_autocast_enabled(x.device.type)  # would halve the precision again
+        mixed = torch.is_autocast_enabled(x.device.type)  # autocast would halve the precision again
         with torch.autocast(x.device.type, enabled=False) if mixed else nullcontext():
             return F.linear(x.to(precise), self.weight.to(precise))
 
     def weigh(self, scores: Tensor, chosen: Tensor) -> Tensor:
-        """softmax(Top-k(x W_r)) (Mixtral, section 2.1): chosen [n, k] -> [n, k]; a dropped choice (-1) adds nothing."""
+        """softmax(Top-k(x W_r)) (Mixtral, section 2.1): chosen [n, k] -> [n, k]; 0 for a dropped choice (-1)."""
         w = scores.gather(1, chosen.clamp(min=0)).softmax(-1)
         return (w * (chosen >= 0)).to(self.weight.dtype)
 
@@ -77,7 +80,7 @@ class Block(nn.Module):
         self.norm2, self.feed_forward = nn.RMSNorm(width), feed_forward
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [n, T, d] -> y [n, T, d]; a token that its experts dropped goes through the residual."""
+        """x [n, T, d] -> y [n, T, d]; a token dropped by its experts passes through the residual."""
         x = x + self.attention(self.norm1(x))
         x = x + self.feed_forward(self.norm2(x))
         return x
@@ -92,15 +95,24 @@ class GPT(nn.Module):
         heads: of attention.
         context: longest sequence.
         vocab: number of tokens; 256: bytes.
+        routes: the mixtures of experts in the feed-forward layers.
     """
 
-    def __init__(self, feed_forwards: list[nn.Module], width: int, heads: int, context: int, vocab: int) -> None:
+    def __init__(
+        self,
+        feed_forwards: Sequence[nn.Module],
+        width: int,
+        heads: int,
+        context: int,
+        vocab: int,
+        routes: Sequence[Route] = (),
+    ) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"width={width} is no multiple of heads={heads}")
-        self.context = context
+            raise ValueError(f"width={width} is not a multiple of heads={heads}")
+        self.context, self.routes = context, tuple(routes)
         self.token, self.position = nn.Embedding(vocab, width), nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(Block(width, heads, ff) for ff in feed_forwards)
+        self.blocks = module_list(Block(width, heads, ff) for ff in feed_forwards)
         self.norm, self.head = nn.RMSNorm(width), nn.Linear(width, vocab, bias=False)
         for m in self.modules():
             if isinstance(m, nn.Linear):  # Switch, section 2.4: scale 0.1 in place of 1
@@ -143,26 +155,25 @@ def moe_gpt(
         context: longest sequence.
         vocab: number of tokens; 256: bytes.
         capacity_factor: None: dropless (Mixtral). Else an expert takes at most ceil(factor * k * tokens / experts)
-            tokens of a batch (Switch, eq. 3, for k choices); the rest is dropped there: -1 in the trace.
+            tokens of a batch (Switch, eq. 3, for k choices) and drops the rest: -1 in the trace.
         ff_multiple: an expert's hidden width in units of `width`.
 
     Raises:
         ValueError: heads do not divide the width, or k does not fit the experts.
     """
-    feed_forwards: list[nn.Module] = []
+    routes = []
     for layer in range(layers):
         router = Router(width, experts)
         each = [FeedForward(width, round(ff_multiple * width)) for _ in range(experts)]
         # y = sum_i softmax(Top-k(x W_r))_i E_i(x)
-        moe = Route(f"moe{layer}", router, each, k, router.weigh, capacity_factor=capacity_factor)
-        feed_forwards.append(Each(moe))
-    return GPT(feed_forwards, width, heads, context, vocab)
+        routes.append(Route(f"moe{layer}", router, each, k, router.weigh, capacity_factor=capacity_factor))
+    return GPT([Each(route) for route in routes], width, heads, context, vocab, routes)
 
 
 def dense_gpt(
     layers: int = 4, width: int = 128, heads: int = 4, context: int = 64, vocab: int = 256, ff_multiple: float = 2
 ) -> GPT:
-    """The dense twin of equal active parameters: one feed-forward layer as wide as the k experts a token meets.
+    """The dense twin of equal active parameters: one feed-forward layer as wide as the k experts of a token together.
 
     Args:
         layers: blocks.
@@ -175,12 +186,12 @@ def dense_gpt(
     Raises:
         ValueError: heads do not divide the width.
     """
-    feed_forwards: list[nn.Module] = [FeedForward(width, round(ff_multiple * width)) for _ in range(layers)]
+    feed_forwards = [FeedForward(width, round(ff_multiple * width)) for _ in range(layers)]
     return GPT(feed_forwards, width, heads, context, vocab)
 
 
 def load_balancing_loss(scores: Tensor, k: int, alpha: float = 1e-2) -> Tensor:
-    """alpha N sum_i f_i P_i (Switch, eq. 4 to 6): alpha where tokens spread evenly, up to alpha N / k where all agree.
+    """alpha N sum_i f_i P_i (Switch, eq. 4 to 6): alpha for an even spread of tokens, up to alpha N / k if all agree.
 
     Args:
         scores: [n, N] of one router.
@@ -188,7 +199,7 @@ def load_balancing_loss(scores: Tensor, k: int, alpha: float = 1e-2) -> Tensor:
         alpha: weight of the loss.
 
     Returns:
-        A scalar. f_i, the share of choices that fall on expert i before any is dropped, has no gradient.
+        A scalar. f_i, the share of choices of expert i before any is dropped, has no gradient.
     """
     n, experts = scores.shape
     chosen = scores.topk(k, dim=-1).indices  # [n, k]
@@ -198,44 +209,39 @@ def load_balancing_loss(scores: Tensor, k: int, alpha: float = 1e-2) -> Tensor:
 
 
 class Balance:
-    """Adds up the load-balancing losses of a forward pass: `Execution(strategy, observe=balance)`.
+    """Sums the load-balancing losses of a forward pass: `Execution(strategy, observe=balance)`.
 
-    For strategies that show a router its whole batch at once; `per_sample` does not.
+    For strategies that give a router its whole batch at once, not for `per_sample`.
 
     Args:
+        routes: the mixtures of experts.
         alpha: weight of the loss (Switch: 1e-2).
 
     Attributes:
-        loss: sum over the routers seen so far, with its graph.
+        loss: sum over the routers so far, with its graph.
     """
 
-    def __init__(self, alpha: float = 1e-2) -> None:
+    def __init__(self, routes: Iterable[Route], alpha: float = 1e-2) -> None:
         self.alpha = alpha
         self.loss: Tensor | float = 0.0
+        self._k = {route.name: route.k for route in routes}
 
     def __call__(self, point: DecisionPoint, scores: Tensor, decision: Tensor) -> None:
-        """Told of every decision."""
-        if isinstance(point, Route):
-            self.loss = self.loss + load_balancing_loss(scores, point.k, self.alpha)
+        """Called by the execution after each decision."""
+        if point.name in self._k:
+            self.loss = self.loss + load_balancing_loss(scores, self._k[point.name], self.alpha)
 
 
-def accounted_macs(model: GPT, trace: Trace, shape: tuple[int, ...] | None = None) -> tuple[float, str]:
-    """What the papers count: active parameters, one MAC each per token; attention between positions is left out.
+def accounted_macs(model: GPT, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """As the papers count: active parameters, one MAC each per token; attention between positions is left out.
 
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-        shape: of one input; default: the whole context.
-
-    Returns:
-        (MACs per sample, the rule in words). Embeddings are looked up, not multiplied; a dropped token has no expert.
+    Embeddings are looked up, not multiplied; a dropped token has no expert.
     """
-    (tokens,) = shape or (model.context,)
-    active = float(sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)))
-    for name, point in points(model).items():
-        if isinstance(point, Route):
-            value, reached = trace.entries[name, (tokens,)]  # [items * tokens, k]
-            used = float((value[reached] >= 0).double().sum(1).mean())  # experts per token
-            sizes = [sum(p.numel() for p in expert.parameters()) for expert in point.experts if expert is not None]
-            active -= sum(sizes) * (1 - used / len(sizes))
+    (tokens,) = shape
+    active = float(linear_macs(model))
+    for route in model.routes:
+        value, reached = trace.entries[route.name, (tokens,)]  # [items * tokens, k]
+        used = float((value[reached] >= 0).double().sum(1).mean())  # experts per token
+        sizes = [sum(p.numel() for p in expert.parameters()) for expert in route.experts if expert is not None]
+        active -= sum(sizes) * (1 - used / len(sizes))
     return tokens * active, "active parameters times tokens, attention between positions not counted"

@@ -1,16 +1,16 @@
-"""MSDNet: a grid of scales and layers in which every classifier reads the coarsest scale, and an input may leave there.
+"""MSDNet: a grid of scales and layers; classifiers read the coarsest scale, and an input may leave at each of them.
 
 Huang, Chen, Li, Wu, van der Maaten, Weinberger, "Multi-Scale Dense Networks for Resource Efficient Image
 Classification", ICLR 2018 (arXiv 1703.09844). Details are those of kalviny/MSDNet-PyTorch, settings also those of
 gaohuang/MSDNet (Lua).
 
-What to know about the published costs:
+On the published costs:
 
-- In the authors' code nobody leaves: the logits of all exits are computed first, and who would have left is worked out
-  afterwards (adaptive_inference.py). There is no code path that stops early, and no time is taken.
-- The cost of an exit is that of all layers so far, at every scale. A classifier needs only a part of them: of the layer
-  it reads the coarsest scale, of the one before the two coarsest, and so on. With `lazy=True` the other cells are
-  computed later, for the inputs that stayed; answers are the same, and inputs that leave cost less than published.
+- In the authors' code no input leaves early: the logits of all exits are computed first, and which inputs would have
+  left is determined afterwards (adaptive_inference.py). No code path stops early, and no time is measured.
+- The cost of an exit is that of all layers so far, at every scale. A classifier needs only a part of them: the coarsest
+  scale of the layer it reads, the two coarsest of the layer before, and so on. With `lazy=True` the other cells are
+  computed later, for the inputs that stay; answers are the same, and inputs that leave cost less than published.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from dynbench.dynamic import Exits, Trace
-from dynbench.models.exits import exits_taken
+from dynbench.models.accounting import mean_over_exits, static_macs
 from dynbench.models.idk import Policy
-from dynbench.models.macs import static_macs
 from dynbench.models.sharing import shared_once
+from dynbench.models.typed import module_list
 
 PAPER = "Huang et al., Multi-Scale Dense Networks for Resource Efficient Image Classification, ICLR 2018"
 PROVENANCE = "authors' code for the layers; leaving early, and computing only what an exit needs, are made real here"
 
-State = dict[str, Tensor]  # cell -> what it computed, [n, C, H, W]; "x": the input
+State = dict[str, Tensor]  # cell -> its output [n, C, H, W]; "x": the input
 NOBODY = 2.0  # a threshold that no confidence reaches
 
 
@@ -41,19 +41,20 @@ class Setting:
     """The flags of the authors' code.
 
     Attributes:
-        blocks: how many classifiers there are.
-        mode: 'even': `base` layers, then `step` in each block; 'lin_grow': `base`, then step * i + 1 in block i.
+        blocks: number of blocks, and of classifiers.
+        mode: 'even': `base` layers in the first block, then `step` in each; 'lin_grow': `base`, then step * i + 1 in
+            block i.
         base: layers of the first block.
         step: see `mode`.
-        channels: of the finest scale after the first layer, times its growth factor.
-        growth: channels a layer adds, times the scale's growth factor.
+        channels: of the finest scale after the first layer, before its growth factor.
+        growth: channels that a layer adds, before the scale's growth factor.
         growth_factors: one per scale, from fine to coarse.
-        bottleneck_factors: one per scale: a 1x1 convolution leaves so many times the channels of what it feeds, at
-            most; 0: none there.
+        bottleneck_factors: one per scale: a 1x1 convolution has at most this many times the channels of the convolution
+            it feeds; 0: no 1x1 convolution.
         scales: S.
         reduction: share of the channels that a transition keeps; 0: no transitions.
-        prune: 'max': S equal parts, each with a scale less than the one before, and a transition between them;
-            'min': fine scales end where no classifier can need them, transitions at a third and two thirds.
+        prune: 'max': S equal parts, each with one scale less than the part before, and a transition between parts;
+            'min': fine scales end where no classifier can need them, with transitions at one and two thirds.
         dataset: 'cifar' or 'imagenet': stem and classifiers.
         num_classes: outputs.
     """
@@ -142,7 +143,7 @@ def basic(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Seque
 
 
 def bottlenecked(inputs: int, outputs: int, factor: int, stride: int = 1) -> nn.Sequential:
-    """1x1 to min(inputs, factor * outputs) channels, then 3x3, each with batch norm and ReLU; factor 0: 3x3 only."""
+    """1x1 to min(inputs, factor * outputs) channels, then 3x3, each with batch norm and ReLU; factor 0: only 3x3."""
     if factor == 0:
         return basic(inputs, outputs, 3, stride)
     inner = min(inputs, factor * outputs)
@@ -169,7 +170,7 @@ class Layer(nn.Module):
 
 @dataclass(frozen=True)
 class Cell:
-    """A place of the grid: its name, the names of what it reads, and in which block it lies."""
+    """A cell of the grid: its name, the names of the cells that it reads, and its block."""
 
     name: str
     reads: tuple[str, ...]
@@ -177,14 +178,14 @@ class Cell:
 
 
 class Grid(nn.Module):
-    """All cells, each after those it reads, and for every block the cell that its classifier reads.
+    """All cells, each after those that it reads, and for every block the cell that its classifier reads.
 
     Args:
         setting: the flags.
 
     Attributes:
-        cells: in order.
-        read: by classifier: the name of a cell, and how many channels it has.
+        cells: in order of computation.
+        read: for each classifier, the name of the cell that it reads and its number of channels.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -193,10 +194,10 @@ class Grid(nn.Module):
         self.cells: list[Cell] = []
         self.modules_by_cell = nn.ModuleDict()
         self.read: list[tuple[str, int]] = []
-        at = ["x"] * s.scales  # by scale: the cell that holds it now
+        at = ["x"] * s.scales  # the latest cell of each scale
         for scale in range(s.scales):
             at[scale] = self._add(f"stem{scale}", (at[scale - 1] if scale else "x",), 0, self._stem(scale))
-        width, layer = s.channels, 0  # channels, without growth factor
+        width, layer = s.channels, 0  # channels, before the growth factor
         for block, count in enumerate(s.steps):
             for _ in range(count):
                 layer += 1
@@ -242,7 +243,7 @@ class Grid(nn.Module):
         )
 
     def needed(self, name: str) -> set[str]:
-        """The cells that have to be computed for this one, itself included."""
+        """The cells that a cell depends on, itself included."""
         wanted = {name}
         for cell in reversed(self.cells):
             if cell.name in wanted:
@@ -250,19 +251,19 @@ class Grid(nn.Module):
         return wanted - {"x"}
 
     def plan(self, lazy: bool) -> list[list[Cell]]:
-        """Which cells each stage computes: those of its block, or those its classifier needs and nobody had so far."""
+        """The cells of each stage: those of its block; if lazy, those its classifier needs and none computed."""
         if not lazy:
             return [[c for c in self.cells if c.block == block] for block in range(self.setting.blocks)]
-        had: set[str] = set()
+        computed: set[str] = set()
         stages = []
         for name, _ in self.read:
-            needed = self.needed(name) - had
+            needed = self.needed(name) - computed
             stages.append([c for c in self.cells if c.name in needed])
-            had |= needed
+            computed |= needed
         return stages
 
     def stages(self, plan: Sequence[Sequence[Cell]]) -> list[Stage]:
-        """The stages of a plan. Each passes on what a classifier or a later stage reads."""
+        """The stages of a plan. Each passes on only what a classifier or a later stage reads."""
         made = []
         for k, cells in enumerate(plan):
             later = {name for part in plan[k + 1 :] for c in part for name in c.reads}
@@ -271,12 +272,12 @@ class Grid(nn.Module):
 
 
 class Stage(nn.Module):
-    """Computes cells, and forgets what nobody will read.
+    """Computes cells, and drops the outputs that are not read any more.
 
     Args:
-        cells: in order.
+        cells: in order of computation.
         modules: by name of cell.
-        keep: names of what is read afterwards.
+        keep: names of the cells that are read afterwards.
     """
 
     def __init__(self, cells: Sequence[Cell], modules: nn.ModuleDict, keep: Iterable[str]) -> None:
@@ -286,7 +287,7 @@ class Stage(nn.Module):
         self.keep = frozenset(keep)
 
     def forward(self, state: State) -> State:
-        """What earlier stages passed on -> what is read afterwards."""
+        """The outputs of earlier stages -> the outputs that are read afterwards."""
         known = dict(state)
         for (name, reads), cell in zip(self.plan, self.cells, strict=True):
             known[name] = cell(*(known[r] for r in reads))
@@ -296,10 +297,10 @@ class Stage(nn.Module):
 class Head(nn.Module):
     """A classifier on the coarsest scale: two 3x3 convolutions of stride 2, pooling, a linear layer.
 
-    The authors pool the 2x2 map that is left of images of their sizes; here whatever is left is averaged.
+    The authors pool the 2x2 map that remains for images of their sizes; here a map of any size is averaged.
 
     Args:
-        read: name of the cell it reads.
+        read: name of the cell that it reads.
         channels: of that cell.
         hidden: width of the convolutions.
         num_classes: outputs.
@@ -312,13 +313,13 @@ class Head(nn.Module):
         self.linear = nn.Linear(hidden, num_classes)
 
     def forward(self, state: State) -> Tensor:
-        """What a stage passed on -> logits [n, C]."""
+        """The outputs of a stage -> logits [n, C]."""
         logits: Tensor = self.linear(self.convs(state[self.read]).mean((2, 3)))
         return logits
 
 
 class Last(nn.Module):
-    """On the state: only the cells that the last classifier needs, then it."""
+    """The cells that the last classifier needs, and that classifier."""
 
     def __init__(self, stage: Stage, head: Head) -> None:
         super().__init__()
@@ -357,8 +358,8 @@ class MSDNet(nn.Module):
 
     Args:
         setting: the flags.
-        policy: who leaves.
-        lazy: compute only what the next classifier needs, the rest later, for those that stayed; else block by block.
+        policy: which inputs leave at an exit.
+        lazy: compute only what the next classifier needs, the rest later for the inputs that stay; else whole blocks.
     """
 
     def __init__(self, setting: Setting, policy: Policy, lazy: bool) -> None:
@@ -366,17 +367,16 @@ class MSDNet(nn.Module):
         self.setting, self.policy, self.lazy = setting, policy, lazy
         self.shape = (3, 32, 32) if setting.dataset == "cifar" else (3, 224, 224)
         self.grid = Grid(setting)
-        self.heads = nn.ModuleList(
+        self.heads = module_list(
             Head(name, width, 128 if setting.dataset == "cifar" else width, setting.num_classes)
             for name, width in self.grid.read
         )
         init_as_authors(self)
         last, head = self.grid.read[-1][0], self.heads[-1]
-        assert isinstance(head, Head)
         wanted = self.grid.needed(last)
         stage = Stage([c for c in self.grid.cells if c.name in wanted], self.grid.modules_by_cell, [last])
         self.twin = Plain(Last(stage, head), self.shape)
-        self.stages = nn.ModuleList(self.grid.stages(self.grid.plan(lazy)))
+        self.stages = module_list(self.grid.stages(self.grid.plan(lazy)))
         self.exits = Exits("exit", self.stages, self.heads, policy, static=self.twin.last)
         shared_once(self)
 
@@ -399,7 +399,7 @@ class MSDNet(nn.Module):
 
 
 def init_as_authors(net: nn.Module) -> None:
-    """Convolutions from N(0, sqrt(2 / n)), n = k k c_out; linear layers without bias."""
+    """Convolutions from N(0, sqrt(2 / n)), n = k k c_out; biases of linear layers 0."""
     for m in net.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.normal_(m.weight, 0, math.sqrt(2 / (m.kernel_size[0] * m.kernel_size[1] * m.out_channels)))
@@ -417,19 +417,19 @@ def msdnet(
 ) -> MSDNet:
     """An MSDNet.
 
-    Thresholds are part of the weights (`policy.thresholds`), so that those chosen on held-out data come with them.
+    Thresholds are part of the weights (`policy.thresholds`): those chosen on held-out data are saved with them.
 
     Args:
         setting: a published one, of `SETTINGS`.
         lazy: see `MSDNet`; the weights' names are the same either way.
         thresholds: of the confidence, one for all exits or one per exit but the last; default: 0.9.
-        exit_at: anytime prediction instead: everybody leaves at this exit, counted from 0.
-        **flags: what is to be otherwise than in the setting: the attributes of `Setting`, such as `blocks=3`. The
-            number of `scales` follows the growth factors where only these are given.
+        exit_at: anytime prediction instead: all inputs leave at this exit, counted from 0.
+        **flags: changes to the setting: attributes of `Setting`, such as `blocks=3`. The number of `scales` follows the
+            growth factors where only these are given.
 
     Raises:
-        ValueError: an unknown setting or flag, flags that fit no network, not one threshold per exit but the last, or
-            no such exit.
+        ValueError: an unknown setting or flag, flags that fit no network, a wrong number of thresholds, or no such
+            exit.
     """
     made = _setting(setting, flags)
     asked = made.blocks - 1
@@ -447,7 +447,7 @@ def msdnet(
 
 
 def plain(setting: str = "cifar100_7", **flags: Any) -> Plain:
-    """The network an MSDNet is compared with: its last classifier alone, and only the cells it needs.
+    """The baseline of an MSDNet: its last classifier alone, and only the cells that it needs.
 
     Args:
         setting: see `msdnet`.
@@ -473,12 +473,12 @@ def _setting(name: str, flags: dict[str, Any]) -> Setting:
 
 
 def anytime_thresholds(exit_at: int, exits: int) -> list[float]:
-    """Thresholds with which everybody leaves at one exit, for anytime prediction: one per exit but the last."""
+    """Thresholds with which all inputs leave at one exit, for anytime prediction: one per exit but the last."""
     return [0.0 if k == exit_at else NOBODY for k in range(exits - 1)]
 
 
 def exit_fractions(q: float, exits: int) -> list[float]:
-    """Budgeted batch: the share that is to leave at exit k = 1 .. n is proportional to q^k (adaptive_inference.py)."""
+    """Budgeted batch: the share to leave at exit k = 1 .. n is proportional to q^k (adaptive_inference.py)."""
     powers = [q**k for k in range(1, exits + 1)]
     return [p / sum(powers) for p in powers]
 
@@ -486,15 +486,15 @@ def exit_fractions(q: float, exits: int) -> list[float]:
 def budgeted_thresholds(logits: Sequence[Tensor], fractions: Sequence[float]) -> list[float]:
     """Budgeted batch: thresholds with which given shares of held-out inputs leave at each exit.
 
-    At exit k the threshold is the confidence of the floor(n * fraction)-th most confident input among those still
-    there. Where fewer are left (after ties) all of them leave; the authors' code lets nobody go then.
+    At exit k the threshold is the confidence of the floor(n * fraction)-th most confident input among those that
+    remain. If fewer remain (after ties) all of them leave, whereas in the authors' code none does.
 
     Args:
         logits: [n, C] of each exit, on the same held-out inputs.
         fractions: of all inputs, one per exit.
 
     Returns:
-        One threshold per exit but the last; 2, which no confidence reaches, where nobody is to leave.
+        One threshold per exit but the last; 2, which no confidence reaches, where none is to leave.
 
     Raises:
         ValueError: not one fraction per exit.
@@ -504,8 +504,8 @@ def budgeted_thresholds(logits: Sequence[Tensor], fractions: Sequence[float]) ->
     n = logits[0].shape[0]
     there = torch.ones(n, dtype=torch.bool, device=logits[0].device)
     thresholds = []
-    for said, fraction in zip(logits[:-1], fractions, strict=False):
-        confidence = said.softmax(-1).amax(-1)
+    for z, fraction in zip(logits[:-1], fractions, strict=False):
+        confidence = z.softmax(-1).amax(-1)
         left = confidence[there].sort(descending=True).values
         leaving = min(math.floor(n * fraction + 1e-9), len(left))
         thresholds.append(float(left[leaving - 1]) if leaving else NOBODY)
@@ -513,31 +513,20 @@ def budgeted_thresholds(logits: Sequence[Tensor], fractions: Sequence[float]) ->
     return thresholds
 
 
-def accounted_macs(model: MSDNet, trace: Trace, shape: tuple[int, ...] | None = None) -> tuple[float, str]:
-    """What the authors count: at exit k all cells of the blocks so far and all classifiers so far, lazy or not.
-
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-        shape: of one input; default: the model's.
-
-    Returns:
-        (MACs per sample, the rule in words).
-    """
-    costs = exit_macs(model, shape or model.shape)
-    taken = exits_taken(trace, "exit", len(costs))
-    macs = sum(cost * float((taken == k).double().mean()) for k, cost in enumerate(costs))
-    return macs, "share of inputs that leave at an exit times all layers and classifiers so far, at every scale"
+def accounted_macs(model: MSDNet, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """As the authors count: at exit k all cells of the blocks so far and all classifiers so far, lazy or not."""
+    rule = "share of inputs that leave at an exit times all layers and classifiers so far, at every scale"
+    return mean_over_exits(trace, "exit", exit_macs(model, shape)), rule
 
 
 def exit_macs(model: MSDNet, shape: tuple[int, ...]) -> list[int]:
     """MACs of an input that leaves at each exit as the authors count them: block by block, earlier classifiers too."""
     stages = model.grid.stages(model.grid.plan(lazy=False))
-    return [static_macs(_UpTo(stages[: k + 1], list(model.heads)[: k + 1]), shape) for k in range(len(stages))]
+    return [static_macs(_UpTo(stages[: k + 1], model.heads[: k + 1]), shape) for k in range(len(stages))]
 
 
 class _UpTo(nn.Module):
-    """The first exits, all computed."""
+    """The network up to an exit, with all classifiers so far."""
 
     def __init__(self, stages: Sequence[nn.Module], heads: Sequence[nn.Module]) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
-"""Multi-task by routing: one trunk, and for each task adapters and a head, which an image meets only if it is asked.
+"""Multi-task by routing: one trunk, and for each task adapters and a head that run only if the task is requested.
 
-A model of our own on the pattern of: hard parameter sharing, Caruana, "Multitask Learning", Machine Learning 1997 (one
-trunk, a head per task); and residual adapters, Rebuffi, Bilen, Vedaldi, "Learning multiple visual domains with residual
-adapters", NeurIPS 2017 (eq. 2: y + A(BN(y)) with a 1x1 convolution A of the task's own, between layers that all share).
+Our own model, following: hard parameter sharing, Caruana, "Multitask Learning", Machine Learning 1997 (one trunk, a
+head per task); and residual adapters, Rebuffi, Bilen, Vedaldi, "Learning multiple visual domains with residual
+adapters", NeurIPS 2017 (eq. 2: y + A(BN(y)) with a task-specific 1x1 convolution A, between shared layers).
 
-The first groups of blocks have no adapters: they run once per image. From there on an item is (image, task): who is
-asked runs the other blocks, which all tasks share, each followed by the task's adapter, and the task's head. Where
-adapters begin is the trade: early, a task has more of its own, and each one more that is asked costs more of the trunk.
+The first groups of blocks have no adapters: they run once per image. From there on an item is (image, task): a
+requested task runs the other blocks, which all tasks share, each followed by the task's adapter, and the task's head.
+The earlier adapters begin, the more of the network is specific to a task, and the more each further task costs.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Each, Route, Shared, Skip, current
-from dynbench.models.macs import static_macs
-from dynbench.models.resnet import BasicBlock, Bottleneck, ResNet, architecture, resnet
+from dynbench.models.accounting import static_macs
+from dynbench.models.resnet import BlockKind, ResNet, architecture, block_names, resnet
 from dynbench.models.sharing import shared_once
+from dynbench.models.typed import module_list
 
 PAPER = "Rebuffi, Bilen, Vedaldi, Learning multiple visual domains with residual adapters, NeurIPS 2017; Caruana 1997"
 PROVENANCE = "own model on the pattern of both papers; sharing the first groups between tasks and the routing are ours"
@@ -31,9 +32,9 @@ class Request(NamedTuple):
     """m pairs of an image and a task.
 
     Attributes:
-        answer: [m, K], zero until it is answered.
-        asked: [m], above one half where the task is asked of the image.
-        image: [m] long, place of the image in the batch.
+        answer: [m, K], zero until the pair is processed.
+        asked: [m], above one half where the task is requested for the image.
+        image: [m] long, row of the image in the batch.
         task: [m] long.
         features: [n, C, H, W] of the images, shared.
     """
@@ -45,11 +46,11 @@ class Request(NamedTuple):
     features: Shared
 
 
-ForTask = tuple[Tensor, Tensor]  # what is computed on [m, ...], and the task [m]
+ForTask = tuple[Tensor, Tensor]  # features [m, ...] and the task [m]
 
 
 class IsAsked(nn.Module):
-    """The gate: the input says which tasks are asked."""
+    """The gate: tasks are requested in the input."""
 
     def forward(self, r: Request, carry: None) -> tuple[Tensor, None]:
         """-> (score [m], None)."""
@@ -60,7 +61,7 @@ class TaskId(nn.Module):
     """The router: to the expert of the task.
 
     Args:
-        tasks: how many.
+        tasks: number of tasks.
     """
 
     def __init__(self, tasks: int) -> None:
@@ -68,13 +69,13 @@ class TaskId(nn.Module):
         self.tasks = tasks
 
     def forward(self, x: ForTask) -> Tensor:
-        """-> scores [m, tasks], 1 for the task and 0 else."""
+        """-> scores [m, tasks], 1 for the task and 0 for the others."""
         y, task = x
         return F.one_hot(task, self.tasks).to(y.dtype)
 
 
 class InTurn(nn.Module):
-    """Every task of every image, in order, each by its own expert: what a Route by task is without an execution.
+    """Every task of every image, in order, each by its own expert: the static twin of a Route by task.
 
     Args:
         experts: one per task.
@@ -92,7 +93,7 @@ class InTurn(nn.Module):
 
 
 class Adapter(nn.Module):
-    """y + A(BN(y)), A a 1x1 convolution, 0 at the beginning (Rebuffi et al. 2017, eq. 2).
+    """y + A(BN(y)), A a 1x1 convolution with initial weights 0 (Rebuffi et al. 2017, eq. 2).
 
     Args:
         channels: C.
@@ -115,8 +116,8 @@ class Head(nn.Module):
 
     Args:
         channels: C.
-        classes: answers that the task has.
-        most: K, the most that any task has.
+        classes: number of answers of the task.
+        most: K, the largest number of answers of any task.
     """
 
     def __init__(self, channels: int, classes: int, most: int) -> None:
@@ -130,7 +131,7 @@ class Head(nn.Module):
         return z
 
     def forward(self, x: ForTask) -> Tensor:
-        """Pooled features [m, C] -> probabilities [m, K], 0 for answers that the task does not have."""
+        """Pooled features [m, C] -> probabilities [m, K], padded with 0."""
         return F.pad(self.logits(x[0]).softmax(-1), (0, self.missing))
 
 
@@ -148,7 +149,7 @@ class Answer(nn.Module):
         self.blocks, self.adapters, self.head = nn.ModuleList(blocks), nn.ModuleList(adapters), head
 
     def forward(self, r: Request) -> Request:
-        """The requests, answered."""
+        """The requests with their answers."""
         y = r.features.value.index_select(0, r.image)  # [m, C, H, W]
         for block, adapter in zip(self.blocks, self.adapters, strict=True):
             y = adapter((block(y), r.task))
@@ -161,14 +162,14 @@ class MultiTaskResNet(ResNet):
     Args:
         block: BasicBlock or Bottleneck.
         layers: blocks per group.
-        classes: answers of each task.
-        shared: groups of blocks without adapters.
+        classes: number of answers of each task.
+        shared: number of groups of blocks without adapters.
         dataset: 'cifar' or 'imagenet'.
     """
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: BlockKind,
         layers: tuple[int, ...],
         classes: Sequence[int],
         shared: int,
@@ -178,24 +179,19 @@ class MultiTaskResNet(ResNet):
         channels = self.fc.in_features
         self.fc = nn.Identity()  # type: ignore[assignment]
         self.classes, self.most = tuple(classes), max(classes)
-        names = [f"group{g}_layer{i}" for g, count in enumerate(layers, start=1) for i in range(count)]
         split = sum(layers[:shared])
-        self.shared_blocks, own = names[:split], names[split:]
-        adapters = [self._by_task(f"{name}_adapter", [Adapter(self._outputs(name)) for _ in classes]) for name in own]
+        self.shared_blocks = block_names(layers)[:split]
+        own = list(zip(block_names(layers), self.blocks(), strict=True))[split:]
+        adapters = [self._by_task(f"{name}_adapter", [Adapter(b.outputs) for _ in classes]) for name, b in own]
         head = self._by_task("head", [Head(channels, c, self.most) for c in classes])
-        answer = Answer([self.get_submodule(name) for name in own], adapters, head)
+        answer = Answer([b for _, b in own], adapters, head)
         self.requests = Each(Skip("asked", IsAsked(), answer, consumes=True))
         shared_once(self)
 
-    def _by_task(self, name: str, experts: list[nn.Module]) -> Route:
+    def _by_task(self, name: str, experts: Sequence[nn.Module]) -> Route:
         modules = nn.ModuleList(experts)
         self.add_module(f"{name}s", modules)
         return Route(name, TaskId(len(modules)), modules, static=InTurn(modules))
-
-    def _outputs(self, name: str) -> int:
-        block = self.get_submodule(name)
-        assert isinstance(block, (BasicBlock, Bottleneck))
-        return block.bn1.num_features * block.expansion
 
     def input_shape(self, default: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of one input: [3 + 1, H, W]."""
@@ -203,36 +199,30 @@ class MultiTaskResNet(ResNet):
         return (planes + 1, *size)
 
     def features(self, images: Tensor) -> Tensor:
-        """What all tasks share: [n, 3, H, W] -> [n, C, H', W']."""
-        x = F.relu(self.bn1(self.conv1(images)))
-        if self.dataset == "imagenet":
-            x = F.max_pool2d(x, 3, stride=2, padding=1)
+        """The part shared by all tasks: [n, 3, H, W] -> [n, C, H', W']."""
+        x = self.stem(images)
         for name in self.shared_blocks:
             x = self.get_submodule(name)(x)
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images and what is asked.
+        """Images and requested tasks.
 
         Args:
-            x: [n, 3 + 1, H, W]; of the last plane the first T values, row by row, are 1 where a task is asked, else 0.
+            x: [n, 3 + 1, H, W]; the first T values of the last plane, row by row, are 1 for a requested task, else 0.
 
         Returns:
-            [n, T * K]: of each task that is asked the probabilities of its answers, of the others zeros, also outside
-            any execution, where every task is computed.
+            [n, T * K]: the probabilities of the answers for each requested task, zeros for the others, also outside any
+            execution, where every task is computed.
 
         Raises:
             ValueError: the plane is smaller than the number of tasks.
         """
         n, tasks = x.shape[0], len(self.classes)
-        asked = x[:, -1].flatten(1)[:, :tasks]  # [n, T]
-        if asked.shape[1] < tasks:
-            raise ValueError(
-                f"images of {x.shape[2]} x {x.shape[3]} pixels cannot say which of {tasks} tasks are asked"
-            )
+        asked = asked_of(x, tasks)  # [n, T]
         request = Request(
             answer=x.new_zeros(n, tasks, self.most),
-            asked=asked.clone(),  # a strategy may write into what requests carry
+            asked=asked.clone(),  # a strategy may write into a request
             image=torch.arange(n, device=x.device).unsqueeze(1).repeat(1, tasks),
             task=torch.arange(tasks, device=x.device).repeat(n, 1),
             features=Shared(self.features(x[:, :-1])),
@@ -245,38 +235,38 @@ class MultiTaskResNet(ResNet):
 
 
 def asked_of(x: Tensor, tasks: int) -> Tensor:
-    """What is asked, from inputs x [n, 3 + 1, H, W]: [n, tasks].
+    """The requests in inputs x [n, 3 + 1, H, W]: [n, tasks].
 
     Raises:
         ValueError: the plane is smaller than the number of tasks.
     """
     asked = x[:, -1].flatten(1)[:, :tasks]
     if asked.shape[1] < tasks:
-        raise ValueError(f"images of {x.shape[2]} x {x.shape[3]} pixels cannot say which of {tasks} tasks are asked")
+        raise ValueError(f"images of {x.shape[2]} x {x.shape[3]} pixels cannot hold requests for {tasks} tasks")
     return asked
 
 
 class Separate(nn.Module):
-    """A network of its own for each task, each computed for every image.
+    """A separate network for each task, each computed for every image.
 
     Args:
-        nets: with so many outputs as the task has answers.
+        nets: each with as many outputs as its task has answers.
     """
 
     def __init__(self, nets: Sequence[ResNet]) -> None:
         super().__init__()
-        self.nets = nn.ModuleList(nets)
+        self.nets = module_list(nets)
         self.most = max(net.fc.out_features for net in nets)
 
     def input_shape(self, default: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of one input: [3 + 1, H, W]."""
-        planes, *size = self.nets[0].input_shape(default)  # type: ignore[operator]
+        planes, *size = self.nets[0].input_shape(default)
         return (planes + 1, *size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [n, 3 + 1, H, W] -> [n, T * K], probabilities of what is asked, and zeros."""
-        said = [net(x[:, :-1]).softmax(-1) for net in self.nets]
-        answer = torch.stack([F.pad(p, (0, self.most - p.shape[1])) for p in said], 1)  # [n, T, K]
+        """x [n, 3 + 1, H, W] -> [n, T * K], probabilities for requested tasks, zeros for the others."""
+        p = [net(x[:, :-1]).softmax(-1) for net in self.nets]
+        answer = torch.stack([F.pad(q, (0, self.most - q.shape[1])) for q in p], 1)  # [n, T, K]
         return torch.where(asked_of(x, len(self.nets)).unsqueeze(2) > 0.5, answer, 0).flatten(1)
 
 
@@ -286,15 +276,15 @@ def multitask(
     """A ResNet for several tasks.
 
     Args:
-        tasks: how many, with `num_classes` answers each; or the answers of each.
+        tasks: number of tasks, with `num_classes` answers each; or the number of answers of each.
         depth: 6n+2 for 'cifar'; 18, 34, 50, 101 or 152 for 'imagenet'.
-        shared: groups of blocks that run once per image, without adapters: 0 to all of them (3 for 'cifar', 4 for
-            'imagenet'), then a task has only its head.
-        num_classes: answers of a task, where `tasks` does not say.
+        shared: number of groups of blocks that run once per image, without adapters: 0 to all (3 for 'cifar', 4 for
+            'imagenet'); with all, a task has only its head.
+        num_classes: answers of a task, if `tasks` is a number.
         dataset: 'cifar' (inputs [n, 3 + 1, 32, 32], larger ones work) or 'imagenet' ([n, 3 + 1, 224, 224]).
 
     Raises:
-        ValueError: no task, a task of less than 2 answers, groups that are not there, or no such network.
+        ValueError: no task, a task with fewer than 2 answers, too many groups, or no such network.
     """
     block, layers = architecture(depth, dataset)
     if not 0 <= shared <= len(layers):
@@ -305,7 +295,7 @@ def multitask(
 def separate(
     tasks: int | Sequence[int] = 4, depth: int = 20, num_classes: int = 10, dataset: str = "cifar"
 ) -> Separate:
-    """A network of its own for each task; arguments as of `multitask`."""
+    """A separate network for each task; arguments as for `multitask`."""
     return Separate([resnet(depth, c, dataset) for c in _classes(tasks, num_classes)])
 
 
@@ -317,12 +307,12 @@ def _classes(tasks: int | Sequence[int], num_classes: int) -> list[int]:
 
 
 def cost_by_tasks(counts: Sequence[int], shape: tuple[int, ...] = (4, 32, 32), **args: Any) -> list[dict[str, int]]:
-    """What tasks cost on paper, together and with a network each.
+    """The computed cost of tasks, together and with a network each.
 
     Args:
         counts: numbers of tasks.
         shape: of one input.
-        **args: of `multitask`, but for `tasks`.
+        **args: of `multitask`, without `tasks`.
 
     Returns:
         For each count `tasks`; `params` and `separate_params`; `macs_one_asked`, `macs_all_asked` and

@@ -7,10 +7,10 @@ the classifier's raw rows, and a node's logits are means of the class logits bel
 A null case. The path through the tree depends on the input, but the backbone and the whole classifier are computed for
 every input before the first step: the tree only adds work, and nothing can be saved.
 
-Two traps of the authors' code, avoided here unless asked for (`as_code`):
-    Their soft loss gives probabilities to a cross-entropy that takes logits, and so applies softmax twice. It cannot
-    come near 0 and its gradients are weak. Taken as written in the paper it is -log p(y), and then the two losses are
-    the same but for a factor: the nodes' cross-entropies add up to the logarithm of the product of their probabilities.
+Two pitfalls of the authors' code, avoided here except with `as_code`:
+    Their soft loss passes probabilities to a cross-entropy that takes logits, which applies softmax twice. It cannot
+    approach 0 and its gradients are weak. As written in the paper it is -log p(y); then the two losses are the same up
+    to a factor: the nodes' cross-entropies sum to the logarithm of the product of their probabilities.
     Their hard loss multiplies by the tree's weight omega twice.
 """
 
@@ -23,24 +23,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Choice, Loop, Trace
-from dynbench.models.macs import static_macs
-from dynbench.models.resnet import BasicBlock, Bottleneck, ResNet, architecture
+from dynbench.models.accounting import static_macs
+from dynbench.models.resnet import BlockKind, ResNet, architecture
 from dynbench.models.sharing import shared_once
 
 PAPER = "Wan et al., NBDT: Neural-Backed Decision Trees, ICLR 2021"
 PROVENANCE = "paper; details as in the authors' code, without its doubled softmax and its squared weight"
 
-State = tuple[Tensor, Tensor]  # logits z [n, C] and the node each input is at [n]; classes are 0 to C - 1
+State = tuple[Tensor, Tensor]  # logits z [n, C] and the current node of each input [n]; classes are 0 to C - 1
 
 
 def induced_hierarchy(rows: Tensor) -> Tensor:
     """The binary tree of agglomerative clustering, Ward linkage, Euclidean distance (section 3.1, figure 2).
 
     Args:
-        rows: W [C, d] of the classifier, as they are, not normalised.
+        rows: W [C, d] of the classifier, not normalised.
 
     Returns:
-        [C - 1, 2] long: the children of inner node C + i, made at the i-th merge; below C they are classes. The last
+        [C - 1, 2] long: the children of inner node C + i, created by the i-th merge; below C they are classes. The last
         node is the root.
 
     Raises:
@@ -48,7 +48,7 @@ def induced_hierarchy(rows: Tensor) -> Tensor:
     """
     if rows.shape[0] < 2:
         raise ValueError(f"a tree needs 2 classes or more, not {rows.shape[0]}")
-    from scipy.cluster.hierarchy import linkage  # imported only where it is needed: it takes a while
+    from scipy.cluster.hierarchy import linkage  # imported here because the import is slow
 
     merges = linkage(rows.detach().double().cpu().numpy(), method="ward")
     return torch.from_numpy(merges[:, :2].astype("int64"))
@@ -87,16 +87,16 @@ class Hierarchy(nn.Module):
 
     def _derived(self) -> dict[str, Tensor]:
         below = torch.eye(self.classes)
-        for a, b in self.children_.tolist():  # children are made before their parents
+        for a, b in self.children_.tolist():  # children precede their parents
             below = torch.cat([below, (below[a] + below[b]).unsqueeze(0)])
         return {"below": below, "under": below[self.children_.cpu()]}
 
     def depths(self) -> Tensor:
-        """How many decisions lead to each class: [C] long."""
+        """The number of decisions on the path to each class: [C] long."""
         return self.below[self.classes :].sum(0).long()
 
     def node_logits(self, z: Tensor) -> Tensor:
-        """Of every inner node, the mean of the class logits below each child: z [n, C] -> [n, C - 1, 2]."""
+        """For every inner node, the mean of the class logits below each child: z [n, C] -> [n, C - 1, 2]."""
         mean = self.under / self.under.sum(-1, keepdim=True)
         return torch.einsum("nc,jbc->njb", z, mean.to(z.dtype))
 
@@ -120,7 +120,7 @@ class NodeLogits(nn.Module):
         self.tree = tree
 
     def forward(self, z: Tensor, node: Tensor) -> Tensor:
-        """Logits z [n, C], inner nodes [n] -> [n, 2]; at a class, whatever."""
+        """Logits z [n, C], nodes [n] -> [n, 2]; arbitrary where the node is a class."""
         under = self.tree.under.index_select(0, (node - self.tree.classes).clamp(min=0))  # [n, 2, C]
         return torch.bmm(under, z.unsqueeze(2)).squeeze(2) / under.sum(-1)
 
@@ -130,7 +130,7 @@ def _larger(logits: Tensor) -> Tensor:
 
 
 class Step(nn.Module):
-    """Hard inference, a step: from a node to the child whose logit is larger."""
+    """A step of hard inference: from a node to the child with the larger logit."""
 
     def __init__(self, tree: Hierarchy) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Step(nn.Module):
         self.child = Choice("child", NodeLogits(tree), _larger)
 
     def forward(self, state: State, k: int) -> State:
-        """(z [n, C], node [n]) -> (z, node); who is at a class stays."""
+        """(z [n, C], node [n]) -> (z, node); an input at a class stays there."""
         z, node = state
         choice = self.child(z, node)  # [n] 0 or 1
         pair = self.tree.children_.index_select(0, (node - self.tree.classes).clamp(min=0))  # [n, 2]
@@ -146,7 +146,7 @@ class Step(nn.Module):
 
 
 class ClassesBelow(nn.Module):
-    """The answer at a node: even odds for the classes below it, which at a class is certainty."""
+    """The answer at a node: equal probabilities for the classes below it; at a class, probability 1."""
 
     def __init__(self, tree: Hierarchy) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class ClassesBelow(nn.Module):
 
 
 class AtClass(nn.Module):
-    """An input's walk ends at a class."""
+    """The halting rule: an input stops at a class."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -190,12 +190,12 @@ class NBDT(ResNet):
         dataset: 'cifar' or 'imagenet'.
 
     Attributes:
-        tree: the hierarchy; of untrained weights until weights are loaded or `grow` is called.
+        tree: the hierarchy; that of the initial weights until weights are loaded or `grow` is called.
     """
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: BlockKind,
         layers: tuple[int, ...],
         inference: Literal["hard", "soft"],
         num_classes: int,
@@ -212,7 +212,7 @@ class NBDT(ResNet):
         _measure_tree(self)
 
     def grow(self) -> None:
-        """Makes the tree anew, of the classifier's present rows."""
+        """Rebuilds the tree from the classifier's current rows."""
         self.tree.load_state_dict({"children_": induced_hierarchy(self.fc.weight)})
         _measure_tree(self)
 
@@ -221,7 +221,7 @@ class NBDT(ResNet):
         return super().forward(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [n, 3, H, W] -> probabilities [n, C]; of hard inference 1 for one class."""
+        """x [n, 3, H, W] -> probabilities [n, C]; with hard inference 1 for one class."""
         z = self.logits(x)
         if self.inference == "soft":
             return self.tree.log_probabilities(z).exp()
@@ -231,7 +231,7 @@ class NBDT(ResNet):
 
 
 def _measure_tree(net: nn.Module, *_: Any) -> None:
-    """A walk has as many steps as the longest path of the tree."""
+    """Sets the number of steps of hard inference to the length of the longest path in the tree."""
     net = cast(NBDT, net)
     if net.inference == "hard":
         net.walk.max_steps = int(net.tree.depths().max())
@@ -242,8 +242,8 @@ def tree_loss(
 ) -> Tensor:
     """L_tree, the tree supervision loss (section 3.3).
 
-    soft: the cross-entropy of the classes' path probabilities. hard: the cross-entropy of every node on the path of an
-    input's label, summed, times 2 / (n (C - 1)).
+    soft: the cross-entropy of the classes' path probabilities. hard: the sum of the cross-entropies of all nodes on the
+    path to an input's label, times 2 / (n (C - 1)).
 
     Args:
         z: logits [n, C].
@@ -282,7 +282,7 @@ def supervised_loss(
         kind: of L_tree.
         beta: weight of the classifier's own loss.
         omega: weight of the tree's: 1 for CIFAR, 10 for TinyImageNet and ImageNet.
-        as_code: with the traps of the authors' code.
+        as_code: with the pitfalls of the authors' code.
     """
     weight = omega**2 if as_code and kind == "hard" else omega
     return beta * F.cross_entropy(z, y) + weight * tree_loss(z, y, tree, kind, as_code=as_code)
@@ -295,30 +295,22 @@ def nbdt(
 
     Args:
         depth: 6n+2 for 'cifar'; 18, 34, 50, 101 or 152 for 'imagenet'.
-        inference: 'hard': from the root to the child whose logit is larger, down to a class. 'soft': the class whose
-            path has the largest product of probabilities; it has no decisions.
+        inference: 'hard': from the root to the child with the larger logit, down to a class. 'soft': the class whose
+            path has the largest product of probabilities; no decisions.
         num_classes: outputs, 2 or more.
         dataset: 'cifar' (inputs [n, 3, 32, 32], larger ones work) or 'imagenet' ([n, 3, 224, 224]).
 
     Raises:
-        ValueError: a depth or data set there is no such network for, another inference, or fewer than 2 classes.
+        ValueError: there is no such network of this depth for this data set, unknown inference, or fewer than 2
+            classes.
     """
     if inference not in ("hard", "soft"):
-        raise ValueError(f"inference={inference!r}: a decision tree is walked 'hard' or 'soft'")
+        raise ValueError(f"inference={inference!r}: inference in a decision tree is 'hard' or 'soft'")
     block, layers = architecture(depth, dataset)
     return NBDT(block, layers, inference, num_classes, dataset)
 
 
-def accounted_macs(model: NBDT, trace: Trace, shape: tuple[int, ...] | None = None) -> tuple[float, str]:
-    """What an input costs, whatever its path.
-
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-        shape: of one input; default: that of the data set.
-
-    Returns:
-        (MACs per sample, the rule in words).
-    """
-    macs = static_macs(model, shape or model.input_shape((3, 32, 32)))
-    return float(macs), "backbone and whole classifier for every input, whatever its path; nodes' means not counted"
+def accounted_macs(model: NBDT, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """The cost of an input, the same for every path."""
+    rule = "backbone and whole classifier for every input, whatever its path; nodes' means not counted"
+    return float(static_macs(model, shape)), rule

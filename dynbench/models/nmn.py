@@ -1,24 +1,25 @@
-"""Neural module networks: the question says which small networks are composed to answer it.
+"""Neural module networks: the question determines which small networks are composed to answer it.
 
 Andreas, Rohrbach, Darrell, Klein, "Neural Module Networks", CVPR 2016 (arXiv 1511.02799): `modules='cvpr16'`.
 Hu, Andreas, Rohrbach, Darrell, Saenko, "Learning to Reason: End-to-End Module Networks for Visual Question Answering",
 ICCV 2017: `modules='n2nmn'`, sizes as in the authors' code for SHAPES (ronghanghu/n2nmn, models_shapes/).
 
-Layouts follow from a question's parse, as SHAPES comes with it: leaves find, inner nodes transform or combine, the root
-measures where the answer is yes or no and describes otherwise (section 4.2). N2NMN predicts layouts; here it is given
+Layouts follow from a question's parse, which is part of SHAPES: leaves find, inner nodes transform or combine, the root
+measures if the answer is yes or no and describes otherwise (section 4.2). N2NMN predicts layouts; here it is given
 them, as when it clones experts.
 
-Reconstructed: the hidden layer of `measure`, biases and ReLUs where the paper's figures leave them open, `combine` as
-a 1x1 convolution; N2NMN's `describe`, which its SHAPES task has not, and its text vector, which is the word's embedding
-instead of an attended question. The paper's LSTM beside the modules serves VQA and is left out. There is no answer of
-the authors to what is *not* dynamic: the static twin is ours, the largest layout for every question, in which a missing
-relation passes its attention on.
+Reconstructed: the hidden layer of `measure`, biases and ReLUs where the paper's figures leave them open, `combine` as a
+1x1 convolution; N2NMN's `describe`, which its SHAPES task does not have, and its text vector, which is the word's
+embedding instead of an attended question. The paper's LSTM beside the modules serves VQA and is left out. The authors
+have no static counterpart: the static twin is ours, the largest layout for every question, in which a relation missing
+from the question passes its attention on.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,20 +28,21 @@ from torch import Tensor, nn
 
 from dynbench.dynamic import Op, Program
 from dynbench.dynamic.program import ARGUMENTS, MODULE, NONE, WORD
+from dynbench.models.checks import check_least
 
 PAPER = "Andreas et al., Neural Module Networks, CVPR 2016; N2NMN: Hu et al., ICCV 2017"
 PROVENANCE = "paper, sections 4.1 and 4.2, and the authors' code of N2NMN; static twin and some details reconstructed"
 
 ATTRIBUTES = ("red", "green", "blue", "circle", "square", "triangle")
 RELATIONS = ("above", "below", "left_of", "right_of")
-KINDS = ("color", "shape")  # what a root may ask for
+KINDS = ("color", "shape")  # properties that a root may describe
 FIND, TRANSFORM, COMBINE, MEASURE, DESCRIBE = range(5)  # numbers of the modules
 AND, OR = range(2)  # words of `combine`
 What = tuple[Any, tuple[Tensor, ...], Tensor]  # features [m, C, S, S] or None, attentions [m, 1, S, S], word [m]
 
 
 class ByWord(nn.Module):
-    """A linear layer of each word's own: y = W_c x + b_c."""
+    """A linear layer with separate weights for each word: y = W_c x + b_c."""
 
     def __init__(self, words: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -71,7 +73,7 @@ class Reattend(nn.Module):
     def __init__(self, words: int, side: int, hidden: int) -> None:
         super().__init__()
         self.fc1, self.fc2 = ByWord(words, side * side, hidden), ByWord(words, hidden, side * side)
-        nn.init.constant_(self.fc2.bias, 0.1)  # a map that is zero everywhere would stay so
+        nn.init.constant_(self.fc2.bias, 0.1)  # a map of zeros would have no gradient
 
     def forward(self, what: What) -> Tensor:
         """Attention [m, 1, S, S] -> attention [m, 1, S, S]."""
@@ -111,7 +113,7 @@ class Measure(nn.Module):
 
 
 class Classify(nn.Module):
-    """describe, classify[c]: image and attention -> answer, an FC per word on the features that are attended to."""
+    """describe, classify[c]: image and attention -> answer, an FC per word on the attended features."""
 
     def __init__(self, words: int, channels: int, answers: int) -> None:
         super().__init__()
@@ -120,12 +122,12 @@ class Classify(nn.Module):
     def forward(self, what: What) -> Tensor:
         """Features [m, C, S, S], attention [m, 1, S, S] -> logits [m, answers]."""
         x, (a,), word = what
-        mean = x.flatten(2) @ a.flatten(2).mT / a.shape[2:].numel()  # [m, C, 1]: averaged with the attention as weight
+        mean = x.flatten(2) @ a.flatten(2).mT / a.shape[2:].numel()  # [m, C, 1]: average weighted by attention
         return self.fc(mean, word).squeeze(2)
 
 
 class Text(nn.Module):
-    """What a word says to a module of N2NMN: its embedding, then a linear layer."""
+    """The text input of a module of N2NMN: the word's embedding, then a linear layer."""
 
     def __init__(self, words: int, embedding: int, outputs: int) -> None:
         super().__init__()
@@ -193,7 +195,7 @@ class N2Answer(nn.Module):
 
 
 class N2Describe(nn.Module):
-    """_Describe: the features where the attention's softmax is, FC, (*) FC(text), normalised, FC (reconstructed)."""
+    """_Describe: features weighted by the attention's softmax, FC, (*) FC(text), normalised, FC (reconstructed)."""
 
     def __init__(self, words: int, channels: int, embedding: int, hidden: int, answers: int) -> None:
         super().__init__()
@@ -203,17 +205,17 @@ class N2Describe(nn.Module):
     def forward(self, what: What) -> Tensor:
         """Features [m, C, S, S], attention [m, 1, S, S] -> logits [m, answers]."""
         x, (a,), word = what
-        seen = (x.flatten(2) @ a.flatten(2).softmax(-1).mT).squeeze(2)  # [m, C]
-        logits: Tensor = self.fc(F.normalize(self.image(seen) * self.text(word).flatten(1)))
+        attended = (x.flatten(2) @ a.flatten(2).softmax(-1).mT).squeeze(2)  # [m, C]
+        logits: Tensor = self.fc(F.normalize(self.image(attended) * self.text(word).flatten(1)))
         return logits
 
 
 def lenet(hidden: tuple[int, int] = (20, 50)) -> nn.Sequential:
     """The convolutional part of a LeNet: [n, 3, 30, 30] -> [n, 50, 5, 5]."""
-    return nn.Sequential(
-        nn.Conv2d(3, hidden[0], 5), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU(),
-        nn.Conv2d(hidden[0], hidden[1], 5), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU(),
-    )  # fmt: skip
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise((3, *hidden)):
+        layers += [nn.Conv2d(inputs, outputs, 5), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()]
+    return nn.Sequential(*layers)
 
 
 def cells() -> nn.Sequential:
@@ -222,7 +224,7 @@ def cells() -> nn.Sequential:
 
 
 class NMN(nn.Module):
-    """p(y | w, x) = the network that the layout P(w) composes, on the image x (section 3).
+    """p(y | w, x): the network composed by the layout P(w), on the image x (section 3).
 
     Args:
         stem: images -> features [n, C, S, S].
@@ -231,7 +233,7 @@ class NMN(nn.Module):
         side: S.
         image: side of an image, pixels.
         words: attributes, relations, kinds.
-        largest: the question whose layout the static twin runs; no question has more nodes.
+        largest: the question whose layout is run by the static twin; no question may have more nodes.
     """
 
     def __init__(
@@ -267,10 +269,9 @@ class NMN(nn.Module):
             static=self.padded,
         )
         self.largest = rows
-        self.known: dict[bytes, Tensor] = {
-            b"": torch.tensor(rows)
-        }  # layouts of questions met; none stands for `largest`
-        self.fitted: dict[bytes, Tensor] = {}  # words in the largest layout, of layouts met
+        # caches: layouts of questions, the empty question having the largest; their words in the largest layout
+        self.known: dict[bytes, Tensor] = {b"": torch.tensor(rows)}
+        self.fitted: dict[bytes, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n, 4, H, W]: red, green, blue, and the bytes of the question, then 0 -> logits [n, answers]."""
@@ -278,11 +279,11 @@ class NMN(nn.Module):
         return logits
 
     def input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of one input, whatever images there are."""
+        """Shape of one input."""
         return 4, self.image, self.image
 
     def parse(self, written: Tensor) -> Tensor:
-        """Questions [n, H, W], a byte per pixel -> layouts [n, N, 4] long on the CPU; each is worked out once."""
+        """Questions [n, H, W], a byte per pixel -> layouts [n, N, 4] long on the CPU; each is computed once."""
         n = written.shape[0]
         plain = written.reshape(n, -1).to(torch.uint8).cpu().numpy()
         return torch.stack([self._layout(q.tobytes().rstrip(b"\0")) for q in plain])
@@ -300,10 +301,10 @@ class NMN(nn.Module):
         return found
 
     def rows(self, question: str) -> list[list[int]]:
-        """A question's layout: rows of module, word and two arguments, those of a node before its own.
+        """A question's layout: rows of module, word and two arguments, in topological order.
 
         `(is A B)` asks whether A and B have something in common, `(is A)` whether there is an A, `(color A)` for the
-        colour of A. Attributes, `(above A)`, `(and A B)` and `(or A B)` stand for what is attended to.
+        colour of A. Attributes, `(above A)`, `(and A B)` and `(or A B)` denote attention maps.
 
         Raises:
             ValueError: not a question in these words.
@@ -327,25 +328,20 @@ class NMN(nn.Module):
         return [*rows, [*kind, places[0], NONE]]
 
     def _attend(self, tree: Any, rows: list[list[int]], question: str) -> int:
-        """Adds the nodes of what is attended to; the place of the last."""
+        """Adds the nodes of an attention map; returns the index of the last."""
         head, *args = [tree] if isinstance(tree, str) else tree or [""]
         places = [self._attend(a, rows, question) for a in args]
-        word, op, takes = next(
-            (of[head], op, takes)
-            for of, op, takes in (
-                (self.find, FIND, 0), (self.transform, TRANSFORM, 1), (self.joints, COMBINE, 2), ({head: -1}, NONE, -1),
-            )
-            if head in of
-        )  # fmt: skip
-        if len(places) != takes:
-            known = ", ".join([*self.find, *self.transform, *self.joints])
-            raise ValueError(f"{question!r}: {head!r} with {len(places)} arguments is none of {known} with theirs")
-        rows.append([op, word, *places, *[NONE] * (2 - takes)])
-        return len(rows) - 1
+        ops = ((self.find, FIND, 0), (self.transform, TRANSFORM, 1), (self.joints, COMBINE, 2))
+        for words, op, takes in ops:
+            if head in words and len(places) == takes:
+                rows.append([op, words[head], *places, *[NONE] * (2 - takes)])
+                return len(rows) - 1
+        known = ", ".join(word for words, _, _ in ops for word in words)
+        raise ValueError(f"{question!r}: {head!r} with {len(places)} arguments is none of {known} with theirs")
 
     def padded(self, x: Tensor, layouts: Tensor) -> Tensor:
-        """The static twin: the largest layout for everybody; a node that a question lacks passes its argument on."""
-        words = torch.stack([self._words(layout) for layout in layouts]).to(x.device)  # [n, N], -1: lacks the node
+        """The static twin: the largest layout for all; a node missing from a question passes its argument on."""
+        words = torch.stack([self._words(layout) for layout in layouts]).to(x.device)  # [n, N], -1: node missing
         values: list[Tensor] = []
         for j, (op, _, *args) in enumerate(self.largest):
             given = [values[a] for a in args if a != NONE]
@@ -366,7 +362,7 @@ class NMN(nn.Module):
         return self.fitted[key]
 
     def _pairs(self, node: int, rows: list[list[int]], own: int) -> Iterator[tuple[int, int]]:
-        """Which node of the largest layout does the work of which of these rows."""
+        """Matches nodes of the largest layout with rows of a question's layout: (node, row)."""
         op, _, *args = self.largest[node]
         if op == rows[own][MODULE]:
             yield node, own
@@ -376,7 +372,7 @@ class NMN(nn.Module):
         elif op == TRANSFORM:
             yield from self._pairs(args[0], rows, own)
         else:
-            raise ValueError("the static twin runs the largest layout, and this question's does not fit in")
+            raise ValueError("the static twin runs the largest layout, into which this question's does not fit")
 
 
 def _tree(words: Iterator[str]) -> Any:
@@ -406,26 +402,25 @@ def nmn(
 
     Args:
         modules: 'cvpr16' or 'n2nmn'.
-        stem: 'lenet' or 'cells' (a vector per cell of 10 x 10 pixels); default: as the paper of the modules has it.
-        answers: how many there are.
-        hidden: width inside the modules; default: 32 of 'cvpr16' (re-attend, as in the paper), 500 of 'n2nmn'.
-        embedding: of a word, 'n2nmn' only.
+        stem: 'lenet' or 'cells' (a vector per cell of 10 x 10 pixels); default: that of the modules' paper.
+        answers: number of answers.
+        hidden: width inside the modules; default: 32 for 'cvpr16' (re-attend, as in the paper), 500 for 'n2nmn'.
+        embedding: size of a word's embedding, 'n2nmn' only.
         image: side of the images, pixels; with 'cells' a multiple of 10.
-        attributes: what find knows.
-        relations: what transform knows.
-        kinds: what describe knows.
-        largest: the question with the most nodes, whose layout the static twin runs; default: a relation of a relation,
-            the largest of SHAPES.
+        attributes: words of find.
+        relations: words of transform.
+        kinds: words of describe.
+        largest: the question with the most nodes, whose layout is run by the static twin; default: a relation of a
+            relation, the largest of SHAPES.
 
     Raises:
-        ValueError: other modules, another stem, a size that is too small, no words, or a `largest` that is no question.
+        ValueError: unknown modules or stem, a size that is too small, no words, or a `largest` that is no question.
     """
     if modules not in ("cvpr16", "n2nmn"):
         raise ValueError(f"modules={modules!r}: a neural module network has modules 'cvpr16' or 'n2nmn'")
     hidden = (32 if modules == "cvpr16" else 500) if hidden is None else hidden
-    for name, value, least in (("answers", answers, 2), ("hidden", hidden, 1), ("embedding", embedding, 1)):
-        if value < least:
-            raise ValueError(f"{name}={value}; it is {least} or more")
+    check_least(2, answers=answers)
+    check_least(1, hidden=hidden, embedding=embedding)
     stem = {"cvpr16": "lenet", "n2nmn": "cells"}[modules] if stem is None else stem
     if stem not in ("lenet", "cells"):
         raise ValueError(f"stem={stem!r}: the stem of a neural module network is 'lenet' or 'cells'")
@@ -433,7 +428,7 @@ def nmn(
     if image < smallest or image % step:
         raise ValueError(f"image={image}; with stem {stem!r} it is a multiple of {step} from {smallest} on")
     if not (attributes and relations and kinds):
-        raise ValueError("there is no word for some module: attributes, relations and kinds have one or more each")
+        raise ValueError("a module has no words: attributes, relations and kinds have one or more each")
     first, step_ = attributes[0], relations[0]
     largest = f"(is {first} ({step_} ({step_} {first})))" if largest is None else largest
     sizes = len(attributes), len(relations), len(kinds)

@@ -2,8 +2,8 @@
 
 Mnih, Heess, Graves, Kavukcuoglu, "Recurrent Models of Visual Attention", NeurIPS 2014 (arXiv 1406.6247). Layers, sizes
 and the pixel rule are those of the best known public re-implementation (kevinzakka/recurrent-visual-attention); the
-authors published no code. Our own: halting after fewer glimpses than T, with the classifier asked after each; and a
-location kept as a whole number, in steps of 1/4096 of half an image, so that it is the same number in any dtype.
+authors published no code. Ours: halting after fewer glimpses than T, with the classifier evaluated after each; and
+locations stored as integers, in steps of 1/4096 of half an image, so that they are the same in every dtype.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Choice, Loop, Shared, Trace, current
-from dynbench.models.macs import static_macs
+from dynbench.models.accounting import decided, static_macs
+from dynbench.models.checks import check_least
 
 PAPER = "Mnih et al., Recurrent Models of Visual Attention, NeurIPS 2014"
 PROVENANCE = (
@@ -26,17 +27,17 @@ PROVENANCE = (
 )
 
 Halting = Literal["confidence", "learned"]
-UNIT = 4096  # a location of -1 .. 1 is kept as a whole number of -UNIT .. UNIT
+UNIT = 4096  # a location in -1 .. 1 is stored as an integer in -UNIT .. UNIT
 
 
 class State(NamedTuple):
-    """What an item carries from glimpse to glimpse. The images are never moved: an item knows its row."""
+    """The state carried from glimpse to glimpse. Images are never moved: an item knows its row."""
 
     h: Any  # hidden state(s), each [n, hidden]
-    l: Tensor  # noqa: E741  # where to look next: (x, y) in 1/UNIT, [n, 2] long
-    row: Tensor  # [n] long, of the images
-    repeat: Tensor  # [n] long, which of the Monte-Carlo repeats it is
-    images: Shared  # [images, c, H + margin, W + margin], zeros around
+    l: Tensor  # noqa: E741  # the next location (x, y) in 1/UNIT, [n, 2] long
+    row: Tensor  # [n] long, row of the item's image
+    repeat: Tensor  # [n] long, number of the Monte-Carlo repeat
+    images: Shared  # [images, c, H + margin, W + margin], padded with zeros
 
 
 class GlimpseSensor(nn.Module):
@@ -55,31 +56,31 @@ class GlimpseSensor(nn.Module):
         self.after = self.sides[-1] - self.before  # below and to the right
 
     def pad(self, x: Tensor) -> Tensor:
-        """Images [n, c, H, W] -> with zeros around, so that a patch at any place lies inside."""
+        """Pads images [n, c, H, W] with zeros, so that a patch at any location lies inside."""
         return F.pad(x, (self.before, self.after, self.before, self.after))
 
     def forward(self, images: Tensor, row: Tensor, l: Tensor) -> Tensor:  # noqa: E741
         """Padded images, row [n] and location l [n, 2] (x, y) in 1/UNIT -> phi [n, k c g g].
 
-        A patch of side p starts at the pixel floor((l + 1) / 2 H) - p // 2 of the image; outside there are zeros.
+        A patch of side p starts at the pixel floor((l + 1) / 2 H) - p // 2 of the image; outside the image are zeros.
         """
         margin, patches = self.before + self.after, []
         x, y = ((l[:, i] + UNIT) * (images.shape[3 - i] - margin) // (2 * UNIT) for i in (0, 1))
         for side in self.sides:
             start = self.before - side // 2
             windows = images.unfold(2, side, 1).unfold(3, side, 1)  # a view: [images, c, rows, columns, p, p]
-            patch = windows[row, :, y + start, x + start]  # [n, c, p, p], and only these are copied
+            patch = windows[row, :, y + start, x + start]  # [n, c, p, p]; only these are copied
             patches.append(F.avg_pool2d(patch, side // self.size) if side > self.size else patch)
         return torch.stack(patches, 1).flatten(1)
 
 
 class GlimpseNetwork(nn.Module):
-    """g_t = ReLU(W_a ReLU(W phi) + W_b ReLU(W l)): what was seen, and where.
+    """g_t = ReLU(W_a ReLU(W phi) + W_b ReLU(W l)): the glimpse and its location.
 
     Args:
-        seen: numbers in phi.
-        width: of either first layer.
-        hidden: of g_t.
+        seen: size of phi.
+        width: of each first layer.
+        hidden: size of g_t.
     """
 
     def __init__(self, seen: int, width: int, hidden: int) -> None:
@@ -107,12 +108,12 @@ class Core(nn.Module):
 
 
 class Locator(nn.Module):
-    """mu = tanh(W2 ReLU(W1 h)), or tanh(W h) where there is no hidden layer (the paper).
+    """mu = tanh(W2 ReLU(W1 h)), or without a hidden layer tanh(W h) (the paper).
 
     Args:
-        hidden: of h.
+        hidden: size of h.
         width: of the hidden layer, 0: none.
-        detach: h passes no gradient back: what finds places is not what keeps them in mind.
+        detach: h receives no gradient from the locator.
     """
 
     def __init__(self, hidden: int, width: int, detach: bool) -> None:
@@ -122,7 +123,7 @@ class Locator(nn.Module):
         self.place = nn.Linear(width or hidden, 2)
 
     def forward(self, h: Tensor, noise: Tensor | None = None) -> Tensor:
-        """h [n, hidden] -> mu [n, 2], with noise [n, 2] added where some is given: a draw of N(mu, std^2)."""
+        """h [n, hidden] -> mu [n, 2]; with noise [n, 2] from N(0, std^2), a draw of N(mu, std^2)."""
         h = h.detach() if self.detach else h
         if self.hidden is not None:
             h = F.relu(self.hidden(h))
@@ -131,12 +132,12 @@ class Locator(nn.Module):
 
 
 def on_grid(l: Tensor) -> Tensor:  # noqa: E741
-    """A location [n, 2], clamped to -1 .. 1, in whole steps of 1/UNIT: [n, 2] long."""
+    """A location [n, 2], clamped to -1 .. 1 and rounded to steps of 1/UNIT: [n, 2] long."""
     return (l.clamp(-1, 1).to(torch.promote_types(l.dtype, torch.float32)) * UNIT).round().long()
 
 
 class Confident(nn.Module):
-    """Halts where the classifier's highest probability exceeds a threshold, which is part of the weights."""
+    """Halts where the classifier's largest probability exceeds a threshold, which is part of the weights."""
 
     threshold: Tensor
 
@@ -150,7 +151,7 @@ class Confident(nn.Module):
 
 
 class HaltingUnit(nn.Module):
-    """Halts where a logistic unit on the state says that the answer is right."""
+    """Halts where a logistic unit on the state predicts that the answer is right."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -163,11 +164,11 @@ class HaltingUnit(nn.Module):
 
     def forward(self, answer: Tensor, state: State, k: int) -> Tensor:
         """The state after glimpse k -> [n] bool."""
-        return self.score(_of_class(state.h)) > 0
+        return self.score(class_state(state.h)) > 0
 
 
-def _of_class(h: Any) -> Tensor:
-    """The hidden state that classes are read from: the only one, or the first."""
+def class_state(h: Any) -> Tensor:
+    """The hidden state from which classes are read: the only one, or the first."""
     found: Tensor = h[0] if isinstance(h, tuple) else h
     return found
 
@@ -175,34 +176,34 @@ def _of_class(h: Any) -> Tensor:
 class RAM(nn.Module):
     """T glimpses: look at l_t, update h_t, read l_{t+1} from it; the class is read from the last h, or from one before.
 
-    In evaluation the locations are the means, and the first is the centre. With M > 1 repeats every image is looked at
-    M times, from M first locations drawn evenly and with M draws of noise N(0, std^2) at each glimpse, and the
+    In evaluation the locations are the means, and the first is the centre. With M > 1 repeats every image is processed
+    M times, from M first locations drawn uniformly and with M draws of noise N(0, std^2) at each glimpse, and the
     log-probabilities are averaged. The draws are a function of (seed, repeat, glimpse), the same for all images.
 
     Args:
-        glimpses: T, at most so many with `halt`.
-        size: g, side of the smallest patch and of all after pooling, pixels.
+        glimpses: T, with `halt` the maximum.
+        size: g, side of the smallest patch and of all patches after pooling, pixels.
         scales: k, patches per glimpse.
         scale: s, the side of a patch relative to the one before.
         channels: c of the images.
-        image: side of the images, or (height, width); says what one input looks like, images of any size are taken.
+        image: side of the images, or (height, width); only for `input_shape`, images of any size are accepted.
         num_classes: outputs.
-        hidden: of the glimpse vector and the recurrent state.
+        hidden: size of the glimpse vector and the recurrent state.
         width: of the first layers of the glimpse network.
         locator_hidden: width of the locator's hidden layer (128 in the public re-implementation); 0: linear (paper).
         std: of a location around its mean, in units of half an image, in training and in Monte-Carlo repeats.
-        halt: None: T glimpses (paper); 'confidence': stop where the classifier is sure; 'learned': a halting unit.
+        halt: None: T glimpses (paper); 'confidence': stop where the classifier is confident; 'learned': a halting unit.
         threshold: of 'confidence', a probability; it is part of the weights.
         repeats: M.
         seed: of the repeats' draws.
 
     Raises:
-        ValueError: an unknown rule for halting, or a size out of range.
+        ValueError: an unknown halting rule, or a size out of range.
     """
 
     noise: Tensor
     first: Tensor
-    reward_stops = True  # at the locator: the recurrent state learns from the label alone
+    reward_stops = True  # the reward trains the locator only, the recurrent state learns from the label
 
     def __init__(
         self,
@@ -224,15 +225,13 @@ class RAM(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = (channels, *_sides(image))
-        at_least_1(
-            glimpses=glimpses, size=size, scales=scales, scale=scale, channels=channels, image=min(self.shape[1:]),
-            num_classes=num_classes, hidden=hidden, width=width, repeats=repeats,
-        )  # fmt: skip
+        check_least(1, glimpses=glimpses, size=size, scales=scales, scale=scale, channels=channels)
+        check_least(1, image=min(self.shape[1:]), num_classes=num_classes, hidden=hidden, width=width, repeats=repeats)
         if locator_hidden < 0 or std <= 0:
             raise ValueError(f"locator_hidden={locator_hidden} is 0 or more, and std={std} above 0")
         if halt not in (None, "confidence", "learned"):
             raise ValueError(
-                f"halt={halt!r}: glimpses end by 'confidence', by a 'learned' unit, or with the last (None)"
+                f"halt={halt!r}: a RAM halts by 'confidence', by a 'learned' unit, or after the last glimpse (None)"
             )
         self.hidden, self.std, self.repeats = hidden, std, repeats
         self.sensor = GlimpseSensor(size, scales, scale)
@@ -240,7 +239,7 @@ class RAM(nn.Module):
         self.core = self.make_core(hidden)
         self.look = Choice("look", Locator(hidden, locator_hidden, self.reward_stops), on_grid)
         self.classifier = nn.Linear(hidden, num_classes)
-        self.baseline = nn.Linear(hidden, 1)  # b_t, of the reward; asked in training only
+        self.baseline = nn.Linear(hidden, 1)  # b_t, of the reward; used in training only
         rule = {None: None, "confidence": Confident(threshold), "learned": HaltingUnit(hidden)}[halt]
         self.loop = Loop("glimpses", self.step, rule, glimpses, self.head)
         draw = torch.Generator().manual_seed(seed)
@@ -259,7 +258,7 @@ class RAM(nn.Module):
         return like.new_zeros(n, self.hidden)
 
     def for_place(self, h: Any) -> Tensor:
-        """The hidden state that locations are read from [n, hidden]."""
+        """The hidden state from which locations are read [n, hidden]."""
         found: Tensor = h
         return found
 
@@ -279,16 +278,16 @@ class RAM(nn.Module):
 
     def head(self, state: State, k: int) -> Tensor:
         """Log-probabilities of the classes [n, C]."""
-        return self.classifier(_of_class(state.h)).log_softmax(-1)
+        return self.classifier(class_state(state.h)).log_softmax(-1)
 
     def forward(self, x: Tensor, first: Tensor | None = None) -> Tensor:
-        """x [n, c, H, W], and where to look first [n, 2] if not at the centre -> log-probabilities [n, C].
+        """x [n, c, H, W], and the first location [n, 2], default the centre -> log-probabilities [n, C].
 
         Raises:
-            ValueError: images with other channels than those the network was made for.
+            ValueError: images with another number of channels.
         """
         if x.shape[1] != self.shape[0]:
-            raise ValueError(f"images of {x.shape[1]} channels; this network is made for {self.shape[0]}")
+            raise ValueError(f"images of {x.shape[1]} channels; this network takes {self.shape[0]}")
         n, m = x.shape[0], self.repeats
         ex = current()
         with nullcontext() if ex is None or m == 1 else ex.spread(m):  # each image becomes M items
@@ -296,8 +295,8 @@ class RAM(nn.Module):
             repeat = torch.arange(m, device=x.device).repeat(n)
             l0 = self.first[repeat] if first is None else first.repeat_interleave(m, 0)
             state = State(self.h0(n * m, x), on_grid(l0), row, repeat, Shared(self.sensor.pad(x)))
-            said: Tensor = self.loop(state)
-        return said if m == 1 else said.unflatten(0, (n, m)).mean(1)
+            log_p: Tensor = self.loop(state)
+        return log_p if m == 1 else log_p.unflatten(0, (n, m)).mean(1)
 
 
 def _sides(image: int | tuple[int, int]) -> tuple[int, int]:
@@ -306,25 +305,14 @@ def _sides(image: int | tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def at_least_1(**sizes: int) -> None:
-    """Checks sizes.
-
-    Raises:
-        ValueError: one is below 1.
-    """
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: it is 1 or more")
-
-
 class PlainCNN(nn.Module):
-    """What glimpses are to be compared with: a small convolutional network on the whole image (ours, not the paper's).
+    """The baseline for glimpses: a small convolutional network on the whole image (ours, not the paper's).
 
-    Layers of 3x3 convolution, batch norm and ReLU, each halving the image; the largest value of each channel; classes.
+    Layers of 3x3 convolution, batch norm and ReLU, each halving the image; global max pooling; a linear classifier.
 
     Args:
         channels: of the images.
-        image: side of the images, or (height, width); says what one input looks like, images of any size are taken.
+        image: side of the images, or (height, width); only for `input_shape`, images of any size are accepted.
         num_classes: outputs.
         widths: channels of each layer.
 
@@ -343,7 +331,7 @@ class PlainCNN(nn.Module):
         self.shape = (channels, *_sides(image))
         if not widths:
             raise ValueError("widths=[]: a convolutional network has at least one layer")
-        at_least_1(channels=channels, image=min(self.shape[1:]), num_classes=num_classes, widths=min(widths))
+        check_least(1, channels=channels, image=min(self.shape[1:]), num_classes=num_classes, widths=min(widths))
         self.layers = nn.Sequential()
         for before, width in zip((channels, *widths), widths, strict=False):
             conv = nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False)
@@ -360,24 +348,12 @@ class PlainCNN(nn.Module):
         return logits
 
 
-def accounted_macs(model: RAM, trace: Trace, shape: tuple[int, ...] | None = None) -> tuple[float, str]:
-    """What the paper argues with: glimpses taken, each at the same cost whatever the size of the image.
-
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-        shape: of one input; default: the model's.
-
-    Returns:
-        (MACs per sample, the rule in words).
-    """
+def accounted_macs(model: RAM, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """As the paper argues: the number of glimpses, each at the same cost whatever the size of the image."""
     steps = model.loop.max_steps
-    sizes = (steps,) if model.repeats == 1 else (model.repeats, steps)
-    looked = trace.entries["look", sizes].reached  # a location is decided at every glimpse
+    looked = decided(trace, "look").reached  # a location is decided at every glimpse
     taken = float(looked.double().sum()) / max(trace.items, 1)
     head = static_macs(model.classifier, (model.hidden,)) * model.repeats
-    each = (static_macs(model, shape or model.shape) - head) / (steps * model.repeats)
-    return (
-        taken * each + head,
-        "glimpses taken times the cost of a glimpse, classifier counted once, halting not counted",
-    )
+    each = (static_macs(model, shape) - head) / (steps * model.repeats)
+    rule = "glimpses taken times the cost of a glimpse, classifier counted once, halting not counted"
+    return taken * each + head, rule

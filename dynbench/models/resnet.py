@@ -7,7 +7,8 @@ as in ucbdrive/skipnet, so that the weights of a ResNet are, name by name, those
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ IMAGENET_LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution without bias that keeps the map's size, but for its stride."""
+    """A 3x3 convolution without bias; padding keeps the map's size, up to the stride."""
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
 
 
@@ -32,31 +33,49 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 
 
 class BasicBlock(nn.Module):
-    """y = relu(F(x) + shortcut(x)), F two 3x3 convolutions (figure 5, left): x [n, inputs, H, W]."""
+    """y = relu(F(x) + shortcut(x)), F two 3x3 convolutions (figure 5, left).
+
+    Args:
+        inputs: channels of x.
+        width: channels of both convolutions, and of y.
+        stride: of the first convolution.
+    """
 
     expansion = 1
 
     def __init__(self, inputs: int, width: int, stride: int = 1) -> None:
         super().__init__()
+        self.outputs, self.stride = width, stride
         self.conv1, self.bn1 = conv3x3(inputs, width, stride), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = conv3x3(width, width), nn.BatchNorm2d(width)
         self.downsample = shortcut(inputs, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n, inputs, H, W] -> y [n, width, H / stride, W / stride]."""
-        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.residual(x) + (x if self.downsample is None else self.downsample(x)))
+
+    def residual(self, x: Tensor) -> Tensor:
+        """F(x), of the shape of y."""
+        y: Tensor = F.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return y
 
 
 class Bottleneck(nn.Module):
-    """y = relu(F(x) + shortcut(x)), F = 1x1, 3x3, 1x1 (figure 5, right); the stride is on the 3x3."""
+    """y = relu(F(x) + shortcut(x)), F convolutions of 1x1, 3x3 and 1x1 (figure 5, right).
+
+    Args:
+        inputs: channels of x.
+        width: channels of the first two convolutions; y has four times as many.
+        stride: of the 3x3 convolution.
+    """
 
     expansion = 4
 
     def __init__(self, inputs: int, width: int, stride: int = 1) -> None:
         super().__init__()
         outputs = width * self.expansion
+        self.outputs, self.stride = outputs, stride
         self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = conv3x3(width, width, stride), nn.BatchNorm2d(width)
         self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
@@ -64,10 +83,23 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n, inputs, H, W] -> y [n, 4 width, H / stride, W / stride]."""
-        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.residual(x) + (x if self.downsample is None else self.downsample(x)))
+
+    def residual(self, x: Tensor) -> Tensor:
+        """F(x), of the shape of y."""
+        y: Tensor = F.relu(self.bn1(self.conv1(x)))
         y = F.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return y
+
+
+Block = BasicBlock | Bottleneck
+BlockKind = type[BasicBlock] | type[Bottleneck]
+
+
+def block_names(layers: Sequence[int]) -> list[str]:
+    """Names of a network's residual blocks, in order: group1_layer0, group1_layer1, ...; `layers` per group."""
+    return [f"group{g}_layer{i}" for g, count in enumerate(layers, start=1) for i in range(count)]
 
 
 class ResNet(nn.Module):
@@ -80,14 +112,12 @@ class ResNet(nn.Module):
         dataset: 'cifar' (3x3 stem, widths 16, 32, 64) or 'imagenet' (7x7 stem, pooling, widths 64 to 512).
     """
 
-    def __init__(
-        self, block: type[BasicBlock] | type[Bottleneck], layers: tuple[int, ...], num_classes: int, dataset: str
-    ) -> None:
+    def __init__(self, block: BlockKind, layers: tuple[int, ...], num_classes: int, dataset: str) -> None:
         super().__init__()
         self.layers, self.dataset = layers, dataset
         inputs = 16 if dataset == "cifar" else 64
         if dataset == "cifar":
-            self.conv1: nn.Module = conv3x3(3, inputs)
+            self.conv1 = conv3x3(3, inputs)
         else:
             self.conv1 = nn.Conv2d(3, inputs, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(inputs)
@@ -107,17 +137,19 @@ class ResNet(nn.Module):
         """Shape of one input: [3, H, W]."""
         return default if self.dataset == "cifar" else (3, 224, 224)
 
-    def blocks(self) -> Iterator[nn.Module]:
+    def blocks(self) -> Iterator[Block]:
         """The residual blocks, in order."""
-        for g, count in enumerate(self.layers, start=1):
-            for i in range(count):
-                yield self.get_submodule(f"group{g}_layer{i}")
+        for name in block_names(self.layers):
+            yield cast(Block, self.get_submodule(name))
+
+    def stem(self, x: Tensor) -> Tensor:
+        """x [n, 3, H, W] -> the input of the first block."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        return F.max_pool2d(x, 3, stride=2, padding=1) if self.dataset == "imagenet" else x
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n, 3, H, W] -> logits [n, num_classes]."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        if self.dataset == "imagenet":
-            x = F.max_pool2d(x, 3, stride=2, padding=1)
+        x = self.stem(x)
         for block in self.blocks():
             x = block(x)
         return self.fc(x.mean((2, 3)))
@@ -132,17 +164,17 @@ def resnet(depth: int = 38, num_classes: int = 10, dataset: str = "cifar") -> Re
         dataset: 'cifar' (inputs [n, 3, 32, 32], larger ones work) or 'imagenet' ([n, 3, 224, 224]).
 
     Raises:
-        ValueError: a depth or data set there is no such network for.
+        ValueError: there is no such network of this depth for this data set.
     """
     block, layers = architecture(depth, dataset)
     return ResNet(block, layers, num_classes, dataset)
 
 
-def architecture(depth: int, dataset: str) -> tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]:
-    """The kind of block, and how many of them in each group.
+def architecture(depth: int, dataset: str) -> tuple[BlockKind, tuple[int, ...]]:
+    """The kind of block, and the number of blocks in each group.
 
     Raises:
-        ValueError: a depth or data set there is no such network for.
+        ValueError: there is no such network of this depth for this data set.
     """
     if dataset == "cifar":
         if depth < 8 or (depth - 2) % 6:

@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbench.dynamic import Skip, Trace, points
+from dynbench.dynamic import Skip, Trace
 from dynbench.dynamic.items import wide
-from dynbench.models.macs import static_macs
-from dynbench.models.resnet import BasicBlock, Bottleneck, ResNet, architecture, conv3x3
+from dynbench.models.accounting import run_rate, static_macs
+from dynbench.models.resnet import BlockKind, ResNet, architecture, block_names, conv3x3
 from dynbench.models.sharing import shared_once
+from dynbench.models.typed import module_list
 
 PAPER = "Wang et al., SkipNet: Learning Dynamic Routing in Convolutional Networks, ECCV 2018"
 PROVENANCE = "paper, section 3; details as in the authors' code"
@@ -50,7 +51,7 @@ class RNNGate(nn.Module):
     """Recurrent gate: average pool over the whole map, a 1x1 convolution of the block's own, the shared LSTM.
 
     Args:
-        embed: what the 1x1 convolution is after pooling: a linear layer.
+        embed: the block's own 1x1 convolution; after pooling it is a linear layer.
         control: shared by all gates.
     """
 
@@ -105,8 +106,8 @@ def _of_two(logits: Tensor) -> Tensor:
 class SkipNet(ResNet):
     """x_{i+1} = g_i F_i(x_i) + (1 - g_i) x_i (eq. 1), F_i the whole residual block with shortcut and ReLU.
 
-    The gate of a block sees the output of the block before it; the first block always runs. Where a block changes the
-    shape, what stands for it is its own 1x1 shortcut with batch norm, *without* ReLU: its output may be negative.
+    The gate of a block sees the output of the block before it; the first block always runs. A skipped block that would
+    change the shape is replaced by its own 1x1 shortcut with batch norm, *without* ReLU: the output may be negative.
 
     Args:
         block: BasicBlock or Bottleneck.
@@ -118,7 +119,7 @@ class SkipNet(ResNet):
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: BlockKind,
         layers: tuple[int, ...],
         gate: GateKind,
         num_classes: int,
@@ -130,15 +131,14 @@ class SkipNet(ResNet):
         for g, count in enumerate(layers, start=1):
             channels = self.conv1.out_channels * 2 ** (g - 1) * block.expansion
             for i in range(count):
-                if (g, i) != (len(layers), count - 1):  # nothing to decide after the last
+                if (g, i) != (len(layers), count - 1):  # there is nothing to decide after the last block
                     gates.append(self._add_gate(f"group{g}_gate{i}", gate, channels))
         init_as_authors(self)
-        self.skips = nn.ModuleList()
-        names = [f"group{g}_layer{i}" for g, count in enumerate(layers, start=1) for i in range(count)]
-        for name, gate_before in zip(names[1:], gates, strict=True):
-            body = self.get_submodule(name)
-            assert isinstance(body, block)
-            self.skips.append(Skip(name, gate_before, body, body.downsample, consumes=True))
+        _, *bodies = zip(block_names(layers), self.blocks(), strict=True)  # the first block has no gate
+        self.skips = module_list(
+            Skip(name, gate_before, body, body.downsample, consumes=True)
+            for (name, body), gate_before in zip(bodies, gates, strict=True)
+        )
         shared_once(self)
 
     def _add_gate(self, name: str, kind: GateKind, channels: int) -> nn.Module:
@@ -160,25 +160,22 @@ class SkipNet(ResNet):
         return logits
 
     def _before(self, x: Tensor) -> tuple[Tensor, Carry | None]:
-        """What is never skipped: x [n, 3, H, W] -> the first block's output, and the gates' state."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        if self.dataset == "imagenet":
-            x = F.max_pool2d(x, 3, stride=2, padding=1)
-        carry = None
+        """The part that always runs: x [n, 3, H, W] -> the first block's output, and the gates' initial state."""
+        x, carry = self.stem(x), None
         if self.control is not None:
             zero = x.new_zeros(x.shape[0], HIDDEN)
-            carry = (zero, zero)  # every forward begins anew
+            carry = (zero, zero)
         x = self.get_submodule("group1_layer0")(x)
         return x, carry
 
 
 class Unskipped(SkipNet):
-    """The paper's ablation (table 3): every block computed for every input and mixed by its gate, so nothing is saved.
+    """The paper's ablation (table 3): every block is computed for every input and mixed by its gate; nothing is saved.
 
-    A static network, without decisions; its weights are those of a SkipNet.
+    A static network, without decisions; it has the weights of a SkipNet.
 
     Args:
-        gating: 'soft', g_i = p in eq. 1; or 'hard', g_i = 1 where p > 0.5, which is what masking a SkipNet computes.
+        gating: 'soft', g_i = p in eq. 1; or 'hard', g_i = 1 where p > 0.5, as a SkipNet under masking.
         **net: as for `SkipNet`.
     """
 
@@ -193,23 +190,23 @@ class Unskipped(SkipNet):
     def mixed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [n, 3, H, W] -> (logits [n, num_classes], p of every gate [N, n])."""
         x, carry = self._before(x)
-        said = []
+        probabilities = []
         for skip in self.skips:
-            assert isinstance(skip, Skip) and skip.gate is not None
+            assert skip.gate is not None
             logit, carry = skip.gate(x, carry)
-            said.append(torch.sigmoid(logit))
-            g = wide(said[-1] if self.gating == "soft" else (logit > 0).to(x.dtype), x)
+            probabilities.append(torch.sigmoid(logit))
+            g = wide(probabilities[-1] if self.gating == "soft" else (logit > 0).to(x.dtype), x)
             bypass = x if skip.otherwise is None else skip.otherwise(x)
             x = g * skip.body(x) + (1 - g) * bypass
-        return self.fc(x.mean((2, 3))), torch.stack(said)
+        return self.fc(x.mean((2, 3))), torch.stack(probabilities)
 
 
 def init_as_authors(net: nn.Module) -> None:
-    """As in the authors' code: weights from N(0, sqrt(2 / n)), n = k k c_out of a convolution, c_in c_out else."""
+    """As in the authors' code: weights from N(0, sqrt(2 / n)), n = k k c_out of a convolution, else c_in c_out."""
     for name, m in net.named_modules():
         if isinstance(m, nn.Conv2d):
             nn.init.normal_(m.weight, 0, math.sqrt(2 / (m.kernel_size[0] * m.kernel_size[1] * m.out_channels)))
-        elif isinstance(m, nn.Linear):  # a recurrent gate's was a convolution
+        elif isinstance(m, nn.Linear):  # that of a recurrent gate is a convolution in the authors' code
             n = m.out_features if "_gate" in name else m.weight.numel()
             nn.init.normal_(m.weight, 0, math.sqrt(2 / n))
 
@@ -226,7 +223,7 @@ def skipnet(depth: int = 38, gate: GateKind = "rnn", num_classes: int = 10, data
         dataset: 'cifar' (inputs [n, 3, 32, 32], larger ones work) or 'imagenet' ([n, 3, 224, 224]).
 
     Raises:
-        ValueError: a depth, gate or data set there is no such network for.
+        ValueError: there is no such network of this depth, with this gate or for this data set.
     """
     return SkipNet(**_net(depth, gate, num_classes, dataset))
 
@@ -234,7 +231,7 @@ def skipnet(depth: int = 38, gate: GateKind = "rnn", num_classes: int = 10, data
 def unskipped(
     depth: int = 38, gate: GateKind = "rnn", num_classes: int = 10, dataset: str = "cifar", gating: Gating = "soft"
 ) -> Unskipped:
-    """A SkipNet that skips nothing: `gating` is 'soft' or 'hard', the rest and the errors are as for `skipnet`."""
+    """A SkipNet that skips nothing: `gating` is 'soft' or 'hard'; other arguments and errors as for `skipnet`."""
     if gating not in ("soft", "hard"):
         raise ValueError(f"gating={gating!r}: gates mix 'soft' (by p) or 'hard' (by p > 0.5)")
     return Unskipped(gating, **_net(depth, gate, num_classes, dataset))
@@ -250,15 +247,12 @@ def _net(depth: int, gate: GateKind, num_classes: int, dataset: str) -> dict[str
 
 
 def from_author_checkpoint(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A `state_dict` of the authors' code, under the names used here.
+    """Renames a `state_dict` of the authors' code for `SkipNet.load_state_dict`.
 
     Left out: the shortcuts' second name `group{g}_ds{i}`, and the gate after the last block, which decides nothing.
 
     Args:
         state: the entry 'state_dict' of their checkpoint.
-
-    Returns:
-        What `SkipNet.load_state_dict` takes.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
     blocks = [tuple(map(int, m.groups())) for n in state if (m := re.match(r"group(\d+)_layer(\d+)\.", n))]
@@ -274,23 +268,10 @@ def from_author_checkpoint(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return mapped
 
 
-def accounted_macs(model: SkipNet, trace: Trace, shape: tuple[int, ...] | None = None) -> tuple[float, str]:
-    """What the authors' code counts: blocks run, every block weighing the same, gates not counted.
-
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-        shape: of one input; default: that of the data set.
-
-    Returns:
-        (MACs per sample, the rule in words).
-    """
-    rates = [float(value[reached].double().mean()) for value, reached in _of_skips(model, trace)]
+def accounted_macs(model: SkipNet, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """As the authors' code counts: blocks run, every block weighing the same, gates not counted."""
+    rates = [run_rate(trace, skip.name) for skip in model.skips]
     share = (sum(rates) + 1) / (len(rates) + 1)
-    dense = static_macs(model, shape or model.input_shape((3, 32, 32)))
-    return share * dense, "(blocks run + 1) / blocks, every block weighing the same, gates not counted"
-
-
-def _of_skips(model: SkipNet, trace: Trace) -> list[tuple[Tensor, Tensor]]:
-    names = [name for name, point in points(model).items() if isinstance(point, Skip)]
-    return [trace.entries[name, ()] for name in names]
+    return share * static_macs(
+        model, shape
+    ), "(blocks run + 1) / blocks, every block weighing the same, gates not counted"

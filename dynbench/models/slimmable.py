@@ -2,13 +2,13 @@
 
 Yu, Yang, Xu, Yang, Huang, "Slimmable Neural Networks", ICLR 2019 (arXiv 1812.08928), and, for `norm = "universal"`, Yu
 and Huang, "Universally Slimmable Networks and Improved Training Techniques", ICCV 2019 (arXiv 1903.05134). Channel
-counts and blocks are those of the authors' code (JiahuiYu/slimmable_networks, models/s_*.py and us_*.py). In one thing
-this is not their code: the last layer of MobileNetV2, whose own width is fixed, has a batch norm for each width, too,
-and not one for all. The ResNets for images of 32 x 32 are ours.
+counts and blocks are those of the authors' code (JiahuiYu/slimmable_networks, models/s_*.py and us_*.py), with one
+difference: the last layer of MobileNetV2, whose own width is fixed, also has a batch norm for each width instead of one
+for all. The ResNets for images of 32 x 32 are ours.
 
 The width is decided outside the network, for a device or a batch (`Slimmable.width`), or for each item (dsnet.py). As a
 decision point it is a `Width` with nested masks over *levels*: a network of K widths has K - 1 levels that may be left
-out, and an item's width is the number of those that it uses.
+out, and an item's width is the number of levels that it uses.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Trace, Width
-from dynbench.models.macs import static_macs
+from dynbench.models.accounting import static_macs
 from dynbench.models.resnet import architecture
 from dynbench.models.sharing import shared_once
+from dynbench.models.typed import module_list
 
 PAPER = "Yu et al., Slimmable Neural Networks, ICLR 2019; Yu, Huang, Universally Slimmable Networks, ICCV 2019"
 PROVENANCE = "layers as in the authors' code; the ResNets for CIFAR are ours"
@@ -43,15 +44,15 @@ def rounded(channels: float, divisor: int = 8) -> int:
 
 
 class SlimConv2d(nn.Conv2d):
-    """A convolution of which the first inputs[l] and outputs[l] channels are used at level l; itself: all of them.
+    """A convolution that uses its first inputs[l] and outputs[l] channels at level l; called itself: all of them.
 
     Args:
         inputs: channels at each level.
         outputs: channels at each level.
-        kernel: size; padding keeps the map's size, but for the stride.
-        stride: of both directions.
-        depthwise: each channel for itself.
-        bias: whether it has one.
+        kernel: size; padding keeps the map's size, up to the stride.
+        stride: in both directions.
+        depthwise: one group per channel.
+        bias: whether there is a bias.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class SlimConv2d(nn.Conv2d):
         self.inputs, self.outputs, self.pad = inputs, outputs, kernel // 2
 
     def at(self, level: int) -> nn.Module:
-        """The convolution of a level, its weights a copy through which a gradient flows."""
+        """The convolution of a level; its weights are a differentiable copy."""
         out, of = self.outputs[level], self.inputs[level] if self.groups == 1 else 1
         bias = None if self.bias is None else self.bias[:out]
         groups = 1 if self.groups == 1 else out
@@ -88,14 +89,14 @@ class _Conv2d(nn.Module):
 
 
 class SlimLinear(nn.Linear):
-    """A linear layer of which the first inputs[l] columns are used at level l; itself: all of them."""
+    """A linear layer that uses its first inputs[l] columns at level l; called itself: all of them."""
 
     def __init__(self, inputs: Counts, outputs: int) -> None:
         super().__init__(inputs[-1], outputs)
         self.inputs = inputs
 
     def at(self, level: int) -> nn.Module:
-        """The layer of a level, its weights a copy through which a gradient flows."""
+        """The layer of a level; its weights are a differentiable copy."""
         return _Linear(self.weight[:, : self.inputs[level]].contiguous(), self.bias)
 
 
@@ -111,14 +112,14 @@ class _Linear(nn.Module):
 
 
 class SwitchableBatchNorm2d(nn.Module):
-    """A batch norm for each width: of its own (section 3.3), or with shared scale and shift ('universal').
+    """A batch norm for each width: separate (section 3.3), or with shared scale and shift ('universal').
 
-    A batch whose items are of several widths is normalised by each item's own statistics, those of evaluation, and the
-    channels that an item does not have are zero afterwards.
+    In a batch of several widths each item is normalised by the running statistics of its own width, and the channels
+    that an item does not use are zero afterwards.
 
     Args:
         channels: at each level.
-        norm: what the levels have for themselves: 'switchable': everything; 'universal': the statistics.
+        norm: 'switchable': levels share nothing; 'universal': they share scale and shift, not statistics.
     """
 
     there: Tensor
@@ -127,18 +128,18 @@ class SwitchableBatchNorm2d(nn.Module):
     def __init__(self, channels: Counts, norm: Norm) -> None:
         super().__init__()
         own = norm == "switchable"
-        self.bn = nn.ModuleList(nn.BatchNorm2d(c, affine=own) for c in channels)
+        self.bn = module_list(nn.BatchNorm2d(c, affine=own) for c in channels)
         self.weight = None if own else nn.Parameter(torch.ones(channels[-1]))
         self.bias = None if own else nn.Parameter(torch.zeros(channels[-1]))
         count, c = torch.tensor(channels)[:, None], torch.arange(channels[-1])
-        self.register_buffer("there", c < count, persistent=False)  # [K, C]: which channels a level has
-        place = count.cumsum(0) - count + torch.minimum(c, count - 1)  # and where, in the levels one after the other
+        self.register_buffer("there", c < count, persistent=False)  # [K, C]: the channels of each level
+        place = count.cumsum(0) - count + torch.minimum(c, count - 1)  # their places in the concatenated levels
         self.register_buffer("place", place, persistent=False)
 
     def at(self, level: int) -> nn.Module:
-        """The same statistics and parameters, of the levels up to this one, which is what `forward` is then for."""
+        """The same norm with only the levels up to this one, which `forward` then uses; parameters are shared."""
         part = copy.copy(self)
-        part._modules, part._buffers, part._parameters = {"bn": self.bn[: level + 1]}, {}, {}
+        part._modules, part._buffers, part._parameters = {"bn": nn.ModuleList(self.bn[: level + 1])}, {}, {}
         top = part.bn[-1].num_features
         for name in ("there", "place"):
             part.__dict__[name] = getattr(self, name)[: level + 1, :top]
@@ -148,9 +149,8 @@ class SwitchableBatchNorm2d(nn.Module):
         return part
 
     def forward(self, x: Tensor, own: Tensor | None = None) -> Tensor:
-        """x [n, C, H, W], the items' levels own [n] long, or None: all items are of the highest one."""
-        norms = [m for m in self.bn if isinstance(m, nn.BatchNorm2d)]
-        top = norms[-1]
+        """x [n, C, H, W] -> the same shape; `own`: the items' levels [n] long; None: the highest for all items."""
+        top = self.bn[-1]
         if own is None:
             if self.weight is None:
                 y: Tensor = top(x)
@@ -158,21 +158,21 @@ class SwitchableBatchNorm2d(nn.Module):
             mean, var, scale, shift = top.running_mean, top.running_var, self.weight, self.bias
             return F.batch_norm(x, mean, var, scale, shift, top.training, top.momentum or 0.0, top.eps)
         place = self.place.index_select(0, own)  # [n, C]
-        means, variances = (_each(place, (getattr(m, f"running_{k}") for m in norms)) for k in ("mean", "var"))
-        scales, shifts = self._learned(norms, place)
+        means, variances = (_each(place, (getattr(m, f"running_{k}") for m in self.bn)) for k in ("mean", "var"))
+        scales, shifts = self._learned(place)
         scales = scales * torch.rsqrt(variances + top.eps)
         shifts = shifts - means * scales
         return torch.where(_wide(self.there.index_select(0, own)), x * _wide(scales) + _wide(shifts), 0)
 
-    def _learned(self, norms: Sequence[nn.BatchNorm2d], place: Tensor) -> tuple[Tensor, Tensor]:
+    def _learned(self, place: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift, [n, C], or [C] where the levels share them."""
         if self.weight is not None and self.bias is not None:
             return self.weight, self.bias
-        return _each(place, (m.weight for m in norms)), _each(place, (m.bias for m in norms))
+        return _each(place, (m.weight for m in self.bn)), _each(place, (m.bias for m in self.bn))
 
 
 def _each(place: Tensor, levels: Iterable[Tensor | None]) -> Tensor:
-    """[n, C]: what stands at these places of the levels' tensors, one after the other."""
+    """[n, C]: the values at these places of the levels' concatenated tensors."""
     found: Tensor = torch.cat([t for t in levels if t is not None])[place]
     return found
 
@@ -186,7 +186,7 @@ Activation = Callable[[Tensor], Tensor]
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch norm of the width, activation unless it is None; arguments as of SlimConv2d."""
+    """Convolution, batch norm of the width, activation unless it is None; arguments as for SlimConv2d."""
 
     def __init__(
         self,
@@ -210,30 +210,30 @@ class ConvNorm(nn.Module):
 
 
 class Chain(nn.ModuleList):
-    """Layers that are told the items' levels, one after the other."""
+    """A sequence of layers that take the items' levels as a second argument."""
 
     def forward(self, x: Tensor, own: Tensor | None = None) -> Tensor:
-        """x [n, ...], items' levels own [n] or None."""
+        """x [n, ...], items' levels own [n] or None -> y [n, ...]."""
         for layer in self:
             x = layer(x, own)
         return x
 
 
 class Residual(nn.Module):
-    """act(body(x) + shortcut(x)); a shortcut that is None is the identity, an act that is None nothing."""
+    """act(body(x) + shortcut(x)); shortcut None: the identity; act None: no activation."""
 
     def __init__(self, body: nn.Module, shortcut: nn.Module | None, act: Activation | None) -> None:
         super().__init__()
         self.body, self.shortcut, self.act = body, shortcut, act
 
     def forward(self, x: Tensor, own: Tensor | None = None) -> Tensor:
-        """x [n, C, H, W], items' levels own [n] or None."""
+        """x [n, C, H, W], items' levels own [n] or None -> y [n, C', H', W']."""
         y: Tensor = self.body(x, own) + (x if self.shortcut is None else self.shortcut(x, own))
         return y if self.act is None else self.act(y)
 
 
 class MaxPool(nn.Module):
-    """3 x 3, stride 2."""
+    """Max pooling, 3 x 3 of stride 2."""
 
     def forward(self, x: Tensor, own: Tensor | None = None) -> Tensor:
         """x [n, C, H, W] -> [n, C, H / 2, W / 2]."""
@@ -241,7 +241,7 @@ class MaxPool(nn.Module):
 
 
 class Body(nn.Module):
-    """Layers, average pooling, a linear classifier; as it is, the network of the greatest width."""
+    """Layers, average pooling, a linear classifier; called itself, the network of the largest width."""
 
     def __init__(self, layers: Iterable[nn.Module], outputs: Counts, num_classes: int) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ class Body(nn.Module):
 
 
 def at_level(module: nn.Module, level: int) -> Any:
-    """The same network with the channels of one level: weights are sliced here, once; statistics are shared."""
+    """The same network with the channels of one level: weights are sliced once, here; statistics are shared."""
     slim = getattr(module, "at", None)
     if slim is not None:
         return slim(level)
@@ -269,19 +269,19 @@ def at_level(module: nn.Module, level: int) -> Any:
 
 
 class Slimmed(nn.Module):
-    """A body as the layer of a Width: masks [n, K - 1] say which of the levels above the lowest an item uses."""
+    """A body as the layer of a Width: masks [n, K - 1] over the levels above the lowest."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
         self.body = body
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """All channels for everyone, of which those of each item's width are selected; static twin: full width."""
+        """All channels for all items, those outside an item's width set to zero; static twin: full width."""
         y: Tensor = self.body(x, None if mask is None else mask.sum(1))
         return y
 
     def special(self, mask: Tensor) -> Callable[..., Tensor]:
-        """The network of the width of mask [K - 1]; a function of x, or of x and which of its levels items use."""
+        """The network of the width of mask [K - 1]: a function of x, or of x and the items' masks within that width."""
         part = at_level(self.body, int(mask.sum()))
 
         def layer(x: Tensor, inner: Tensor | None = None) -> Tensor:
@@ -292,7 +292,7 @@ class Slimmed(nn.Module):
 
 
 class Budget(nn.Module):
-    """The same width for everyone: scores [n, K - 1], positive for the levels up to `level`."""
+    """The same width for all items: scores [n, K - 1], positive for the levels up to `level`."""
 
     scores: Tensor
 
@@ -302,7 +302,7 @@ class Budget(nn.Module):
 
     @property
     def level(self) -> int:
-        """From 0, the smallest width."""
+        """The level in use; 0: the smallest width."""
         return int((self.scores > 0).sum())
 
     @level.setter
@@ -318,12 +318,12 @@ class Slimmable(nn.Module):
     """A network that runs at any of several widths.
 
     Args:
-        body: of which as many levels as there are widths.
+        body: with as many levels as there are widths.
         widths: ascending, the last is the whole network.
         small: images of 32 x 32, not of 224 x 224.
 
     Attributes:
-        width: at which it runs, one of the widths; set it at any time. Outside any execution it runs at the last.
+        width: the current width, one of the widths; may be set at any time. Outside any execution the last is used.
     """
 
     def __init__(self, body: Body, widths: tuple[float, ...], small: bool) -> None:
@@ -335,7 +335,7 @@ class Slimmable(nn.Module):
 
     @property
     def width(self) -> float:
-        """At which it runs."""
+        """The current width."""
         return self.widths[self.budget.level]
 
     @width.setter
@@ -365,11 +365,11 @@ class Slimmable(nn.Module):
 class AtWidth(nn.Module):
     """A slimmable network deployed at one width: an ordinary network, sliced when first called.
 
-    It has the weights of the whole, and follows no change of them from then on.
+    It has the weights of the whole; later changes of them have no effect.
 
     Args:
-        body: of which there may be several levels.
-        level: the one that it runs at.
+        body: with one level or several.
+        level: the one in use.
         small: images of 32 x 32, not of 224 x 224.
     """
 
@@ -379,7 +379,7 @@ class AtWidth(nn.Module):
         self._forget()
 
     def _forget(self) -> None:
-        self.__dict__["deployed"] = None  # a slice is no part of the network: what it is made of is there already
+        self.__dict__["deployed"] = None  # not registered: a slice of weights that are registered already
 
     def input_shape(self, default: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of one input: [3, H, W]."""
@@ -393,13 +393,13 @@ class AtWidth(nn.Module):
         return y
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AtWidth:
-        self._forget()  # to another device or dtype
+        self._forget()  # the weights move to another device or dtype
         super()._apply(fn, recurse)
         return self
 
 
 def slimmed(channels: float, widths: Sequence[float]) -> Counts:
-    """How many of so many channels each width has, in multiples of 8."""
+    """Channels at each width, out of `channels`, in multiples of 8."""
     return tuple(rounded(channels * w) for w in widths)
 
 
@@ -481,7 +481,7 @@ def cifar_resnet(depth: int, base: int, widths: Sequence[float], num_classes: in
 
 
 def basic_group(inputs: Counts, outputs: Counts, count: int, stride: int, norm: Norm) -> list[nn.Module]:
-    """So many residual blocks of two 3x3 convolutions, the stride on the first."""
+    """`count` residual blocks of two 3x3 convolutions, the stride on the first."""
     blocks: list[nn.Module] = []
     for i in range(count):
         s = stride if i == 0 else 1
@@ -549,15 +549,15 @@ def slimmable(
     Args:
         network: mobilenet_v1, mobilenet_v2, resnet50, resnet101, resnet152 (inputs [n, 3, 224, 224]) or
             cifar_resnet8, cifar_resnet14, ... (inputs [n, 3, 32, 32], larger ones work).
-        width: at which it runs, one of the widths; default: the last.
-        widths: that it has, ascending; the last is the whole network.
+        width: the initial width, one of the widths; default: the last.
+        widths: ascending; the last is the whole network.
         num_classes: outputs.
-        norm: 'switchable': each width has a batch norm of its own; 'universal': only its statistics, so that widths
-            may be as many as one likes.
+        norm: 'switchable': each width has its own batch norm; 'universal': only its own statistics, so that there may
+            be any number of widths.
         base: channels of the first group of a cifar_resnet at width 1.
 
     Raises:
-        ValueError: a network, norm, base or width there is not, or widths that do not ascend.
+        ValueError: an unknown network, norm, base or width, or widths that do not ascend.
     """
     every = checked_widths(widths)
     net = Slimmable(_body(network, every, num_classes, norm, base), every, network.startswith("cifar"))
@@ -573,13 +573,13 @@ def at_width(
     norm: Norm = "switchable",
     base: int = 32,
 ) -> AtWidth:
-    """A slimmable network deployed at one width, with the weights of the whole; arguments as of `slimmable`."""
+    """A slimmable network deployed at one width, with the weights of the whole; arguments as for `slimmable`."""
     net = slimmable(network, width, widths, num_classes, norm, base)
     return AtWidth(net.body, net.budget.level, net.small)
 
 
 def individual(network: str = "cifar_resnet8", width: float = 1.0, num_classes: int = 10, base: int = 32) -> AtWidth:
-    """A network of its own of one width, such as `slimmable` has among others; arguments as there."""
+    """A separate network of one width, as `slimmable` has among others; arguments as there."""
     every = checked_widths([width], 1)
     return AtWidth(_body(network, every, num_classes, "switchable", base), 0, network.startswith("cifar"))
 
@@ -591,6 +591,8 @@ def macs_by_level(body: Body, shape: tuple[int, ...]) -> list[int]:
 
 
 class _Alone(nn.Module):
+    """A body at one level; the whole is kept as a submodule for its dtype and device."""
+
     def __init__(self, body: Body, level: int) -> None:
         super().__init__()
         self.like, self.part = body, at_level(body, level)
@@ -600,18 +602,9 @@ class _Alone(nn.Module):
         return y
 
 
-def accounted_macs(model: Slimmable, trace: Trace, shape: tuple[int, ...] | None = None) -> tuple[float, str]:
-    """The paper counts the multiply-accumulates of the width that runs.
-
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-        shape: of one input; default: that of the network.
-
-    Returns:
-        (MACs per sample, the rule in words).
-    """
+def accounted_macs(model: Slimmable, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """As the paper counts: the multiply-accumulates of the width in use."""
     value, reached = trace.entries[model.point.name, ()]
-    macs = macs_by_level(model.body, shape or model.input_shape((3, 32, 32)))
+    macs = macs_by_level(model.body, shape)
     share = value[reached].sum(1).bincount(minlength=len(macs)).double() / max(int(reached.sum()), 1)
     return float((share.cpu() * torch.tensor(macs, dtype=torch.float64)).sum()), "the width each input runs at"

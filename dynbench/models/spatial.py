@@ -6,20 +6,22 @@ Dynamic Networks", NeurIPS 2022 (LASNet): a square patch is computed or not, fro
 
 From the authors' code (thomasverelst/dynconv, classification): every block has a mask unit, its score is a 3x3
 convolution to one channel plus a linear function of the pooled map; the residual branch is added where the score is
-positive, and the ReLU after it is everywhere; convolutions before the last 3x3 are needed on the dilated mask. That
-code computes everything and multiplies by the mask; the kernels they measured exist for depthwise convolutions only.
+positive, and the ReLU after it is applied everywhere; convolutions before the last 3x3 are needed on the dilated mask.
+That code computes everything and multiplies by the mask; the kernels they measured exist for depthwise convolutions
+only.
 
-Ours: coarser patches, whose score is taken on the map pooled to one value a patch (one pixel: the authors' unit, but
-for a score of exactly 0); and how it is executed. An item is a patch. It is computed from a copy of its part of the
-block's input with its surroundings (the halo), so neighbours compute what they share twice: of the input
-((S + 4) / S)^2 of the patch is moved, and the first of two 3x3 convolutions computes ((S + 2) / S)^2 of it. What a
-convolution would pad with zeros is zero, at the edge of the map between the convolutions too, so that a computed patch
-has the value it has in the plain ResNet.
+Ours: coarser patches, whose score is computed on the map pooled to one value per patch (for patches of one pixel, the
+authors' unit, except for a score of exactly 0); and the execution. An item is a patch. It is computed from a copy of
+its part of the block's input with its surroundings (the halo), so neighbouring patches compute their overlap twice:
+((S + 4) / S)^2 times the input of the patch is moved, and the first of two 3x3 convolutions computes ((S + 2) / S)^2
+times its area. Values that a convolution would pad with zeros are zero, also at the edge of the map between the
+convolutions, so that a computed patch has the value it has in the plain ResNet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +29,10 @@ from torch import Tensor, nn
 
 from dynbench.dynamic import Patch, Patches, Skip, Trace
 from dynbench.dynamic.patches import grid_size
-from dynbench.models.macs import static_macs
-from dynbench.models.resnet import BasicBlock, Bottleneck, ResNet, architecture
+from dynbench.models.accounting import static_macs
+from dynbench.models.resnet import BasicBlock, Block, BlockKind, ResNet, architecture, block_names
 from dynbench.models.sharing import shared_once
+from dynbench.models.typed import module_list
 
 PAPER = "Verelst and Tuytelaars, Dynamic Convolutions: Exploiting Spatial Sparsity for Faster Inference, CVPR 2020"
 PROVENANCE = "paper and authors' code; coarser patches as in LASNet (NeurIPS 2022), their scores and execution are ours"
@@ -58,31 +61,25 @@ class MaskUnit(nn.Module):
 
 
 class PatchBlock(nn.Module):
-    """The residual branch F of a block, on patches: own + F(what is around).
+    """The residual branch F of a block, on patches: own + F(patch with halo).
 
     Args:
-        block: whose convolutions they are.
+        block: the residual block.
     """
 
-    def __init__(self, block: BasicBlock | Bottleneck) -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
         self.block = block
 
     def forward(self, p: Patch) -> Patch:
         """Patches with the shortcut's values, own [n, C, S, S] -> with those of shortcut + F."""
         x = p.whole()
-        y = self._valid(p) if x is None else p.cut(self._same(x))
+        y = self._valid(p) if x is None else p.cut(self.block.residual(x))
         return p._replace(own=p.own + y)
 
-    def _same(self, x: Tensor) -> Tensor:
-        """F on whole maps: [M, C, H, W] -> [M, C', H', W']."""
-        b = self.block
-        y = F.relu(b.bn1(b.conv1(x)))
-        return b.bn2(b.conv2(y)) if isinstance(b, BasicBlock) else b.bn3(b.conv3(F.relu(b.bn2(b.conv2(y)))))
-
     def _valid(self, p: Patch) -> Tensor:
-        """F on patches, from windows: -> [n, C', S, S]. A convolution without padding eats the halo."""
-        b, grid, stride = self.block, p.grid.value, block_stride(self.block)
+        """F on patches, from windows: -> [n, C', S, S]. Convolutions without padding consume the halo."""
+        b, grid, stride = self.block, p.grid.value, self.block.stride
         size, (height, width) = grid.side, grid.source.shape[2:]
         if isinstance(b, BasicBlock):  # conv1 has the stride; conv2 needs a pixel more on every side
             y = _conv(b.conv1, p.window(stride + 1, (size + 1) * stride + 3, stride))  # [n, C', S + 2, S + 2]
@@ -90,25 +87,18 @@ class PatchBlock(nn.Module):
             y = torch.where(there, F.relu(b.bn1(y)), 0)
             return b.bn2(_conv(b.conv2, y))
         need = (size - 1) * stride + 3  # conv2 has the stride
-        y = torch.where(
-            p.inside(1, need, height, width, stride), F.relu(b.bn1(b.conv1(p.window(1, need, stride)))), 0
-        )  # [n, C'/4, need, need]
+        y = F.relu(b.bn1(b.conv1(p.window(1, need, stride))))  # [n, C'/4, need, need]
+        y = torch.where(p.inside(1, need, height, width, stride), y, 0)
         return b.bn3(b.conv3(F.relu(b.bn2(_conv(b.conv2, y)))))
 
 
 def _conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution without the padding that it has on whole maps."""
+    """The convolution without its padding."""
     return F.conv2d(x, conv.weight, conv.bias, conv.stride)
 
 
-def block_stride(block: BasicBlock | Bottleneck) -> int:
-    """The stride of a residual block."""
-    conv = block.conv1 if isinstance(block, BasicBlock) else block.conv2
-    return int(conv.stride[0])
-
-
 class SpatialResNet(ResNet):
-    """x_{l+1} = relu(shortcut(x_l) + m_l(x_l) * F_l(x_l)), m_l [n, 1, H, W] of 0 and 1, the same within a patch.
+    """x_{l+1} = relu(shortcut(x_l) + m_l(x_l) * F_l(x_l)), m_l [n, 1, H, W] in {0, 1}, constant within a patch.
 
     Args:
         block: BasicBlock or Bottleneck.
@@ -120,36 +110,29 @@ class SpatialResNet(ResNet):
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: BlockKind,
         layers: tuple[int, ...],
         granularity: Sequence[int],
         num_classes: int,
         dataset: str,
     ) -> None:
         super().__init__(block, layers, num_classes, dataset)
-        names = [f"group{g}_layer{i}" for g, count in enumerate(layers, start=1) for i in range(count)]
         sides = [side for side, count in zip(granularity, layers, strict=True) for _ in range(count)]
-        self.sides = dict(zip(names, sides, strict=True))
-        patches: list[nn.Module] = []
+        self.sides = dict(zip(block_names(layers), sides, strict=True))
+        patches: list[Patches] = []
         inputs = self.bn1.num_features
-        for name, side in self.sides.items():
-            residual = self.get_submodule(name)
-            assert isinstance(residual, (BasicBlock, Bottleneck))
-            gate = MaskUnit(inputs, block_stride(residual))
+        for (name, side), residual in zip(self.sides.items(), self.blocks(), strict=True):
+            gate = MaskUnit(inputs, residual.stride)
             self.add_module(f"{name}_mask", gate)
             patches.append(Patches(Skip(name, gate, PatchBlock(residual), consumes=True), side))
-            inputs = residual.bn1.num_features * residual.expansion
-        self.patches = nn.ModuleList(patches)  # after what it refers to: weights keep the names of their blocks
+            inputs = residual.outputs
+        self.patches = module_list(patches)  # registered last, so that weights keep the names of their blocks
         shared_once(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n, 3, H, W] -> logits [n, num_classes]."""
-        x = x.contiguous(memory_format=torch.channels_last)  # a pixel's channels are moved together
-        x = F.relu(self.bn1(self.conv1(x)))
-        if self.dataset == "imagenet":
-            x = F.max_pool2d(x, 3, stride=2, padding=1)
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))  # the channels of a pixel are moved together
         for block, patches in zip(self.blocks(), self.patches, strict=True):
-            assert isinstance(block, (BasicBlock, Bottleneck))
             base = x if block.downsample is None else block.downsample(x)  # everywhere
             x = F.relu(patches(base, x))
         return self.fc(x.mean((2, 3)))
@@ -163,12 +146,12 @@ def spatial_resnet(
     Args:
         depth: 6n+2 for 'cifar' (DynConv: 8 to 32); 18, 34, 50, 101 or 152 for 'imagenet' (DynConv: 101).
         granularity: S, side of a patch in pixels of the map that a block computes; one for all groups of blocks, or one
-            for each. 1: a pixel (DynConv); as large as the map or larger: the whole map. LASNet has [4, 4, 2, 1].
+            for each. 1: a pixel (DynConv); the size of the map or more: the whole map. LASNet: [4, 4, 2, 1].
         num_classes: outputs.
         dataset: 'cifar' (inputs [n, 3, 32, 32], larger ones work) or 'imagenet' ([n, 3, 224, 224]).
 
     Raises:
-        ValueError: a depth or data set there is no such network for, or a granularity that is no side of patches.
+        ValueError: there is no such network of this depth for this data set, or a granularity below 1.
     """
     block, layers = architecture(depth, dataset)
     sides = [granularity] * len(layers) if isinstance(granularity, int) else list(granularity)
@@ -181,11 +164,11 @@ def spatial_resnet(
 
 
 def pixel_masks(model: SpatialResNet, decided: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """What is computed of each block, pixel by pixel.
+    """The mask of each block, pixel by pixel.
 
     Args:
-        model: whose decisions they are.
-        decided: of each block [items * P], 1 or True where a patch is computed.
+        model: the network.
+        decided: for each block [items * P], 1 or True where a patch is computed.
         shape: of one input, [3, H, W].
 
     Returns:
@@ -199,19 +182,18 @@ def pixel_masks(model: SpatialResNet, decided: Mapping[str, Tensor], shape: tupl
 
 
 def _grids(model: SpatialResNet, shape: tuple[int, ...]) -> Iterator[tuple[str, int, int, int, int, int]]:
-    """Of each block name, side, rows and columns of patches, height and width of the map that it computes."""
+    """For each block: name, side, rows and columns of patches, height and width of the map that it computes."""
     height, width = shape[1:]
     halvings = 2 if model.dataset == "imagenet" else 0  # a convolution of stride 2 and a pooling
     for _ in range(halvings):
         height, width = -(-height // 2), -(-width // 2)
     for (name, side), block in zip(model.sides.items(), model.blocks(), strict=True):
-        assert isinstance(block, (BasicBlock, Bottleneck))
-        height, width = (-(-k // block_stride(block)) for k in (height, width))
+        height, width = (-(-k // block.stride) for k in (height, width))
         yield name, *grid_size(side, height, width), height, width
 
 
 def dilated(mask: Tensor, stride: int) -> Tensor:
-    """Where a 3x3 convolution of this stride that is computed on `mask` [n, 1, H, W] looks: [n, 1, H * stride, ..]."""
+    """The input positions of a 3x3 convolution computed on `mask`: [n, 1, H, W] -> [n, 1, H * stride, W * stride]."""
     if stride > 1:
         wide = mask.new_zeros(*mask.shape[:2], mask.shape[2] * stride, mask.shape[3] * stride)
         wide[:, :, ::stride, ::stride] = mask
@@ -220,48 +202,36 @@ def dilated(mask: Tensor, stride: int) -> Tensor:
 
 
 def asked_macs(model: SpatialResNet, masks: Mapping[str, Tensor]) -> list[tuple[Tensor, int]]:
-    """As the authors count: for each block the MACs of its residual branch that the masks ask for, and those in all.
+    """As the authors count: for each block the MACs of its residual branch on the mask, and on the whole map.
 
     Convolutions before the last 3x3 are needed on the dilated mask.
 
     Args:
-        model: whose blocks they are.
-        masks: of `pixel_masks`.
+        model: the network.
+        masks: from `pixel_masks`.
 
     Returns:
-        For each block (MACs per item, a scalar; MACs of the whole branch).
+        For each block (MACs per item on the mask, a scalar; MACs of the whole branch).
     """
     found = []
     for block, mask in zip(model.blocks(), masks.values(), strict=True):
-        assert isinstance(block, (BasicBlock, Bottleneck))
         if isinstance(block, BasicBlock):
             parts: list[tuple[nn.Conv2d, Tensor]] = [(block.conv1, dilated(mask, 1)), (block.conv2, mask)]
         else:
-            parts = [(block.conv1, dilated(mask, block_stride(block))), (block.conv2, mask), (block.conv3, mask)]
+            parts = [(block.conv1, dilated(mask, block.stride)), (block.conv2, mask), (block.conv3, mask)]
         asked = torch.stack([conv.weight.numel() * m.sum() / len(m) for conv, m in parts]).sum()
         found.append((asked, sum(conv.weight.numel() * m[0].numel() for conv, m in parts)))
     return found
 
 
-def accounted_macs(model: SpatialResNet, trace: Trace, shape: tuple[int, ...] | None = None) -> tuple[float, str]:
-    """What the authors' code counts: convolutions only, each on the positions it is needed at, mask units included.
-
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-        shape: of one input; default: that of the data set.
-
-    Returns:
-        (MACs per sample, the rule in words).
-    """
-    shape = shape or model.input_shape((3, 32, 32))
+def accounted_macs(model: SpatialResNet, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """As the authors' code counts: convolutions only, each on the positions where it is needed, mask units included."""
     branches = asked_macs(model, pixel_masks(model, decisions(trace), shape))
     macs = float(static_macs(model, shape) - model.fc.weight.numel())
     for asked, dense in branches:
         macs += float(asked) - dense
     for name, _, rows, columns, _, _ in _grids(model, shape):
-        gate = model.get_submodule(f"{name}_mask")
-        assert isinstance(gate, MaskUnit)
+        gate = cast(MaskUnit, model.get_submodule(f"{name}_mask"))
         macs += gate.conv.weight.numel() * rows * columns
     rule = (
         "convolutions only, on the positions that the mask asks for, those before the last 3x3 of a block on the mask "
@@ -271,5 +241,5 @@ def accounted_macs(model: SpatialResNet, trace: Trace, shape: tuple[int, ...] | 
 
 
 def decisions(trace: Trace) -> dict[str, Tensor]:
-    """Of each block [items * P] bool."""
+    """The decisions by block, [items * P] bool."""
     return {name: entry.value for (name, _), entry in trace.entries.items()}

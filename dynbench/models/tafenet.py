@@ -1,24 +1,24 @@
-"""TAFE-Net: a meta-learner makes the weights of a small network for each task; an image is asked task by task.
+"""TAFE-Net: a meta-learner generates the weights of a small network for each task; an image is tested task by task.
 
 Wang, Yu, Wang, Darrell, Gonzalez, "TAFE-Net: Task-Aware Feature Embeddings for Low Shot Learning", CVPR 2019
-(arXiv 1904.05967). An item is a pair of an image and a task; the answer is whether the image is an example of it.
+(arXiv 1904.05967). An item is a pair of an image and a task; the answer is whether the image is an example of the task.
 
 From the authors' code (tafenet.py of ucbdrive/tafe-net): the layers and their names, so that its state dictionaries fit
-once their prefix `module.` is taken off. The meta-learner embeds the task and makes one number per row of each feature
-layer (eq. 5: W_task = W_shared o W_ts), which scales the row's bias too. Rows are scaled after the product, so the
-first product is the same for all tasks of an image.
+without their prefix `module.`. The meta-learner embeds the task and generates one number per row of each feature layer
+(eq. 5: W_task = W_shared o W_ts), which also scales the row's bias. Rows are scaled after the product, so the first
+product is the same for all tasks of an image.
 
-Called outside any execution it is as published: every pair is computed by itself, first product and meta-learner
-included (train_zsl.py repeats image and task embedding for each pair). In an execution the first product is computed
-once per image, and how often the meta-learner runs is the strategy's: for each pair (masking); for each task of a
-batch, whose pairs are grouped by task (compaction); once for all (specialised, which keeps the scales and computes all
-pairs as one).
+Outside any execution it computes as published: every pair separately, with first product and meta-learner
+(train_zsl.py repeats image and task embedding for each pair). In an execution the first product is computed once per
+image, and the strategy determines how often the meta-learner runs: for each pair (masking); for each task of a batch,
+with pairs grouped by task (compaction); once for all (specialised, which keeps the scales and computes all pairs as
+one).
 
-Of that code we avoid, knowingly: the sigmoid inside the network, on whose output the zero-shot script then applies a
-loss that takes logits (here logits are returned; the sigmoid belongs to the loss); products in place, which overwrite
-what autograd may need; initial weights drawn with a deviation of 0.001 (features) and 0.01 (meta-learner), of which the
-product of three layers begins next to zero. Reproduced: T(t) ends in a ReLU and z_3 does not, so the similarity of the
-embedding loss sees only the positive side of T(t).
+Deliberately different from that code: the sigmoid inside the network, to whose output the zero-shot script applies a
+loss for logits (here logits are returned; the sigmoid belongs to the loss); in-place products, which overwrite values
+that autograd may need; initial weights with a standard deviation of 0.001 (features) and 0.01 (meta-learner), with
+which the product of three layers starts close to zero. Reproduced: T(t) ends in a ReLU and z_3 does not, so the
+similarity in the embedding loss sees only the positive part of T(t).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Each, Shared, Trace, Weights, current
-from dynbench.models.macs import static_macs
+from dynbench.models.accounting import static_macs
 from dynbench.models.sharing import shared_once
 
 PAPER = "Wang et al., TAFE-Net: Task-Aware Feature Embeddings for Low Shot Learning, CVPR 2019, arXiv 1904.05967"
@@ -47,12 +47,12 @@ Pairs = tuple[Tensor, Tensor, Shared]  # task [m] and image [m] long, and of the
 
 
 class Classes(nn.Module):
-    """Zero-shot tasks: is it this class? Each is described by its attributes.
+    """Zero-shot tasks: is it this class? Each class is described by its attributes.
 
     Args:
         classes: T.
-        size: d_t, attributes of a class.
-        seed: of made-up attributes, 0 to 1, until others are loaded.
+        size: d_t, number of attributes of a class.
+        seed: of random attributes, 0 to 1, used until others are loaded.
     """
 
     attributes: Tensor
@@ -60,7 +60,7 @@ class Classes(nn.Module):
     def __init__(self, classes: int, size: int, seed: int) -> None:
         super().__init__()
         self.count = classes
-        self.register_buffer("attributes", _made_up(seed, classes, size, np.random.Generator.random))
+        self.register_buffer("attributes", _random(seed, classes, size, np.random.Generator.random))
 
     def forward(self, task: Tensor) -> Tensor:
         """[m] long -> [m, d_t]."""
@@ -71,9 +71,9 @@ class Compositions(nn.Module):
     """Tasks composed of words: is it this attribute on this object? Task `a * O + o`, and so on for three words.
 
     Args:
-        counts: of the words there are at each place: attributes A and objects O, or subjects, predicates and objects.
-        size: d_t, a word vector for each place.
-        seed: of made-up word vectors, until others are loaded.
+        counts: number of words at each place: attributes A and objects O, or subjects, predicates and objects.
+        size: d_t, the size of the word vectors of all places together.
+        seed: of random word vectors, used until others are loaded.
     """
 
     words: Tensor
@@ -81,7 +81,7 @@ class Compositions(nn.Module):
     def __init__(self, counts: Sequence[int], size: int, seed: int) -> None:
         super().__init__()
         self.counts, self.count = tuple(counts), math.prod(counts)
-        words = _made_up(seed, sum(counts), size // len(counts), np.random.Generator.standard_normal)
+        words = _random(seed, sum(counts), size // len(counts), np.random.Generator.standard_normal)
         self.register_buffer("words", words)  # place by place
 
     def forward(self, task: Tensor) -> Tensor:
@@ -94,30 +94,29 @@ class Compositions(nn.Module):
         return torch.cat(found[::-1], 1)
 
 
-def _made_up(seed: int, rows: int, size: int, draw: Callable[..., np.ndarray]) -> Tensor:
+def _random(seed: int, rows: int, size: int, draw: Callable[..., np.ndarray]) -> Tensor:
     return torch.tensor(draw(np.random.default_rng(seed), (rows, size)).astype(np.float32))
 
 
 class MetaLearner(nn.Module):
-    """From a task's embedding to the scales of every feature layer (the authors' code, MetaLearner).
+    """From a task's embedding to the scales of every feature layer (MetaLearner in the authors' code).
 
     Args:
-        size: d_t of the embedding.
-        hidden: of the two hidden layers.
+        size: d_t, of the embedding.
+        hidden: width of the two hidden layers.
         widths: of the feature layers; T(t) is as wide as the last.
     """
 
     def __init__(self, size: int, hidden: int, widths: Sequence[int]) -> None:
         super().__init__()
         self.layers = len(widths)
-        self.emb = nn.Sequential(
-            nn.Linear(size, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
-            nn.Linear(hidden, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
-            nn.Linear(hidden, widths[-1]), nn.ReLU(),
-        )  # fmt: skip
+        layers: list[nn.Module] = []
+        for inputs in (size, hidden):
+            layers += [nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
+        self.emb = nn.Sequential(*layers, nn.Linear(hidden, widths[-1]), nn.ReLU())
         for k, width in enumerate(widths):
             generator = nn.Linear(widths[-1], width)
-            nn.init.ones_(generator.bias)  # ours: it begins as the same network for every task
+            nn.init.ones_(generator.bias)  # ours: initially all tasks have nearly the same network
             self.add_module(f"generator_{k}", generator)
 
     def forward(self, t: Tensor) -> tuple[Scales, Tensor]:
@@ -127,7 +126,7 @@ class MetaLearner(nn.Module):
 
 
 class Generate(nn.Module):
-    """The parameters of a task: of its number, by way of its embedding.
+    """From the number of a task to its scales.
 
     Args:
         tasks: number [m] -> embedding [m, d_t].
@@ -145,10 +144,10 @@ class Generate(nn.Module):
 
 
 class Prediction(nn.Module):
-    """The prediction network behind the first product: its layers with their rows scaled, and the classifier.
+    """The prediction network after the first product: the scaled feature layers and the classifier.
 
     Args:
-        linears: the feature layers but for the first.
+        linears: the feature layers without the first.
         classifier: of the task-aware features.
     """
 
@@ -170,12 +169,12 @@ class Prediction(nn.Module):
         return y.squeeze(1)
 
     def forward(self, pairs: Pairs, scales: Scales | None = None) -> Tensor:
-        """The logits [m] of m pairs; without scales by the shared weights alone, which know no task."""
+        """The logits [m] of m pairs; without scales, by the task-independent shared weights alone."""
         _, image, z = pairs
         return self.classify(self.embed(z.value.index_select(0, image), scales))
 
     def special(self, scales: Scales) -> Callable[[Pairs], Tensor]:
-        """For one task, scales of [width]: the rows are still scaled after the product; no weights are copied."""
+        """For one task, with scales [width]; rows are still scaled after the product, no weights are copied."""
         return partial(self, scales=scales)
 
 
@@ -184,10 +183,10 @@ def _scaled(z: Tensor, scale: Tensor | None) -> Tensor:
 
 
 class SmallCNN(nn.Module):
-    """A feature extractor in place of the paper's frozen ResNet-101: convolutions with stride 2 but for the first.
+    """A feature extractor in place of the paper's frozen ResNet-101: convolutions, all but the first of stride 2.
 
     Args:
-        channels: of each; the last is the number of features.
+        channels: of each convolution; the last is the number of features.
     """
 
     def __init__(self, channels: Sequence[int]) -> None:
@@ -199,7 +198,7 @@ class SmallCNN(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, 3, H, W] -> [n, C]: of each channel its mean and its highest value, added, so that small things count."""
+        """[n, 3, H, W] -> [n, C]: mean plus maximum of each channel, so that small objects count."""
         y = self.layers(x)
         pooled: Tensor = y.mean((2, 3)) + y.amax((2, 3))
         return pooled
@@ -209,9 +208,9 @@ class TAFENet(nn.Module):
     """Task-aware feature embeddings for all tasks of each image.
 
     Args:
-        tasks: number [m] -> embedding [m, d_t]; `count` says how many there are.
+        tasks: number [m] -> embedding [m, d_t]; `count` is the number of tasks.
         size: d_t.
-        features: of an image.
+        features: number of features of an image.
         widths: of the feature layers.
         hidden: of the meta-learner.
         cnn: the frozen feature extractor; None: inputs are features.
@@ -245,7 +244,7 @@ class TAFENet(nn.Module):
         shared_once(self)
 
     def train(self, mode: bool = True) -> TAFENet:
-        """Training mode; the frozen extractor stays as it is."""
+        """Training mode; the frozen extractor stays in evaluation mode."""
         super().train(mode)
         if self.cnn is not None:
             self.cnn.eval()
@@ -262,7 +261,7 @@ class TAFENet(nn.Module):
         n, tasks = x.shape[0], self.tasks.count
         task = torch.arange(tasks, device=x.device).repeat(n, 1)  # [n, T]
         image = torch.arange(n, device=x.device).unsqueeze(1).repeat(1, tasks)
-        if current() is None:  # as published: every pair by itself
+        if current() is None:  # as published: every pair separately
             logits = self.published(x.repeat_interleave(tasks, 0), task.flatten())[0]
             return logits.view(n, tasks)
         z = self.linear_0(x)  # [n, width], once for all tasks
@@ -270,7 +269,7 @@ class TAFENet(nn.Module):
         return answer
 
     def published(self, x: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
-        """m pairs, each by itself.
+        """m pairs, each computed separately.
 
         Args:
             x: features [m, C].
@@ -282,7 +281,7 @@ class TAFENet(nn.Module):
         return self.taught(self.linear_0(x), *self.meta_learner(self.tasks(task)))
 
     def taught(self, z: Tensor, scales: Scales, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """As `published`, of W_0 x + b_0 [m, width], scales and T(t) [m, width]."""
+        """As `published`, from W_0 x + b_0 [m, width], scales and T(t) [m, width]."""
         z = self.prediction.embed(z, scales)
         return self.prediction.classify(z), F.relu(F.cosine_similarity(embedding, z, dim=1))
 
@@ -294,14 +293,14 @@ def _the_task(pairs: Pairs) -> Tensor:
 def tafenet_loss(logits: Tensor, similarity: Tensor, right: Tensor, beta: float = 0.1) -> Tensor:
     """Classification of each pair, and beta times the embedding loss.
 
-    The paper hinges a cosine; as in the code, the embedding loss is the squared error of ReLU(cos(T(t), z_3)) to 1 or
-    0, where a right pair weighs as much as its wrong ones together.
+    The paper has a hinge loss of a cosine; as in the code, the embedding loss is the squared error of
+    ReLU(cos(T(t), z_3)) to 1 or 0, where a positive pair weighs as much as its negative ones together.
 
     Args:
         logits: [n, T] of T tasks.
         similarity: [n, T].
-        right: [n, T], 1 for the pairs that are right, 0 for the others.
-        beta: of the code's configurations; its argument's default is 1.
+        right: [n, T], 1 for positive pairs, 0 for the others.
+        beta: as in the configurations of the code, whose default argument is 1.
 
     Returns:
         Scalar.
@@ -312,18 +311,18 @@ def tafenet_loss(logits: Tensor, similarity: Tensor, right: Tensor, beta: float 
 
 
 def accounted_macs(model: TAFENet, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
-    """What is executed as published: MACs per image."""
+    """The execution as published: MACs per image."""
     return float(static_macs(model, shape)), "every pair of image and task by itself, meta-learner included"
 
 
 class Classifier(nn.Module):
-    """What a plain classifier makes of pairs of attribute and object.
+    """A plain classifier of pairs of attribute and object.
 
     Args:
         pairs: A and O.
         channels: of its `SmallCNN`.
-        factors: one linear classifier for attributes and one for objects, whose log-probabilities are added; or one for
-            pairs.
+        factors: one linear classifier for attributes and one for objects, whose log-probabilities are added; else one
+            for pairs.
     """
 
     def __init__(self, pairs: Sequence[int], channels: Sequence[int], factors: bool) -> None:
@@ -344,11 +343,11 @@ class Classifier(nn.Module):
         if not self.factors:
             logits: Tensor = self.pair(self.cnn(x))
             return logits
-        attribute, thing = (z.log_softmax(1) for z in self.apart(x))
-        return (attribute.unsqueeze(2) + thing.unsqueeze(1)).flatten(1)
+        attribute, obj = (z.log_softmax(1) for z in self.apart(x))
+        return (attribute.unsqueeze(2) + obj.unsqueeze(1)).flatten(1)
 
     def apart(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[n, 3, H, W] -> logits of the attributes [n, A] and of the objects [n, O], where these are its factors."""
+        """[n, 3, H, W] -> logits of the attributes [n, A] and of the objects [n, O]; only with `factors`."""
         y = self.cnn(x)
         return self.attribute(y), self.object(y)
 
@@ -365,28 +364,28 @@ def tafenet(
     """A TAFE-Net; by default as configured for AwA2, whose 50 classes have 85 attributes each.
 
     Args:
-        tasks: so many classes (zero-shot learning), or [attributes, objects] of which each pair is a task, or more
-            words: [subjects, predicates, objects].
-        embedding: d_t, numbers that describe a task; of a composed one its word vectors, equally long.
-        features: of an image: 2048 of ResNet-101, 1024 of DLA-102, 512 of DLA-34; with a `cnn`, its own.
+        tasks: number of classes (zero-shot learning); or [attributes, objects], where each pair is a task, or three
+            kinds of words: [subjects, predicates, objects].
+        embedding: d_t, size of a task's description; that of a composed task consists of word vectors of equal size.
+        features: of an image: 2048 for ResNet-101, 1024 for DLA-102, 512 for DLA-34; with a `cnn`, its own.
         widths: of the feature layers, one or more.
-        hidden: of the meta-learner; 512 for AwA, 2048 else.
+        hidden: of the meta-learner; 512 for AwA, else 2048.
         cnn: channels of a small feature extractor, so that inputs are images [n, 3, H, W]; none: inputs are features.
-        seed: of made-up task embeddings.
+        seed: of random task embeddings.
 
     Raises:
-        ValueError: no task, sizes below 1, or an embedding that is no whole number of words.
+        ValueError: no task, sizes below 1, or an embedding that is not a multiple of the number of words.
     """
     composed = not isinstance(tasks, int)
-    numbers = list(tasks) if not isinstance(tasks, int) else [tasks]
+    numbers = [tasks] if isinstance(tasks, int) else list(tasks)
     if min(numbers, default=0) < 1 or (composed and len(numbers) < 2):
-        raise ValueError(f"tasks={tasks!r}: so many classes, or [attributes, objects], 1 or more each")
+        raise ValueError(f"tasks={tasks!r}: a number of classes, or [attributes, objects], 1 or more each")
     sizes = {"embedding": [embedding], "features": [features], "widths": widths, "hidden": [hidden], "cnn": [1, *cnn]}
     for name, values in sizes.items():
         if min(values, default=0) < 1:
             raise ValueError(f"{name}={values if len(values) != 1 else values[0]}: 1 or more")
     if composed and embedding % len(numbers):
-        raise ValueError(f"embedding={embedding}: {len(numbers)} word vectors of equal length; take a multiple of that")
+        raise ValueError(f"embedding={embedding}: a multiple of {len(numbers)}, the number of word vectors")
     described = Compositions(numbers, embedding, seed) if composed else Classes(numbers[0], embedding, seed)
     extractor = SmallCNN(cnn) if cnn else None
     return TAFENet(described, embedding, cnn[-1] if cnn else features, widths, hidden, extractor)
@@ -400,8 +399,8 @@ def tafenet_classifier(
     Args:
         pairs: [attributes, objects].
         cnn: channels of its feature extractor.
-        factors: it names attribute and object apart, so that it can name pairs that it has never seen; else it names
-            pairs.
+        factors: it classifies attribute and object separately, so that it can name pairs not seen in training; else it
+            classifies pairs.
 
     Raises:
         ValueError: not two numbers of 1 or more, or no channels.

@@ -1,11 +1,12 @@
-"""ToMe: in every block the r most similar pairs of tokens become one token each, without any training.
+"""ToMe: in every block the r most similar pairs of tokens are merged into one token each, without any training.
 
 Bolya, Fu, Dai, Zhang, Feichtenhofer, Hoffman, "Token Merging: Your ViT but Faster", ICLR 2023 (arXiv 2210.09461). From
-the authors' code: between attention and MLP, tokens are dealt in turn to sets A and B; each token of A finds the token
-of B whose mean key is most similar; the r best pairs are merged, weighted by how many patches a token stands for; and
-attention is proportional to that size. r is given, so shapes are static and nothing waits for a decision.
+the authors' code: between attention and MLP, tokens are assigned alternately to sets A and B; each token of A is
+matched with the token of B whose mean key is most similar; the r best pairs are merged, weighted by the number of
+patches that a token represents; and attention is proportional to that size. r is given, so shapes are static and
+nothing waits for a decision.
 
-Nothing here is random. On a GPU the tokens merged into one are added in any order, which shows in the last bits.
+Nothing here is random. On a GPU, merged tokens are summed in no fixed order, which affects the last bits.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dynbench.dynamic import Choice, Trace
+from dynbench.models.accounting import linear_macs
 from dynbench.models.vit import Block, ViT, block_macs, ends_macs, vit
 
 PAPER = "Bolya et al., Token Merging: Your ViT but Faster, ICLR 2023"
@@ -26,7 +28,7 @@ PROVENANCE = "matching, merging and proportional attention as in the authors' co
 
 
 class Similarity(nn.Module):
-    """Cosines of the keys of set A and set B, mean over heads; the class token, first of A, is like nobody."""
+    """Cosines of the keys of set A and set B, mean over heads; the class token, first of A, is never merged."""
 
     def forward(self, keys: Tensor) -> Tensor:
         """keys [n, h, T, d/h] -> [n, Ta, Tb], Ta = ceil(T / 2), Tb = floor(T / 2)."""
@@ -44,8 +46,8 @@ def match(r: int, scores: Tensor) -> Tensor:
         scores: [n, Ta, Tb].
 
     Returns:
-        [n, r + (Ta - r) + r] long: the tokens of A that are merged, those that are not, ascending, and the tokens of B
-        that the first are merged into.
+        [n, r + (Ta - r) + r] long: the tokens of A that are merged; those that are not, ascending; and the tokens of B
+        into which the first are merged.
     """
     best, partner = scores.max(-1)  # [n, Ta]
     order = best.argsort(dim=1, descending=True, stable=True)
@@ -54,21 +56,21 @@ def match(r: int, scores: Tensor) -> Tensor:
 
 
 def merge(x: Tensor, size: Tensor | None, matched: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """Tokens as the mean of the patches they stand for.
+    """Merges matched tokens into means over the patches that they represent.
 
     Args:
         x: tokens [n, T, d].
-        size: patches each stands for [n, T]; None: one each.
-        matched: what `match` said.
+        size: number of patches that each represents [n, T]; None: one each.
+        matched: the result of `match`.
         r: pairs.
 
     Returns:
-        Tokens [n, T - r, d], what is left of A first, and their sizes [n, T - r].
+        Tokens [n, T - r, d], the unmerged ones of A first, and their sizes [n, T - r].
     """
     n, tokens, width = x.shape
-    left = (tokens + 1) // 2 - r  # of A
+    left = (tokens + 1) // 2 - r  # unmerged tokens of A
     merged, kept, into = matched.split((r, left, r), 1)
-    first = torch.arange(0, n * tokens, tokens, device=x.device).unsqueeze(1)  # where each image begins
+    first = torch.arange(0, n * tokens, tokens, device=x.device).unsqueeze(1)  # first row of each image
     new_first = torch.arange(0, n * (tokens - r), tokens - r, device=x.device).unsqueeze(1)
     if size is None:
         size = x.new_ones(n, tokens)
@@ -98,7 +100,7 @@ class MergingBlock(nn.Module):
         matched = None if self.match is None else self.match(keys)
         if matched is not None:
             x, size = merge(x, size, matched, self.r)
-        return self.block.think(x), size
+        return self.block.feed_forward(x), size
 
 
 class ToMe(nn.Module):
@@ -119,10 +121,10 @@ class ToMe(nn.Module):
         self.vit = net
         blocks, tokens = [], net.patches + 1
         for k, (block, pairs) in enumerate(zip(net.blocks, r, strict=True)):
-            pairs = min(pairs, (tokens - 1) // 2)  # the code's bound: at most half of what may be merged
-            blocks.append(MergingBlock(f"merge{k}", block, pairs))  # type: ignore[arg-type]
+            pairs = min(pairs, (tokens - 1) // 2)  # the code's bound: at most half of the tokens that may be merged
+            blocks.append(MergingBlock(f"merge{k}", block, pairs))
             tokens -= pairs
-        self.merging = blocks  # a plain list: their weights are those of the network
+        self.merging = blocks  # a plain list: the weights are those of the network
         self.matches = nn.ModuleList(b.match for b in blocks if b.match is not None)
 
     def input_shape(self, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -137,28 +139,17 @@ class ToMe(nn.Module):
         return self.vit.classify(x)
 
 
-def accounted_macs(model: ToMe, trace: Trace | None = None, shape: tuple[int, ...] | None = None) -> tuple[float, str]:
-    """Every product on the tokens that are left; the matching itself, less than a percent, is not counted.
-
-    Args:
-        model: how many pairs are merged where.
-        trace: decisions of a stream; they make no difference.
-        shape: of one image; it is the network's own.
-
-    Returns:
-        (MACs per sample, the rule in words).
-    """
-    net, tokens, total = model.vit, model.vit.patches + 1, ends_macs(model.vit)
-    linear = [m for m in net.blocks[0].mlp.modules() if isinstance(m, nn.Linear)]  # type: ignore[union-attr]
-    mlp = sum(m.weight.numel() for m in linear)
+def accounted_macs(model: ToMe, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
+    """Every product on the remaining tokens; the matching itself, less than a percent, is not counted."""
+    tokens, total, mlp = model.vit.patches + 1, ends_macs(model.vit), linear_macs(model.vit.blocks[0].mlp)
     for block in model.merging:
-        total += block_macs(net, tokens) - block.r * mlp  # a pair is merged between the block's halves
+        total += block_macs(model.vit, tokens) - block.r * mlp  # pairs are merged between the block's halves
         tokens -= block.r
     return float(total), "all products on the tokens that are left, attention included, the matching not"
 
 
 def schedule(depth: int, r: int, inflect: float) -> list[int]:
-    """How many pairs each block merges: r everywhere, or from r (1 - inflect) evenly to r (1 + inflect).
+    """The number of pairs merged by each block: r, or linearly from r (1 - inflect) to r (1 + inflect).
 
     Args:
         depth: blocks.
@@ -180,8 +171,8 @@ def tome(
 
     Args:
         variant: a name of `dynbench.models.vit.SIZES`.
-        r: pairs that every block merges, or a list, one number per block; at most half of what may be merged.
-        inflect: of a single r: 0: constant, -1: decreasing to 0, 1: increasing from 0.
+        r: pairs merged by every block, or a list with a number per block; at most half of the tokens are merged.
+        inflect: for a single r: 0: constant, -1: decreasing to 0, 1: increasing from 0.
         **net: other arguments of `dynbench.models.vit.vit`: image, channels, classes, width, depth, heads, patch,
             mlp_ratio, stem.
 

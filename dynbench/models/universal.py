@@ -5,23 +5,25 @@ and `act_rnn` are the paper's, section 2. Dehghani, Gouws, Vinyals, Uszkoreit, K
 2019 (arXiv 1807.03819): one block repeated in depth, position and time signals, halting for each position, the state
 of a halted position copied forward.
 
-Ours, where the second paper is silent or its code does otherwise: the halting probability is that of the new state, as
-in Graves; the key and value of a halted position stay as they were made for the step after its last, time signal
-included, so that a position that halted costs nothing more; and there is a byte-level decoder without an encoder, of a
-size that trains on a CPU.
+Ours, where the second paper is silent or its code differs: the halting probability is that of the new state, as in
+Graves; the key and value of a halted position stay those computed for the step after its last, time signal included, so
+that a halted position costs nothing more; and the network is a byte-level decoder without an encoder, of a size that
+trains on a CPU.
 """
 
 from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbench.dynamic import Each, Loop, Shared, Trace, current, points
+from dynbench.dynamic import Each, Loop, Shared, Trace, current
+from dynbench.models.accounting import decided, linear_macs
+from dynbench.models.checks import check_least
 from dynbench.models.sharing import shared_once
 
 PAPER = (
@@ -35,16 +37,16 @@ Norm = Literal["pre", "post"]
 
 
 class Pondering(NamedTuple):
-    """What an item carries from step to step.
+    """The state of an item from step to step.
 
-    The probability of a state is added one step late, when it is known that the item did not halt there.
+    The probability of a state is added one step later, when it is known that the item did not halt there.
 
     Attributes:
         s: [m, d] s_n, the state.
-        mean: [m, d] sum of p s over the steps before.
-        total: [m] sum of p over the steps before.
+        mean: [m, d] sum of p s over the earlier steps.
+        total: [m] sum of p over the earlier steps.
         h: [m] h_n, the halting probability of s.
-        about: what else a step needs to know of the item.
+        about: other data of the item that a step needs.
     """
 
     s: Tensor
@@ -55,19 +57,19 @@ class Pondering(NamedTuple):
 
 
 class ACT(nn.Module):
-    """The halting rule of Graves, section 2.1, for any state: who halts, and what the answer is of one who does.
+    """The halting rule of Graves, section 2.1, for any state, and the answer of an item that halts.
 
     h_n = sigmoid(W s_n + b); an item halts at N = min {n: h_1 + .. + h_n >= 1 - epsilon}, at the latest at the last
-    step; p_n = h_n before it, and the remainder R = 1 - (h_1 + .. + h_{N-1}) there; the answer is the mean state
+    step; p_n = h_n before N, and the remainder R = 1 - (h_1 + .. + h_{N-1}) at N; the answer is the mean state
     sum_n p_n s_n, the ponder cost rho = N + R.
 
-    An item that is made to go on, by the static twin or a forced decision, may have spent more than 1: what it spends
-    is capped by what is left. Otherwise the cap does nothing.
+    If an item is made to go on, by the static twin or a forced decision, its h_n may sum to more than 1: p_n is capped
+    by the remaining probability. Otherwise the cap has no effect.
 
     Args:
         width: d.
-        epsilon: of the rule: an item may halt at its first step.
-        bias: b at first: the larger, the sooner.
+        epsilon: of the rule; with it an item may halt at its first step.
+        bias: initial b: the larger, the sooner items halt.
     """
 
     def __init__(self, width: int, epsilon: float = 0.01, bias: float = 1.0) -> None:
@@ -75,30 +77,37 @@ class ACT(nn.Module):
         self.epsilon, self.probability = epsilon, nn.Linear(width, 1)
         nn.init.constant_(self.probability.bias, bias)
 
+    @property
+    def halt(self) -> nn.Module | None:
+        """The halting rule of a Loop."""
+        return self
+
     def start(self, s: Tensor, about: Any) -> Pondering:
         """s [m, d], the state before the first step."""
         nothing = s.new_zeros(s.shape[0])
         return Pondering(s, torch.zeros_like(s), nothing, nothing, about)
 
     def move(self, state: Pondering, s: Tensor) -> Pondering:
-        """The item did not halt at `state`; its next state is s [m, d]."""
+        """An item that did not halt at `state`; its next state is s [m, d]."""
         p = torch.minimum(state.h, 1 - state.total)  # p_n of the step before; 0 before the first
         h = torch.sigmoid(self.probability(s).squeeze(1))  # h_n
         mean = state.mean + p.unsqueeze(1) * state.s
         return Pondering(s, mean, state.total + p, h.to(p.dtype), state.about)
 
     def answer(self, state: Pondering, k: int) -> tuple[Tensor, Tensor]:
-        """Of an item that halts here: its mean state [m, d] and its ponder cost [m]; k counts from 0."""
+        """The mean state [m, d] and ponder cost [m] of an item that halts here; k counts from 0."""
         remainder = 1 - state.total
         return state.mean + remainder.unsqueeze(1) * state.s, k + 1 + remainder
 
     def forward(self, answer: Any, state: Pondering, k: int) -> Tensor:
-        """Who halts after step k: [m] bool."""
+        """Whether an item halts after step k: [m] bool."""
         return state.total + state.h >= 1 - self.epsilon
 
 
 class LastState(nn.Module):
-    """In place of ACT: a fixed number of steps, whose last state is the answer."""
+    """In place of ACT: a fixed number of steps, with the last state as the answer."""
+
+    halt: nn.Module | None = None
 
     def start(self, s: Tensor, about: Any) -> Pondering:
         """s [m, d], the state before the first step."""
@@ -117,7 +126,7 @@ class LastState(nn.Module):
 def signals(steps: int, context: int, width: int) -> Tensor:
     """P [steps, context, d], the signals of position i and time t (Universal Transformers, section 2.1).
 
-    P^t_{i,2j} = sin(i / 10000^{2j/d}) + sin(t / 10000^{2j/d}), the odd ones with cosines; i and t count from 1.
+    P^t_{i,2j} = sin(i / 10000^{2j/d}) + sin(t / 10000^{2j/d}), odd indices with cosines; i and t count from 1.
     """
 
     def wave(n: int) -> Tensor:
@@ -129,12 +138,12 @@ def signals(steps: int, context: int, width: int) -> Tensor:
 
 
 class Memory:
-    """Keys and values of every position of every sample of a batch: a halted position's stay as they are.
+    """Keys and values of every position of every sample of a batch; those of halted positions stay unchanged.
 
     Args:
         kv: [n, T, 2 d].
         heads: of attention.
-        causal: a position sees itself and what is before it.
+        causal: a position attends to itself and earlier positions only.
     """
 
     def __init__(self, kv: Tensor, heads: int, causal: bool) -> None:
@@ -142,27 +151,26 @@ class Memory:
         self.kv, self.heads, self.causal = kv.flatten(0, 1), heads, causal  # [n * T, 2 d]
 
     def write(self, slot: Tensor, kv: Tensor) -> None:
-        """kv [m, 2 d] of the positions at `slot` [m], sample * T + position, in their order."""
+        """Writes kv [m, 2 d] of the positions at `slot` [m], sample * T + position, in ascending order."""
         if slot.shape[0] < self.kv.shape[0]:
-            # a graph may need the memory as it was
+            # autograd may need the old memory
             put = torch.Tensor.index_copy if torch.is_grad_enabled() else torch.Tensor.index_copy_
             self.kv = put(self.kv, 0, slot, kv)
             return
         ex = current()
         live = None if ex is None else ex.frame.live
-        self.kv = (
-            kv if live is None else torch.where(live.unsqueeze(1), kv, self.kv)
-        )  # who halted is computed, not kept
+        # under masking, halted positions are computed but not kept
+        self.kv = kv if live is None else torch.where(live.unsqueeze(1), kv, self.kv)
 
     def attend(self, slot: Tensor, q: Tensor) -> Tensor:
-        """Queries q [m, d] of the positions at `slot` [m], in their order -> [m, d]."""
+        """Attention for queries q [m, d] of the positions at `slot` [m], in ascending order -> [m, d]."""
         m, d = q.shape
         k, v = self.kv.view(self.samples, self.length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # [n, h, T, d / h]
         if m == self.kv.shape[0]:
             q = q.view(self.samples, self.length, self.heads, -1).transpose(1, 2)
             y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # [n, h, T, d / h]
             return y.transpose(1, 2).reshape(m, d)
-        # As many rows as the sample with most queries has; the rest is padding.
+        # Queries are padded to the number of rows of the sample with the most queries.
         sample, position = slot // self.length, slot % self.length
         present, sample = sample.unique_consecutive(return_inverse=True)
         counts = sample.bincount()
@@ -195,19 +203,19 @@ class Transition(nn.Module):
 
 
 class Ponder(nn.Module):
-    """The recurrent block, for the positions that still ponder; the item of its decision is the position.
+    """The recurrent block, for the positions that have not halted; the item of its decision is the position.
 
     With x = H^{t-1} + P^t, norm 'post' is A^t = LayerNorm(x + Attention(x)), H^t = LayerNorm(A^t + Transition(A^t))
     (section 2.1); 'pre' is A^t = x + Attention(LayerNorm(x)), H^t = A^t + Transition(LayerNorm(A^t)). The positions of
-    a sample step together, because each looks at all.
+    a sample step together, because each attends to all.
 
     Args:
         width: d.
         heads: of attention.
         ff: hidden width of the transition.
-        steps: T, at most.
+        steps: T, the maximum.
         context: longest sequence.
-        causal: a position sees itself and what is before it.
+        causal: a position attends to itself and earlier positions only.
         norm: 'pre' or 'post'.
         rule: ACT or LastState.
     """
@@ -224,11 +232,10 @@ class Ponder(nn.Module):
         self.transition = Transition(width, ff)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.register_buffer("signal", signals(steps, context, width), persistent=False)  # P
-        halt = rule if isinstance(rule, ACT) else None
-        self.loop = Loop("ponder", self.step, halt, steps, rule.answer, scope="sample")
+        self.loop = Loop("ponder", self.step, rule.halt, steps, rule.answer, scope="sample")
 
     def shown(self, x: Tensor) -> Tensor:
-        """What attention is made from, H + P or its norm: x [..., d]."""
+        """The input of attention, H + P or its norm: x [..., d]."""
         y: Tensor = self.norm1(x) if self.norm == "pre" else x
         return y
 
@@ -243,7 +250,7 @@ class Ponder(nn.Module):
         return y
 
     def step(self, state: Pondering, k: int) -> Pondering:
-        """Step k for those who ponder, [m, ..]."""
+        """Step k for the positions that have not halted, [m, ..]."""
         slot, shared = state.about
         memory: Memory = shared.value
         position = slot % memory.length
@@ -277,7 +284,22 @@ class UniversalTransformer(nn.Module):
         nn.init.normal_(self.token.weight, std=1 / self.scale)
         self.ponder = Each(block)
         self.norm = nn.LayerNorm(width) if block.norm == "pre" else nn.Identity()
-        shared_once(self)  # the halting unit is the block's and its loop's
+        shared_once(self)  # the halting unit belongs to the block and to its loop
+
+    @property
+    def block(self) -> Ponder:
+        """The recurrent block."""
+        return cast(Ponder, self.ponder.inner)
+
+    @property
+    def loop(self) -> Loop:
+        """The loop over steps."""
+        return self.block.loop
+
+    @property
+    def rule(self) -> ACT | LastState:
+        """The halting rule."""
+        return self.block.rule
 
     def input_shape(self, default: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of one input: [T] tokens."""
@@ -285,11 +307,9 @@ class UniversalTransformer(nn.Module):
 
     def pondered(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [n, T] long -> logits [n, T, vocab] and ponder costs rho = N + R [n, T]."""
-        block = self.ponder.inner
-        assert isinstance(block, Ponder)
         x = self.scale * self.token(tokens)  # H^0 [n, T, d]
         slot = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
-        y, rho = self.ponder((x, slot, Shared(block.remember(x))))
+        y, rho = self.ponder((x, slot, Shared(self.block.remember(x))))
         return self.head(self.norm(y)), rho
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -298,16 +318,16 @@ class UniversalTransformer(nn.Module):
 
 
 class PonderingRNN(nn.Module):
-    """A recurrent network that takes as many steps at each symbol as it likes (Graves, section 2).
+    """A recurrent network with a variable number of steps at each symbol (Graves, section 2).
 
-    s_t^n = tanh(W [x_t, delta_{n,1}] + U s_t^{n-1} + c): the flag delta says that the symbol is new; the mean state
-    s_t = sum_n p_n s_t^n is answered and carried to the next symbol. The item is the sample; the symbol is one more
-    coordinate of its decisions, because the loop is visited at each.
+    s_t^n = tanh(W [x_t, delta_{n,1}] + U s_t^{n-1} + c): the flag delta marks a new symbol; the mean state
+    s_t = sum_n p_n s_t^n is the answer and is carried to the next symbol. The item is the sample; the symbol is a
+    further coordinate of its decisions, because the loop is visited at each symbol.
 
     Args:
         rule: ACT.
         width: d.
-        steps: at most, for a symbol.
+        steps: maximum for a symbol.
         context: longest sequence.
         vocab: number of symbols.
     """
@@ -334,13 +354,13 @@ class PonderingRNN(nn.Module):
     def pondered(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [n, T] long -> logits [n, T, vocab] and ponder costs rho = N + R [n, T]."""
         x = self.token(tokens)  # [n, T, d]
-        s, said, costs = torch.zeros_like(x[:, 0]), [], []
+        s, states, costs = torch.zeros_like(x[:, 0]), [], []
         for t in range(tokens.shape[1]):
             with _visit(t, tokens.shape[1]):
                 s, rho = self.loop(self.rule.start(s, x[:, t]))
-            said.append(s)
+            states.append(s)
             costs.append(rho)
-        return self.head(torch.stack(said, 1)), torch.stack(costs, 1)
+        return self.head(torch.stack(states, 1)), torch.stack(costs, 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens [n, T] long -> logits [n, T, vocab]."""
@@ -348,7 +368,7 @@ class PonderingRNN(nn.Module):
 
 
 def _visit(t: int, size: int) -> AbstractContextManager[Any]:
-    """Visit t of a point that is passed `size` times."""
+    """Visit t of a point that is visited `size` times."""
     ex = current()
     return nullcontext() if ex is None else ex.at(t, size)
 
@@ -366,30 +386,30 @@ def universal_transformer(
     epsilon: float = 0.01,
     bias: float = 1.0,
 ) -> UniversalTransformer:
-    """A Universal Transformer; a decoder without an encoder, or with `causal=False` an encoder.
+    """A Universal Transformer: a decoder without an encoder, or with `causal=False` an encoder.
 
     Args:
-        steps: T, at most, for each position.
+        steps: T, the maximum for each position.
         halting: 'act' for each position; 'none' or None: each takes all steps and answers with its last state.
         width: d.
         heads: of attention.
         ff_multiple: hidden width of the transition in units of `width`.
         context: longest sequence.
         vocab: number of tokens; 256: bytes.
-        causal: a position sees itself and what is before it.
-        norm: where the layer norms are: 'post', after each sum, as the paper writes, or 'pre', before each function
-            and at the end, which is easier to train.
+        causal: a position attends to itself and earlier positions only.
+        norm: position of the layer norms: 'post', after each sum, as in the paper, or 'pre', before each function and
+            at the end, which is easier to train.
         epsilon: of ACT, above 0 and below 1.
-        bias: of the halting probability at first.
+        bias: initial bias of the halting probability.
 
     Raises:
         ValueError: an argument out of its range, or heads that do not divide the width.
     """
     _check(halting, epsilon, steps=steps, width=width, heads=heads, context=context, vocab=vocab)
     if width % heads:
-        raise ValueError(f"width={width} is no multiple of heads={heads}")
+        raise ValueError(f"width={width} is not a multiple of heads={heads}")
     if norm not in ("pre", "post"):
-        raise ValueError(f"norm={norm!r}: the layer norms stand 'pre' or 'post'")
+        raise ValueError(f"norm={norm!r}: layer norms are 'pre' or 'post'")
     rule = ACT(width, epsilon, bias) if halting == "act" else LastState()
     block = Ponder(width, heads, round(ff_multiple * width), steps, context, causal, norm, rule)
     return UniversalTransformer(block, width, context, vocab)
@@ -401,12 +421,12 @@ def act_rnn(
     """A recurrent network with adaptive computation time.
 
     Args:
-        steps: M, at most, for each symbol.
+        steps: M, the maximum for each symbol.
         width: of the state.
         context: longest sequence.
         vocab: number of symbols.
         epsilon: of ACT, above 0 and below 1.
-        bias: of the halting probability at first (the paper: 1).
+        bias: initial bias of the halting probability (the paper: 1).
 
     Raises:
         ValueError: an argument out of its range.
@@ -417,39 +437,25 @@ def act_rnn(
 
 def _check(halting: str | None, epsilon: float, **counts: int) -> None:
     if halting not in (None, "none", "act"):
-        raise ValueError(f"halting={halting!r}: there is halting='act', or 'none' (all steps)")
+        raise ValueError(f"halting={halting!r}: halting is 'act', or 'none' (all steps)")
     if not 0 < epsilon < 1:
         raise ValueError(f"epsilon={epsilon}: epsilon lies between 0 and 1")
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: {name} is 1 or more")
+    check_least(1, **counts)
 
 
-def ponder_steps(model: nn.Module, trace: Trace) -> Tensor:
-    """How many steps each position took, [items * positions], of the decisions of a stream."""
-    loop = points(model)["ponder"]
-    assert isinstance(loop, Loop)
-    ((value, _),) = [entry for (name, _), entry in trace.entries.items() if name == "ponder"]
-    going_on = ~value.view(-1, loop.max_steps)[:, :-1]
+def ponder_steps(model: UniversalTransformer | PonderingRNN, trace: Trace) -> Tensor:
+    """The number of steps at each position, [items * positions], by the decisions of a stream."""
+    going_on = ~decided(trace, model.loop.name).value.view(-1, model.loop.max_steps)[:, :-1]
     return 1 + going_on.cumprod(1).sum(1)
 
 
 def accounted_macs(
-    model: UniversalTransformer | PonderingRNN, trace: Trace, shape: tuple[int, ...] | None = None
+    model: UniversalTransformer | PonderingRNN, trace: Trace, shape: tuple[int, ...]
 ) -> tuple[float, str]:
-    """What the papers count: the mean number of steps, each costing the same; halting unit and attention left out.
-
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-        shape: of one input; default: the whole context.
-
-    Returns:
-        (MACs per sample, the rule in words).
-    """
-    (length,) = shape or (model.context,)
-    linear = {name: m.weight.numel() for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    head, unit = linear.pop("head"), sum(v for name, v in linear.items() if name.endswith("probability"))
+    """As the papers count: the mean number of steps, each of the same cost; without halting unit and attention."""
+    (length,) = shape
+    head = model.head.weight.numel()
+    step = linear_macs(model) - head - linear_macs(model.rule)
     steps = float(ponder_steps(model, trace).double().mean())
     rule = "mean ponder steps times the parameters of a step, halting unit and attention between positions not counted"
-    return length * (head + steps * (sum(linear.values()) - unit)), rule
+    return length * (head + steps * step), rule

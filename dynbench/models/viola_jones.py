@@ -1,14 +1,14 @@
 """Viola-Jones cascades: most windows of an image are rejected by the first few of thousands of features.
 
-Viola, Jones, "Rapid Object Detection using a Boosted Cascade of Simple Features", CVPR 2001. The cascades are those
-trained by others that ship with OpenCV 4 (`haarcascade_*.xml`), and the rules of the scan are OpenCV's
-(`cascadedetect.cpp`), reconstructed: the accepted windows are OpenCV's own. What differs from the paper: windows stay
-as they are and the image shrinks; a weak classifier may be a small tree and votes with any number at its leaves; a
-feature is divided by the area of the window, too; some are turned by 45 degrees (Lienhart and Maydt 2002).
+Viola, Jones, "Rapid Object Detection using a Boosted Cascade of Simple Features", CVPR 2001. The cascades are trained
+ones that ship with OpenCV 4 (`haarcascade_*.xml`), and the rules of the scan are OpenCV's (`cascadedetect.cpp`),
+reconstructed: the same windows are accepted as by OpenCV. Differences from the paper: windows keep their size and the
+image shrinks; a weak classifier may be a small tree, with any number as the vote of a leaf; a feature is also divided
+by the area of the window; some features are rotated by 45 degrees (Lienhart and Maydt 2002).
 
-The items are the windows of all sizes. The arithmetic is OpenCV's whatever the dtype of the model, which only rounds
-thresholds and votes: integral images are exact, a feature is float32, a stage's sum float64. Where a tree has several
-nodes, all are computed; OpenCV computes those on the path.
+The items are the windows of all sizes. The arithmetic is OpenCV's for every dtype of the model, which only rounds
+thresholds and votes: integral images are exact, a feature is float32, a stage's sum float64. Of a tree with several
+nodes all are computed; OpenCV computes those on the path.
 """
 
 from __future__ import annotations
@@ -26,37 +26,39 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynbench.dynamic import Each, Exits, Shared, Trace, points
+from dynbench.dynamic import Each, Exits, Shared, Trace
 from dynbench.errors import UserError
+from dynbench.models.accounting import decided
 
 PAPER = "Viola, Jones, Rapid Object Detection using a Boosted Cascade of Simple Features, CVPR 2001"
 PROVENANCE = (
     "cascades that ship with OpenCV 4, trained by others; scan reconstructed from OpenCV: the same windows are accepted"
 )
-INSTALL = "install what the extra 'vision' names: pip install 'dynbench[vision]'"
-EPSILON = np.float32(1e-5)  # OpenCV lowers every stage's threshold by so much
-FLAT = 0.1  # a window whose standard deviation is below 1 / FLAT is rejected unseen
+INSTALL = "install the extra 'vision': pip install 'dynbench[vision]'"
+EPSILON = np.float32(1e-5)  # OpenCV lowers every stage's threshold by this
+FLAT = 0.1  # a window whose standard deviation is below 1 / FLAT is rejected before the first stage
 SUM, SQUARES, TILTED = 0, 1, 2  # planes of the integral images
-REFERENCES_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 25}  # array references; on a CPU they should stay in the cache
+REFERENCES_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 25}  # array references; on a CPU they should fit into the cache
 
 Size = int | tuple[int, int]
 
 
-# --- the cascade, as it is written down ---
+# --- the cascade, as stored in its file ---
 
 
 @dataclass(frozen=True)
 class Feature:
     """Weighted sums of the pixels in 2 or 3 rectangles (x, y, width, height, weight) of a window.
 
-    `tilted`: by 45 degrees; (x, y) is then the top corner, the width goes down to the right, the height to the left.
+    `tilted`: rotated by 45 degrees; (x, y) is then the top corner, the width extends down to the right, the height down
+    to the left.
     """
 
     rectangles: tuple[tuple[int, int, int, int, float], ...]
     tilted: bool
 
     def references(self) -> dict[tuple[int, int, int], float]:
-        """The array references it takes: weight by (plane, y, x); 6, 8 or 9 (paper, 2.1) where corners coincide."""
+        """Its array references, weight by (plane, y, x); 6, 8 or 9 (paper, 2.1), as corners coincide."""
         found: Counter[tuple[int, int, int]] = Counter()
         for x, y, w, h, weight in self.rectangles:
             if self.tilted:
@@ -70,9 +72,9 @@ class Feature:
 
 @dataclass(frozen=True)
 class Tree:
-    """A weak classifier: nodes (left, right, feature, threshold), left if value < threshold; `leaves`: its votes.
+    """A weak classifier: nodes (left, right, feature, threshold), left if value < threshold; `leaves`: the votes.
 
-    A child above 0 is a node, any other is leaf number -child. One node makes a stump.
+    A child above 0 is a node, any other is leaf number -child. A tree of one node is a stump.
     """
 
     nodes: tuple[tuple[int, int, int, float], ...]
@@ -91,7 +93,7 @@ class Cascade:
 
     @property
     def weak_classifiers(self) -> list[int]:
-        """Trees of each stage."""
+        """Number of trees in each stage."""
         return [len(trees) for _, trees in self.stages]
 
 
@@ -120,14 +122,14 @@ def cascade_file(cascade: str | Path) -> Path:
 
 
 def read_cascade(path: Path, stages: int | None = None) -> Cascade:
-    """Reads a cascade in OpenCV's new format (opencv_storage / cascade); nothing outside the file is ever read.
+    """Reads a cascade in OpenCV's new format (opencv_storage / cascade); nothing outside the file is read.
 
     Args:
         path: an .xml file.
-        stages: only the first so many; None: all.
+        stages: number of stages to keep, from the first; None: all.
 
     Raises:
-        ValueError: not a cascade of Haar features in the new format, or not so many stages.
+        ValueError: not a cascade of Haar features in the new format, or it has fewer stages.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -210,13 +212,13 @@ class Level:
     """An image of the pyramid and its windows.
 
     Attributes:
-        scale: the original is so many times as large (float32).
+        scale: size of the original relative to this image (float32).
         height: pixels.
         width: pixels.
-        step: from window to window, pixels.
+        step: distance between windows, pixels.
         rows: rows of windows.
         columns: windows in a row.
-        top: the first of its height + 1 rows in the integral images of all levels, which lie below each other.
+        top: the first of its height + 1 rows in the integral images, which hold all levels one below the other.
     """
 
     scale: float
@@ -229,7 +231,7 @@ class Level:
 
 
 def _rounded(value: Any) -> int:
-    """Of halves the even one, as OpenCV's cvRound."""
+    """Rounds half to even, as OpenCV's cvRound."""
     return int(np.rint(value))
 
 
@@ -253,11 +255,9 @@ def pyramid(
         factor *= scale_factor
     least, most = min_size or (0, 0), max_size or (width, height)
     sizes = [(_rounded(window[0] * s), _rounded(window[1] * s)) for s in every]
-    scales = [
-        s for s, (w, h) in zip(every, sizes, strict=True)
-        if least[0] <= w <= most[0] and least[1] <= h <= most[1]
-    ]  # fmt: skip
-    if not scales and every:  # then the one that is nearest to the smallest size
+    fits = [least[0] <= w <= most[0] and least[1] <= h <= most[1] for w, h in sizes]
+    scales = [s for s, fit in zip(every, fits, strict=True) if fit]
+    if not scales and every:  # OpenCV then takes the scale nearest to the smallest size
         away = [(least[0] - w) ** 2 + (least[1] - h) ** 2 for w, h in sizes]
         scales = [every[away.index(min(away))]]
     levels: list[Level] = []
@@ -265,8 +265,8 @@ def pyramid(
     for s in scales:
         h, w = _rounded(np.float32(height) / s), _rounded(np.float32(width) / s)
         step = 1 if s >= 2 else 2
-        rows, columns = max(h + 1 - window[1], 0), max(w + 1 - window[0], 0)  # positions, of which every step-th counts
-        stripes = stripes or math.ceil(columns / 32)  # OpenCV scans in stripes, and may lose the last row by it
+        rows, columns = max(h + 1 - window[1], 0), max(w + 1 - window[0], 0)  # positions; every step-th is a window
+        stripes = stripes or math.ceil(columns / 32)  # OpenCV scans in stripes, which may lose the last row
         stripe = max((rows // step + stripes - 1) // max(stripes, 1), 1) * step
         rows = min(rows, stripes * stripe)
         levels.append(Level(float(s), h, w, step, math.ceil(rows / step), math.ceil(columns / step), top))
@@ -280,7 +280,7 @@ def pyramid(
 
 
 def resize_linear_exact(x: Tensor, height: int, width: int) -> Tensor:
-    """OpenCV's INTER_LINEAR_EXACT, bit by bit: linear interpolation with weights of 8 bits, rounded once.
+    """OpenCV's INTER_LINEAR_EXACT, bit for bit: linear interpolation with weights of 8 bits, rounded once.
 
     Args:
         x: [n, H, W] int32, 0 to 255.
@@ -297,7 +297,7 @@ def resize_linear_exact(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def _taps(size: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of `target` pixels: the two of `size` it lies between [target], and the second's weight of 256."""
+    """For each of `target` pixels: its two neighbours among `size` [target], and the second's weight out of 256."""
     at = (np.arange(target) + 0.5) * (1.0 / (target / size)) - 0.5
     first = np.floor(at)
     weight = np.rint((at - first) * 256)
@@ -323,7 +323,7 @@ def tilted_integral(x: Tensor) -> Tensor:
     _, height, width = x.shape
     row = nn.functional.pad(x.long().cumsum(2), (1, 0))  # [n, H, W + 1]: R(y', j), the sum of j pixels
     y = torch.arange(height, device=x.device).unsqueeze(1)
-    # the cone is the sum over y' of R(y', x + y - 1 - y') - R(y', x - y + y'): along two diagonals it is a running sum
+    # the cone is the sum over y' of R(y', x + y - 1 - y') - R(y', x - y + y'): a running sum along two diagonals
     span = torch.arange(width + height + 1, device=x.device)
     down = row.gather(2, (span - y - 1).clamp(0, width).expand_as(row[:, :, :1].expand(-1, -1, len(span))))
     up = row.gather(2, (span - height + y).clamp(0, width).expand(len(x), -1, -1))
@@ -337,11 +337,11 @@ def tilted_integral(x: Tensor) -> Tensor:
 
 
 class Atlas(NamedTuple):
-    """What all windows share.
+    """The data shared by all windows.
 
     Attributes:
-        table: [cells] float64: the integral images of all levels, planes and samples, one after the other.
-        offsets: of each stage, [references]: how far a reference lies from the window's own cell.
+        table: [cells] float64: the integral images of all levels, planes and samples, concatenated.
+        offsets: of each stage, [references]: distance of a reference from the window's own cell.
         weights: of each stage, [features, 1, references of a feature] float64.
     """
 
@@ -350,7 +350,7 @@ class Atlas(NamedTuple):
     weights: tuple[Tensor, ...]
 
     def weighted(self, k: int, at: Tensor) -> Tensor:
-        """The features of stage k of the windows at cells `at` [m] -> [features, m] float64, exact."""
+        """Features of stage k for the windows at cells `at` [m] -> [features, m] float64, exact."""
         weight = self.weights[k]
         where = self.offsets[k].unsqueeze(1) + at
         cells = self.table.index_select(0, where.view(-1)).view(weight.shape[0], weight.shape[2], -1)
@@ -363,8 +363,8 @@ class Windows(NamedTuple):
     Attributes:
         at: [m] long: the cell of the upper left corner.
         norm: [m] float32: 1 / (area times standard deviation).
-        passed: [m] float32: stages passed; -1: flat.
-        total: [m] float32: sum of the votes in the last stage met.
+        passed: [m] float32: number of stages passed; -1: flat.
+        total: [m] float32: sum of the votes in the last stage run.
         image: an `Atlas`.
     """
 
@@ -378,9 +378,15 @@ class Windows(NamedTuple):
 class Normalise(nn.Module):
     """Stage 0: the standard deviation of a window, from two integral images; a flat window is rejected.
 
-    sigma^2 = E[x^2] - m^2 (paper, 5.1, where the sign is printed the other way round), times the area squared. It is
-    that of the window without its border of one pixel.
+    sigma^2 = E[x^2] - m^2 (paper, 5.1, where the sign is reversed in print), times the area squared, of the window
+    without its border of one pixel.
+
+    Attributes:
+        trees: weak classifiers, none.
+        rectangles: of the features of weak classifiers, none.
     """
+
+    trees = rectangles = 0
 
     def __init__(self, width: int, height: int) -> None:
         super().__init__()
@@ -398,13 +404,17 @@ class Normalise(nn.Module):
 
 
 class Stage(nn.Module):
-    """Stage k, 1 to K: a window that has passed all before passes where the votes reach the threshold.
+    """Stage k, 1 to K: a window that has passed all stages before passes where the votes reach the threshold.
 
     Args:
         k: its number.
         threshold: of the sum of the votes.
         trees: the weak classifiers.
         features: of the cascade.
+
+    Attributes:
+        trees: number of weak classifiers.
+        rectangles: number of rectangles in the features of all weak classifiers.
     """
 
     child: Tensor
@@ -428,12 +438,12 @@ class Stage(nn.Module):
         parts = zip(s.at.split(at_once), s.norm.split(at_once), strict=True)
         sums = [self._sum(s.image.value, at, norm) for at, norm in parts]
         total = sums[0] if len(sums) == 1 else torch.cat(sums)
-        here = s.passed == self.k - 1  # who has failed before, met again where nobody leaves, stays as it is
+        here = s.passed == self.k - 1  # windows rejected earlier, which come here if none leave, are unchanged
         passed = s.passed + (here & (total >= self.threshold.float()))
         return s._replace(passed=passed, total=torch.where(here, total.float(), s.total))
 
     def _sum(self, image: Atlas, at: Tensor, norm: Tensor) -> Tensor:
-        """The votes of windows [m] added up, [m] float64."""
+        """The sum of the votes for windows [m], [m] float64."""
         value = image.weighted(self.k, at).float() * norm
         below = value.view(self.trees, self.nodes, -1) < self.split.float().unsqueeze(2)
         votes = self.votes.float()
@@ -457,23 +467,23 @@ class Answer(nn.Module):
     """The head of a stage."""
 
     def forward(self, s: Windows) -> Tensor:
-        """Windows [m] -> [m, 2]: stages passed (-1: flat), sum of the votes in the last stage met."""
+        """Windows [m] -> [m, 2]: stages passed (-1: flat), sum of the votes in the last stage run."""
         return torch.stack((s.passed, s.total), 1)
 
 
 def rejected(answer: Tensor, s: Windows, k: int) -> Tensor:
-    """Who leaves after stage k: windows that have not passed it, [m] bool."""
+    """The windows that leave after stage k, those that have not passed it: [m] bool."""
     return s.passed < k
 
 
 class ViolaJones(nn.Module):
-    """A cascade that looks at every window of an image, at every size.
+    """A cascade applied to every window of an image, at every size.
 
-    Windows are ordered by level, row and column. A window's answer is two numbers: the stages it passed, all of them
-    where it is accepted (-1: flat, rejected before the first), and the sum of the votes in the last stage it met.
+    Windows are ordered by level, row and column. A window's answer is two numbers: the number of stages it passed, all
+    of them where it is accepted (-1: flat, rejected before the first), and the sum of the votes in its last stage.
 
     Args:
-        cascade: what to look for.
+        cascade: the stages and features.
         scale_factor: from one size of windows to the next.
         min_size: (width, height) of the smallest windows, pixels; None: the cascade's own.
         max_size: of the largest; None: the image.
@@ -495,6 +505,7 @@ class ViolaJones(nn.Module):
         boosted = [Stage(k, *stage, cascade.features) for k, stage in enumerate(cascade.stages, 1)]
         stages: list[Normalise | Stage] = [Normalise(*self.window), *boosted]
         self.windows = Each(Exits("cascade", stages, [Answer() for _ in stages], rejected))
+        self.counts = [(s.trees, s.rectangles) for s in stages]  # weak classifiers and rectangles of each stage
         self._shapes = [(len(s.references), max(map(len, s.references))) for s in stages]
         cells = [c for s in stages for c in _padded(s.references)]
         self.planes = 1 + max(plane for (plane, _, _), _ in cells)
@@ -555,11 +566,11 @@ class ViolaJones(nn.Module):
         return table
 
     def detections(self, answers: Tensor, height: int, width: int, min_neighbors: int = 3) -> list[np.ndarray]:
-        """What was found, as OpenCV gives it.
+        """The detections, as OpenCV returns them.
 
-        OpenCV leaves out the next window in a row where one fails stage 1 (what is left out cannot fail), so of a run
-        of windows that would fail every second is left out, and the window after the run where its last is looked at.
-        Here every window is computed, and what OpenCV does not look at is no detection.
+        Where a window fails stage 1, OpenCV skips the next window of the row: in a run of failing windows every second
+        one is skipped, and so is the window after the run if the run's last one is evaluated. Here every window is
+        computed, and the windows that OpenCV skips are no detections.
 
         Args:
             answers: [n, windows, 2] of images of this size.
@@ -577,14 +588,14 @@ class ViolaJones(nn.Module):
         for level in levels:
             end = begin + level.rows * level.columns
             failed = passed[:, begin:end].reshape(len(passed), level.rows, level.columns) == 0
-            hit[:, begin:end] &= _looked_at(failed).reshape(len(passed), -1)
+            hit[:, begin:end] &= _evaluated(failed).reshape(len(passed), -1)
             begin = end
         rectangles = _rectangles(levels, self.window)
         return [_clipped(group_rectangles(rectangles[row], min_neighbors), height, width) for row in hit]
 
 
 def _padded(references: Sequence[dict[tuple[int, int, int], float]]) -> list[tuple[tuple[int, int, int], float]]:
-    """All references of a stage, each feature with as many: what is added has weight 0."""
+    """All references of a stage, padded to the same number per feature with references of weight 0."""
     most = max(map(len, references))
     return [c for r in references for c in [*r.items(), *[((SUM, 0, 0), 0.0)] * (most - len(r))]]
 
@@ -616,22 +627,22 @@ def _clipped(rectangles: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.stack([x, y, np.minimum(w, width - x), np.minimum(h, height - y)], 1)
 
 
-def _looked_at(failed: np.ndarray) -> np.ndarray:
-    """failed [..., columns] -> which windows OpenCV looks at: those after an even number of failures in a row."""
+def _evaluated(failed: np.ndarray) -> np.ndarray:
+    """failed [..., columns] -> the windows that OpenCV evaluates: those after an even number of failures in a row."""
     at = np.arange(failed.shape[-1])
     last = np.maximum.accumulate(np.where(failed, -1, at), -1)  # the last window up to here that did not fail
     run = np.concatenate([np.zeros_like(last[..., :1]), (at - last)[..., :-1]], -1)
-    looked: np.ndarray = run % 2 == 0
-    return looked
+    evaluated: np.ndarray = run % 2 == 0
+    return evaluated
 
 
 def group_rectangles(rectangles: np.ndarray, min_neighbors: int = 3, eps: float = 0.2) -> np.ndarray:
-    """OpenCV's groupRectangles: windows that nearly coincide, directly or by others, become their mean.
+    """OpenCV's groupRectangles: windows that nearly coincide, directly or through others, are replaced by their mean.
 
     Args:
         rectangles: [m, 4] int: x, y, width, height.
-        min_neighbors: a group of at most so many is dropped; 0: nothing is grouped.
-        eps: how far the edges of two may differ, relative to their size.
+        min_neighbors: groups of at most this many windows are dropped; 0: no grouping.
+        eps: tolerance between the edges of two windows, relative to their size.
 
     Returns:
         [groups, 4] int32.
@@ -661,7 +672,7 @@ def group_rectangles(rectangles: np.ndarray, min_neighbors: int = 3, eps: float 
 
 
 def _inside(means: np.ndarray, count: np.ndarray, i: Any, j: Any, eps: float) -> bool:
-    """Whether group i lies within group j, and j has more windows."""
+    """Whether group i lies inside group j, which has more windows."""
     (x, y, w, h), (x2, y2, w2, h2) = means[i], means[j]
     dx, dy = _rounded(w2 * eps), _rounded(h2 * eps)
     within = x >= x2 - dx and y >= y2 - dy and x + w <= x2 + w2 + dx and y + h <= y2 + h2 + dy
@@ -691,14 +702,14 @@ def viola_jones(
 
     Args:
         cascade: a name such as 'frontalface_default', or the path of an .xml file.
-        stages: only the first so many; None: all.
+        stages: number of stages to keep, from the first; None: all.
         scale_factor: from one size of windows to the next; the paper scales by 1.25.
         min_size: of the smallest windows: pixels, or (width, height).
         max_size: of the largest.
 
     Raises:
-        UserError: OpenCV, which brings the cascades, is not installed.
-        ValueError: no such cascade, one that cannot be read, or an argument out of range.
+        UserError: OpenCV, which ships the cascades, is not installed.
+        ValueError: no such cascade, an unreadable one, or an argument out of range.
     """
     if not scale_factor > 1:
         raise ValueError(f"scale_factor={scale_factor}: windows grow, so it is above 1")
@@ -709,10 +720,10 @@ def viola_jones(
 class OpenCV(nn.Module):
     """OpenCV's own detectMultiScale, image by image, on the CPU, with as many threads as torch has.
 
-    Its windows are given in the form of ours: those it accepts have passed all stages; of others it tells nothing: -1.
+    Answers have the same form: accepted windows have passed all stages; of the others nothing is known: -1.
 
     Args:
-        ours: all stages of a cascade.
+        ours: the model with all stages of a cascade.
     """
 
     outside_torch = "OpenCV"
@@ -721,7 +732,7 @@ class OpenCV(nn.Module):
         super().__init__()
         import cv2
 
-        self.ours = [ours]  # no part of this module
+        self.ours = [ours]  # in a list, so that it is not a submodule
         self.classifier = cv2.CascadeClassifier(str(ours.cascade.file))
 
     def input_shape(self, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -758,7 +769,7 @@ def opencv(
     min_size: Size | None = None,
     max_size: Size | None = None,
 ) -> OpenCV:
-    """OpenCV's own detector, to stand beside `viola_jones` with the same arguments.
+    """OpenCV's own detector, for comparison with `viola_jones`; the same arguments.
 
     Raises:
         UserError: OpenCV is not installed.
@@ -767,38 +778,25 @@ def opencv(
     return OpenCV(viola_jones(cascade, None, scale_factor, min_size, max_size))
 
 
-# --- what the paper counts ---
+# --- accounting as in the paper ---
 
 
 def weak_classifiers_met(model: ViolaJones, answers: Tensor) -> Tensor:
-    """How many weak classifiers looked at each window, answers [..., 2] -> [...] long; 0: a flat one."""
+    """Number of weak classifiers evaluated on each window, answers [..., 2] -> [...] long; 0 for a flat window."""
     met = np.cumsum([0, *model.cascade.weak_classifiers])
     last = torch.from_numpy(np.concatenate([[0], met[1:], met[-1:]])).to(answers.device)
     return last[answers[..., 0].long() + 1]
 
 
 def accounted_macs(model: ViolaJones, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
-    """What the paper counts: features evaluated per window; as MACs, one for each of their rectangles.
-
-    Args:
-        model: whose decisions they are.
-        trace: decisions of a stream.
-        shape: of one input.
-
-    Returns:
-        (MACs per sample, the rule in words, which says how many features a window meets).
-    """
-    point = points(model)["cascade"]
-    assert isinstance(point, Exits)
-    left = next(entry.value for (name, _), entry in trace.entries.items() if name == point.name)
-    left = left.view(-1, len(point.stages))
+    """As the paper counts: features evaluated per window; as MACs, one for each of their rectangles."""
+    left = decided(trace, "cascade").value.view(-1, len(model.counts))  # [windows, stages]
     there = torch.ones(len(left), dtype=torch.bool, device=left.device)
     weak, macs = 0.0, 0.0
-    for k, stage in enumerate(point.stages):
-        if isinstance(stage, Stage):
-            met = float(there.double().mean())
-            weak += met * stage.trees
-            macs += met * stage.rectangles * len(left) / trace.items
+    for k, (trees, rectangles) in enumerate(model.counts):
+        reached = float(there.double().mean())
+        weak += reached * trees
+        macs += reached * rectangles * len(left) / trace.items
         there = there & ~left[:, k]
     total = sum(model.cascade.weak_classifiers)
     rule = f"a window meets {weak:.1f} of {total} weak classifiers on average; one MAC for each of their rectangles"

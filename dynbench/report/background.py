@@ -5,42 +5,32 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from dynbench.analysis.formatting import bytes_
 from dynbench.report.columns import COLUMNS, Column
-from dynbench.report.selection import is_sweep
 from dynbench.report.tables import Block, Row, Section, Table, make_table
-from dynbench.report.values import bytes_, words
+from dynbench.report.values import words
 from dynbench.store.jsonable import to_table
+from dynbench.store.quantities import quantities
 from dynbench.store.run import Run
-from dynbench.store.schema import Cell, Manifest, Quantity, Unavailable, Warning_, WorkloadInfo
+from dynbench.store.schema import Cell, Manifest, Warning_, WorkloadInfo
+from dynbench.unavailable import Unavailable
 
 MOST_WARNINGS = 8  # rows shown at once; more are folded away behind one row per kind
 MOST_REASONS = 3
 CAUTIONS = {"recall|from memory": "recalled, not checked", "second-hand": "second-hand", "reconstruct": "reconstructed"}
-QUANTITIES: dict[str, Callable[[Cell], Quantity | None]] = {
-    "energy": lambda c: None if c.energy is None else c.energy.item_j,
-    "idle share of energy": lambda c: None if c.energy is None else c.energy.idle_share,
-    "peak memory": lambda c: None if c.memory is None else c.memory.peak_bytes,
-    "host waits": lambda c: c.host_syncs,
-    "kernel launches": lambda c: c.kernel_launches,
-    "operator calls": lambda c: c.operator_calls,
-    "bytes touched": lambda c: c.bytes_touched,
-    "device time": lambda c: None if c.latency is None else c.latency.device_stream_ms,
-    "p90 latency": lambda c: None if c.latency is None else c.latency.batch_p90_ms,
-    "p99 latency": lambda c: None if c.latency is None else c.latency.batch_p99_ms,
-    "dense FLOPs": lambda c: None if c.flops is None else c.flops.dense,
-    "required FLOPs": lambda c: None if c.flops is None else c.flops.required_region,
-    "executed FLOPs": lambda c: None if c.flops is None else c.flops.executed,
-    "accounted FLOPs": lambda c: None if c.flops is None else c.flops.accounted,
-}
 ALWAYS = [
-    ("other days, machines and processes",
-     "All rounds come from one run: its intervals do not cover what differs from one run to the next."),
-    ("queueing",
-     "Load is a closed loop: the next batch is issued when the last is done. Under arrivals at a rate of their own, "
-     "waiting times would be added."),
-]  # fmt: skip
+    (
+        "other days, machines and processes",
+        "All rounds come from one run: its intervals do not cover what differs from one run to the next.",
+    ),
+    (
+        "queueing",
+        "Load is a closed loop: the next batch is issued when the last is done. Under arrivals at a rate of their own, "
+        "waiting times would be added.",
+    ),
+]
 
 
 def background_sections(run: Run, absent: Sequence[tuple[str, str]]) -> list[Section]:
@@ -50,34 +40,49 @@ def background_sections(run: Run, absent: Sequence[tuple[str, str]]) -> list[Sec
         run: what was measured.
         absent: figures that are not there: (what, why).
     """
-    manifest = run.manifest
+    infos = list(run.manifest.workloads.values())
+    mine: dict[str, list[Cell]] = {}
+    for cell in run.cells:
+        mine.setdefault(cell.workload, []).append(cell)
+    unmeasured = _pairs("not-measured", "Not measured", "what", "why", _not_measured(run, absent))
+    models = [block for info in infos for block in _provenance(info, mine.get(info.name, []))]
     return [
         Section("warnings", "Warnings", "Doubts about results, and what would remove them.", _warnings(run)),
-        Section("not-measured", "Not measured", "What a reader may miss, and why it is not there.",
-                [Block(table=_pairs("not-measured", "Not measured", "what", "why", _not_measured(run, absent)))]),
-        Section("environment", "Environment", "", _environment(manifest)),
-        Section("provenance", "Models and inputs",
-                "Where each model, its weights, its inputs and the published figures come from.",
-                [b for i in manifest.workloads.values() for b in _provenance(i, run.cells)]
-                or [Block(text=["No workload could be prepared."])]),
-        Section("reproduce", "How to reproduce this run", "", _reproduce(manifest)),
-    ]  # fmt: skip
+        Section(
+            "not-measured",
+            "Not measured",
+            "What a reader may miss, and why it is not there.",
+            [Block(table=unmeasured)],
+        ),
+        Section("environment", "Environment", "", _environment(run.manifest)),
+        Section(
+            "provenance",
+            "Models and inputs",
+            "Where each model, its weights, its inputs and the published figures come from.",
+            models or [Block(text=["No workload could be prepared."])],
+        ),
+        Section("reproduce", "How to reproduce this run", "", _reproduce(run.manifest)),
+    ]
 
 
 def legend(tables: Iterable[Table]) -> Section:
-    """Explains every column that the tables speak of."""
-    spoken = {c.key: c for t in tables for c in t.spoken if c.definition}
+    """Explains every column that has a value in one of the tables."""
+    defined = {c.key: c for t in tables for c in t.filled if c.definition}
     head = [
-        Column("header", "column", kind="name"), Column("unit", "unit", kind="text"),
-        Column("definition", "what it is", kind="prose"), Column("is_not", "what it is not", kind="prose"),
-    ]  # fmt: skip
+        Column("header", "column", kind="name"),
+        Column("unit", "unit", kind="text"),
+        Column("definition", "what it is", kind="prose"),
+        Column("is_not", "what it is not", kind="prose"),
+    ]
     rows: list[Row] = [
         {
-            "header": words(c.header), "unit": words(c.unit), "definition": words(c.definition),
+            "header": words(c.header),
+            "unit": words(c.unit),
+            "definition": words(c.definition),
             "is_not": words(c.is_not),
         }
-        for c in spoken.values()
-    ]  # fmt: skip
+        for c in defined.values()
+    ]
     text = [
         "n/a: it could not be measured; the footnote says why. A dash: it does not apply. Columns that are the same in "
         "every row are named once above their table.",
@@ -132,7 +137,8 @@ def _warning(w: Warning_, concerns: str) -> Row:
 
 
 def _place(cell: Cell, titles: Mapping[str, str]) -> str:
-    return f"{titles.get(cell.workload, cell.workload)}, {cell.decisions.label}, batch {cell.batch_size}, {cell.name}"
+    title = titles.get(cell.workload, cell.workload)
+    return f"{title}, {cell.decisions.label}, batch {cell.batch_size}, {cell.arm.name}"
 
 
 def _joined(parts: Sequence[str], most: int) -> str:
@@ -146,12 +152,13 @@ def _not_measured(run: Run, absent: Sequence[tuple[str, str]]) -> list[tuple[str
     found = [(n.what, n.why) for n in manifest.not_measured]
     found += _unreached(run)
     done = [c for c in run.cells if c.status == "ok"]
-    for what, read in QUANTITIES.items():
-        values = [read(c) for c in done]
-        reasons = [v.unavailable for v in values if isinstance(v, Unavailable)]
+    for quantity in quantities(manifest.workloads.values()):
+        if "not measured" not in quantity.places:
+            continue
+        reasons = [v.unavailable for v in map(quantity.of, done) if isinstance(v, Unavailable)]
         if reasons:
             where = "" if len(reasons) == len(done) else f" ({len(reasons)} of {len(done)} cells)"
-            found.append((f"{what}{where}", _joined(reasons, MOST_REASONS)))
+            found.append((f"{quantity.name}{where}", _joined(reasons, MOST_REASONS)))
     for info in manifest.workloads.values():
         if not info.accuracies:
             why = "weights are untrained" if info.weights is None else "the run ended before it, or it failed"
@@ -169,12 +176,14 @@ def _unreached(run: Run) -> list[tuple[str, str]]:
         "running": "the run has not come that far, or was cut off",
         "complete": "no cell was stored",
     }[run.manifest.status]
+    sizes: dict[str, set[int]] = {}  # by workload, outside the sweep
+    for cell in run.cells:
+        sizes.setdefault(cell.workload, set()).update([] if cell.decisions.sweep else [cell.batch_size])
     found = []
     for info in run.manifest.workloads.values():
-        there = {c.batch_size for c in run.cells if c.workload == info.name and not is_sweep(c)}
-        if not any(c.workload == info.name for c in run.cells):
+        if info.name not in sizes:
             found.append((f"all of {info.title}", why))
-        elif lacking := [b for b in _asked_sizes(run.manifest, info.name) if b not in there]:
+        elif lacking := [b for b in _asked_sizes(run.manifest, info.name) if b not in sizes[info.name]]:
             found.append((f"{info.title} at batch {', '.join(map(str, lacking))}", why))
     return found
 
@@ -193,9 +202,11 @@ def _inside(table: object, *keys: str) -> object:
 
 def _environment(manifest: Manifest) -> list[Block]:
     parts = {
-        "Hardware": manifest.hardware, "Software": manifest.software, "Process": manifest.environment,
+        "Hardware": manifest.hardware,
+        "Software": manifest.software,
+        "Process": manifest.environment,
         "Repository": manifest.git,
-    }  # fmt: skip
+    }
     return [
         Block(name, table=_pairs(f"environment {name}", name, "fact", "value", list(facts(part))))
         for name, part in parts.items()
@@ -241,19 +252,21 @@ def _fact(name: str, value: object) -> str:
 def _provenance(info: WorkloadInfo, cells: Sequence[Cell]) -> Iterator[Block]:
     arguments = ", ".join(f"{k}={v}" for k, v in info.model_args.items())
     points = ", ".join(f"{n} {kind}" for kind, n in info.points.items())
+    cautions = [
+        f"[{label}]" for pattern, label in CAUTIONS.items() if re.search(pattern, info.provenance, re.IGNORECASE)
+    ]
     rows = [
         ("paper", info.paper or "none named"),
         ("model", f"{info.model}({arguments})"),
-        ("made after", " ".join([*(f"[{label}]" for pattern, label in CAUTIONS.items()
-                                   if re.search(pattern, info.provenance, re.IGNORECASE)), info.provenance])),
+        ("made after", " ".join([*cautions, info.provenance])),
         ("decision points", points or "none"),
         ("inputs", info.inputs),
         ("stream", f"{info.stream_items} items, hash {info.stream_hash}"),
         ("weights", info.weights or "none: untrained"),
         ("weights sha256", info.weights_sha256 or "–"),
         *((f"trace hash: {label}", value) for label, value in info.trace_hashes.items()),
-    ]  # fmt: skip
-    published = {c.decisions.label: c.decisions.provenance for c in cells if c.workload == info.name}
+    ]
+    published = {c.decisions.label: c.decisions.provenance for c in cells}
     rows += [(f"rates: {label}", text) for label, text in published.items() if text]
     rows += [(f"{c.status} claim", f"{c.metric}: {c.value:g} {c.unit}") for c in info.claims if c.status != "verified"]
     yield Block(info.title, table=_pairs(f"provenance {info.name}", "Model and inputs", "fact", "value", rows))
@@ -279,8 +292,17 @@ def _reproduce(manifest: Manifest) -> list[Block]:
         "Inputs, weights and decisions must come out with the hashes under Models and inputs; times will differ as "
         "much as the machine does. Files named in the command are meant from the folder it was given in."
     )
-    spec = json.dumps(to_table(manifest)["spec"], indent=1, ensure_ascii=False)
+    spec = _json(to_table(manifest)["spec"])
     return [
         Block(text=text, code="\n".join(lines)),
         Block("All options and workloads, as they were read", code=spec, folded=True),
     ]
+
+
+def _json(value: object, levels: int = 3, indent: str = "") -> str:
+    """JSON with a line for each entry of the outer tables; what is within is on one line."""
+    if not isinstance(value, Mapping) or not value or not levels:
+        return json.dumps(value, ensure_ascii=False)
+    inner = f"{indent} "
+    lines = [f"{inner}{json.dumps(k, ensure_ascii=False)}: {_json(v, levels - 1, inner)}" for k, v in value.items()]
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"

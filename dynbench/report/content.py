@@ -7,6 +7,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from dynbench.analysis.formatting import bytes_, digits_of, interval, percent, seconds, significant, times
+from dynbench.analysis.headline import headline
+from dynbench.analysis.resolution import direction
 from dynbench.analysis.verdict import verdict
 from dynbench.report.background import background_sections, legend
 from dynbench.report.drawings import (
@@ -22,13 +25,43 @@ from dynbench.report.drawings import (
 )
 from dynbench.report.palette import tones_of
 from dynbench.report.results import result_sections, slug, title_of
-from dynbench.report.selection import call, device_phrase, headline, sweeps, views
+from dynbench.report.selection import View, device_phrase, sweeps, views
 from dynbench.report.tables import Section
-from dynbench.report.values import bytes_, digits_of, interval, percent, seconds, significant, times
 from dynbench.store.run import Run
 from dynbench.store.schema import Cell, Manifest, WorkloadInfo
 
-CALLS = {1: "faster", 0: "not told apart from it", -1: "slower"}
+OUTCOMES = {"faster": "faster", "unclear": "not told apart from it", "slower": "slower"}  # than the primary baseline
+
+
+FIGURES = (
+    (
+        "speedup-by-batch",
+        "Speed-up against batch size",
+        "Above the line at 1x an arm is faster than the primary baseline. Dashed: the ideal, if time followed "
+        "computation. Bands: 95 % confidence intervals over rounds. Dotted: static networks. Both axes are "
+        "logarithmic.",
+    ),
+    (
+        "speedup-by-keep-rate",
+        "Speed-up against keep-rate",
+        "Decisions are made up at a rate, to see from which saving on a strategy pays. A ring marks its break-even; "
+        "the dotted line is the keep-rate the trained gates really have.",
+    ),
+    (
+        "flops",
+        "Computation: dense, required, executed, accounted",
+        "Dense is the primary baseline, required what the decisions ask for, executed what each strategy ran, "
+        "accounted what the paper counts. Filled: it ran; hollow: it was asked for, or is claimed.",
+    ),
+    (
+        "latency-by-path",
+        "Latency by path",
+        "How long an input takes at batch 1 by how deep it went. Marker: median; thick line: middle half; thin line: 5 "
+        "to 95 % of all times. Dotted, with its middle half as a band: the primary baseline, which knows no paths. The "
+        "axis of times is logarithmic.",
+    ),
+)
+"""Key, title and text of every kind of figure."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +72,8 @@ class Verdict:
         sentence: from `analysis.verdict`.
         figure: the speed-up it is judged by, '1.83x'; None where nothing was timed.
         detail: of which strategy at which batch size, and its interval.
-        call: 'faster', 'slower' or 'not told apart from it'.
-        tone: the strategy's, for its colour.
+        outcome: 'faster', 'slower' or 'not told apart from it'.
+        strategy: for its colour.
         inputs: one sentence.
         caution: what keeps the verdict from being about the paper's network.
     """
@@ -49,8 +82,8 @@ class Verdict:
     sentence: str
     figure: str | None
     detail: str
-    call: str | None
-    tone: str | None
+    outcome: str | None
+    strategy: str | None
     inputs: str
     caution: str | None
 
@@ -109,8 +142,11 @@ def build(run: Run) -> Report:
     """
     manifest, cells = run.manifest, run.cells
     infos = list(manifest.workloads.values())
-    tones = tones_of(c.name for c in cells if c.arm == "strategy")
-    figures = _figures(run, infos, tones)
+    by_workload: dict[str, list[Cell]] = {info.name: [] for info in infos}
+    for cell in cells:
+        by_workload.setdefault(cell.workload, []).append(cell)
+    tones = tones_of(c.arm.strategy for c in cells if c.arm.strategy is not None)
+    figures = _figures(run, infos, by_workload, tones)
     absent = [(f"figure: {g.title}: {p.title}", p.absent) for g in figures for p in g.panels if p.absent is not None]
     sections = [*result_sections(infos, cells), *background_sections(run, absent)]
     tables = [b.table for s in sections for b in s.blocks if b.table is not None]
@@ -121,7 +157,7 @@ def build(run: Run) -> Report:
         run_id=manifest.run_id,
         status=_status(manifest, cells),
         facts=_facts(manifest, cells),
-        verdicts=[_verdict(i, cells, where) for i in infos],
+        verdicts=[_verdict(info, by_workload[info.name], where) for info in infos],
         figures=figures,
         sections=[*sections, legend(tables)],
         tones=tones,
@@ -129,14 +165,14 @@ def build(run: Run) -> Report:
 
 
 def _status(manifest: Manifest, cells: Sequence[Cell]) -> str | None:
-    said = {
+    status = {
         "complete": None,
         "interrupted": "This run was interrupted. What was finished by then is here; the rest is under Not measured.",
         "running": "This run had not ended when the report was written: it is still running, or it was cut off.",
     }[manifest.status]
     failed = sum(c.status == "failed" for c in cells)
     more = f"{failed} of {len(cells)} cells failed; see Refused and failed." if failed else None
-    return " ".join(s for s in (said, more) if s) or None
+    return " ".join(s for s in (status, more) if s) or None
 
 
 def _facts(manifest: Manifest, cells: Sequence[Cell]) -> list[tuple[str, str]]:
@@ -149,7 +185,7 @@ def _facts(manifest: Manifest, cells: Sequence[Cell]) -> list[tuple[str, str]]:
     found = [("machine", ", ".join(parts))]
     if cells:
         settings = dict.fromkeys(
-            f"{c.device}, {c.threads} thread{'' if c.threads == 1 else 's'}, {c.dtype}, {c.engine}" for c in cells
+            f"{c.device}, {c.threads} thread{'' if c.threads == 1 else 's'}, {c.dtype}, {c.arm.engine}" for c in cells
         )
         sizes = ", ".join(map(str, sorted({c.batch_size for c in cells})))
         found += [("measured on", "; ".join(settings)), ("batch sizes", sizes)]
@@ -169,27 +205,32 @@ def _moment(iso: str) -> str:
         return iso
 
 
-def _verdict(info: WorkloadInfo, cells: Sequence[Cell], where: str) -> Verdict:
-    best = headline(info, cells)
+def _verdict(info: WorkloadInfo, cells: list[Cell], where: str) -> Verdict:
+    best = headline(info.name, cells)
     caution = None
     if info.weights is None:
         caution = "Untrained weights: decisions, and the computation they save, are those of no trained network."
     if best is not None and best[0].decisions.source in ("synthetic", "published"):
         caution = "Decisions were made up: this is about execution at a given keep-rate, not about a trained network."
-    figure, detail, said, tone = None, "nothing was timed", None, None
+    figure, detail, outcome, strategy = None, "nothing was timed", None, None
     if best is not None:
         cell, found = best
-        figure, said, tone = times(found.value, digits_of(found)), CALLS[call(found)], cell.name
-        detail = f"{cell.name}, batch {cell.batch_size}, {percent(found.confidence)} CI {interval(found)}"
-    sentence = verdict(info, list(cells), where)
-    return Verdict(info.title, sentence, figure, detail, said, tone, info.inputs, caution)
+        figure = times(found.value, digits_of(found))
+        detail = f"{cell.arm.title}, batch {cell.batch_size}, {percent(found.confidence)} CI {interval(found)}"
+        outcome, strategy = OUTCOMES[direction(found)], cell.arm.strategy
+    sentence = verdict(info, cells, where)
+    return Verdict(info.title, sentence, figure, detail, outcome, strategy, info.inputs, caution)
 
 
-def _figures(run: Run, infos: Sequence[WorkloadInfo], tones: dict[str, str]) -> list[FigureGroup]:
-    cells, keys = run.cells, _Keys()
-    by_size, by_rate, flops, paths = [], [], [], []
+def _figures(
+    run: Run, infos: Sequence[WorkloadInfo], by_workload: dict[str, list[Cell]], tones: dict[str, str]
+) -> list[FigureGroup]:
+    keys = _Keys()
+    groups = [FigureGroup(key, title, text, []) for key, title, text in FIGURES]
+    by_size, by_rate, flops, paths = (group.panels for group in groups)
     for info in infos:
-        seen = views(info, cells)
+        cells = by_workload[info.name]
+        seen, swept = views(info, cells), sweeps(info, cells)
         for view in seen:
             title, name = title_of(view), slug(view)
             by_size.append(_panel(keys(f"speedup {name}"), title, by_batch_size(view, tones)))
@@ -199,39 +240,18 @@ def _figures(run: Run, infos: Sequence[WorkloadInfo], tones: dict[str, str]) -> 
             why = Absent("no cell outside the keep-rate sweep is in this run")
             for panels, kind in ((by_size, "speedup"), (flops, "flops"), (paths, "paths")):
                 panels.append(_panel(keys(f"{kind} {info.name}"), info.title, why))
-        rates = [c.decisions.keep_rate for v in seen for c in v.cells if c.decisions.source == "learned"]
-        learned = next((r for r in rates if r is not None), None)
-        swept = sweeps(info, cells)
         for view in swept:
-            title, name = title_of(view), slug(view)
-            by_rate.append(_panel(keys(f"keep-rate {name}"), title, by_keep_rate(view, tones, learned)))
+            drawing = by_keep_rate(view, tones, _learned_rate(seen))
+            by_rate.append(_panel(keys(f"keep-rate {slug(view)}"), title_of(view), drawing))
         if not swept:
             why = Absent("the workload asks for no keep-rate sweep, or the run ended before it")
             by_rate.append(_panel(keys(f"keep-rate {info.name}"), info.title, why))
-    return [
-        FigureGroup(
-            "speedup-by-batch", "Speed-up against batch size",
-            "Above the line at 1x an arm is faster than the primary baseline. Dashed: the ideal, if time followed "
-            "computation. Bands: 95 % confidence intervals over rounds. Dotted: static networks. Both axes are "
-            "logarithmic.", by_size,
-        ),
-        FigureGroup(
-            "speedup-by-keep-rate", "Speed-up against keep-rate",
-            "Decisions are made up at a rate, to see from which saving on a strategy pays. A ring marks its "
-            "break-even; the dotted line is the keep-rate the trained gates really have.", by_rate,
-        ),
-        FigureGroup(
-            "flops", "Computation: dense, required, executed, accounted",
-            "Dense is the primary baseline, required what the decisions ask for, executed what each strategy ran, "
-            "accounted what the paper counts. Filled: it ran; hollow: it was asked for, or is claimed.", flops,
-        ),
-        FigureGroup(
-            "latency-by-path", "Latency by path",
-            "How long an input takes at batch 1 by how deep it went. Marker: median; thick line: middle half; thin "
-            "line: 5 to 95 % of all times. Dotted, with its middle half as a band: the primary baseline, which knows "
-            "no paths. The axis of times is logarithmic.", paths,
-        ),
-    ]  # fmt: skip
+    return groups
+
+
+def _learned_rate(seen: Sequence[View]) -> float | None:
+    rates = (c.decisions.keep_rate for view in seen for c in view.cells if c.decisions.source == "learned")
+    return next((rate for rate in rates if rate is not None), None)
 
 
 class _Keys:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dynbench.analysis.gap import break_even_keep_rate, ideal_speedup, primary_speedup
 from dynbench.errors import UserError
 from dynbench.report.palette import INK, MUTED
-from dynbench.report.selection import View, display_name, primary_baseline
+from dynbench.report.selection import View, primary_baseline
 from dynbench.store.run import Run
-from dynbench.store.schema import Cell, Interval, Quantity, Unavailable
+from dynbench.store.schema import Cell, Interval
+from dynbench.unavailable import Measured, Unavailable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MOST_PATHS = 10  # distinct depths shown one by one; more are put into bins
@@ -27,7 +32,13 @@ class Absent:
 
 @dataclass(frozen=True)
 class Line:
-    """A measured line with its confidence band, sorted by x; `tone` names its colour."""
+    """A measured line with its confidence band, sorted by x.
+
+    Attributes:
+        tone: names its colour.
+        static: of a static network.
+        hollow: another line of the same colour comes before it.
+    """
 
     name: str
     tone: str
@@ -36,6 +47,7 @@ class Line:
     low: list[float]
     high: list[float]
     static: bool = False
+    hollow: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,21 +82,37 @@ class Bar:
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs per item; `missing` says which bars there are none of, and why."""
+    """FLOPs per item.
+
+    Attributes:
+        batch_size: at which they were counted.
+        bars: from top to bottom.
+        dense: of the primary baseline, to compare with; None: unavailable.
+        missing: which bars there are none of, and why.
+        accounted_rule: what the paper counts.
+    """
 
     batch_size: int
     bars: list[Bar]
+    dense: float | None
     missing: list[str]
     accounted_rule: str | None
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """Times of one strategy in ms: for each path, the QUANTILES."""
+    """Times of one strategy in ms.
+
+    Attributes:
+        tone: names its colour.
+        quantiles: for each path, the QUANTILES.
+        hollow: another one of the same colour comes before it.
+    """
 
     name: str
     tone: str
     quantiles: list[list[float]]
+    hollow: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,8 +144,10 @@ class Curve:
         runs: numbers of the runs it is in, along the axis.
         speedups: against the primary baseline; empty: of the primary baseline itself.
         item_ms: time.
-        alone: whether each run stands out alone.
+        outliers: whether each run is one.
         changes: numbers of the runs at which its level changes.
+        static: of a static network.
+        hollow: another curve of the same colour comes before it.
     """
 
     name: str
@@ -125,9 +155,10 @@ class Curve:
     runs: list[int]
     speedups: list[Interval]
     item_ms: list[float]
-    alone: list[bool]
+    outliers: list[bool]
     changes: list[int]
     static: bool
+    hollow: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,7 +181,7 @@ def by_batch_size(view: View, tones: dict[str, str]) -> Speedups | Absent:
     lines = _lines(timed, lambda c: float(c.batch_size), tones)
     ideal: dict[float, float] = {}
     for c in timed:
-        if c.arm == "strategy" and c.flops is not None and (found := ideal_speedup(c.flops)) is not None:
+        if c.arm.kind == "strategy" and c.flops is not None and (found := ideal_speedup(c.flops)) is not None:
             ideal.setdefault(float(c.batch_size), found)
     return Speedups("batch size", _baseline(timed), lines, sorted(ideal.items()), {})
 
@@ -160,7 +191,7 @@ def by_keep_rate(sweep: View, tones: dict[str, str], learned: float | None) -> S
     timed = _timed(sweep.cells)
     if isinstance(timed, Absent):
         return timed
-    timed = [c for c in timed if c.arm == "strategy" and c.decisions.keep_rate is not None]
+    timed = [c for c in timed if c.arm.kind == "strategy" and c.decisions.keep_rate is not None]
     rates = sorted({_rate(c) for c in timed})
     if len(rates) < 2:
         return Absent("fewer than two keep-rates were timed")
@@ -169,84 +200,99 @@ def by_keep_rate(sweep: View, tones: dict[str, str], learned: float | None) -> S
     for c in timed:
         if c.flops is not None and (found := ideal_speedup(c.flops)) is not None:
             ideal.setdefault(_rate(c), found)
-    crossings = {line.name: break_even_keep_rate(line.x, line.y) for line in lines if line.name != "dense"}
+    deciding = {c.arm.title for c in timed if not c.static_twin}
+    crossings = {line.name: break_even_keep_rate(line.x, line.y) for line in lines if line.name in deciding}
     known = {name: rate for name, rate in crossings.items() if rate is not None}
     return Speedups("keep-rate", _baseline(timed), lines, sorted(ideal.items()), known, learned)
 
 
 def work(view: View, tones: dict[str, str]) -> Work | Absent:
     """Dense, required, executed and accounted FLOPs at the largest batch size that was counted."""
-    counted = [c for c in view.cells if c.status == "ok" and c.arm == "strategy" and c.flops is not None]
+    counted = [c for c in view.cells if c.status == "ok" and c.arm.kind == "strategy" and c.flops is not None]
     if not counted:
         return Absent(f"no FLOPs were counted{_why(view.cells)}")
     largest = max(c.batch_size for c in counted)
     counted = [c for c in counted if c.batch_size == largest]
-    primary = primary_baseline(view.at(largest))
-    one = next((c for c in counted if c.name != "dense"), counted[0]).flops
-    assert one is not None
-    amounts: list[tuple[str, Quantity, str, bool]] = [
-        (f"dense: {primary.name}" if primary else "dense", one.dense, INK, True),
-        ("required: bodies", one.required_region, INK, False),
-        ("required: with gates", one.required_total, INK, False),
-        *((f"executed: {c.name}", c.flops.executed, tones[c.name], True) for c in counted if c.flops is not None),
-        ("accounted in the paper", one.accounted, MUTED, False),
+    example = next((c for c in counted if not c.static_twin), counted[0])
+    primary = primary_baseline(view.at(largest), example.arm.engine)
+    flops = example.flops
+    assert flops is not None
+    amounts: list[tuple[str, Measured, str, bool]] = [
+        (f"dense: {primary.arm.name}" if primary else "dense", flops.dense, INK, True),
+        ("required: bodies", flops.required_region, INK, False),
+        ("required: with gates", flops.required_total, INK, False),
+        *((f"executed: {c.arm.title}", c.flops.executed, _tone(c, tones), True) for c in counted if c.flops),
+        ("accounted in the paper", flops.accounted, MUTED, False),
     ]
     bars = [Bar(label, a, tone, ran) for label, a, tone, ran in amounts if not isinstance(a, Unavailable)]
     lacking = [f"{label}: n/a ({a.unavailable})" for label, a, _, _ in amounts if isinstance(a, Unavailable)]
     if not bars:
         return Absent("; ".join(lacking))
-    return Work(largest, bars, lacking, one.accounted_rule)
+    dense = None if isinstance(flops.dense, Unavailable) else flops.dense
+    return Work(largest, bars, dense, lacking, flops.accounted_rule)
 
 
 def latency_by_path(view: View, run: Run, tones: dict[str, str]) -> Paths | Absent:
     """Times at batch 1 by how deep each input went."""
     if 1 not in view.batch_sizes:
         return Absent("batch 1 was not measured, and a larger batch mixes the paths of its items")
-    arms = [c for c in view.at(1) if c.arm == "strategy" and c.batch_paths and c.path_label]
-    if not arms:
+    cells = [c for c in view.at(1) if c.arm.kind == "strategy" and c.batch_paths and c.path_label]
+    if not cells:
         return Absent("the paths of the inputs were not recorded")
+    first = cells[0]
+    assert first.path_label is not None
     try:
-        samples = run.samples(arms[0].group_id)
+        samples = run.samples(first.group_id)
     except UserError as e:
         return Absent(str(e))
-    depths = np.array(arms[0].batch_paths)
     if samples.empty:
         return Absent("no single times are stored for batch 1")
-    if samples["batch_id"].max() >= len(depths):
-        return Absent(f"paths are stored for {len(depths)} inputs, times for {samples['batch_id'].max() + 1}")
+    depths, batch_ids = np.array(first.batch_paths), samples["batch_id"].to_numpy()
+    if batch_ids.max() >= len(depths):
+        return Absent(f"paths are stored for {len(depths)} inputs, times for {batch_ids.max() + 1}")
     if len(np.unique(depths)) == 1:
-        return Absent(f"every input took a path of the same length ({depths[0]:g} {arms[0].path_label})")
+        return Absent(f"every input took a path of the same length ({depths[0]:g} {first.path_label})")
     path_of, labels = _bins(depths)
-    milliseconds = samples.assign(ms=samples["duration_ns"] / 1e6, path=path_of[samples["batch_id"]])
-    found = []
-    for cell in arms:
-        times = milliseconds[milliseconds["arm"] == cell.name]
-        by_path = [times.loc[times["path"] == p, "ms"].to_numpy() for p in range(len(labels))]
+    times, path = samples["duration_ns"].to_numpy() / 1e6, path_of[batch_ids]  # [samples] ms, number of the path
+    found: list[Distribution] = []
+    for cell in cells:
+        mine = _samples_of(cell, samples)
+        by_path = [times[mine & (path == p)] for p in range(len(labels))]
         if all(len(t) for t in by_path):
-            found.append(Distribution(cell.name, tones[cell.name], [_quantiles(t) for t in by_path]))
+            tone = _tone(cell, tones)
+            again = any(other.tone == tone for other in found)
+            found.append(Distribution(cell.arm.title, tone, [_quantiles(t) for t in by_path], again))
     if not found:
         return Absent("no strategy was timed on every path")
-    primary = primary_baseline(view.at(1))
+    primary = primary_baseline(view.at(1), first.arm.engine)
     static = None
-    if primary is not None:
-        of_baseline = milliseconds.loc[milliseconds["arm"] == f"baseline:{primary.name}", "ms"].to_numpy()
-        static = (primary.name, _quantiles(of_baseline)) if len(of_baseline) else None
-    counts = np.bincount(path_of, minlength=len(labels))
-    assert arms[0].path_label is not None
-    rounds = min(c.rounds for c in arms)
-    return Paths(arms[0].path_label, labels, [int(n) for n in counts], rounds, found, static)
+    if primary is not None and (mine := _samples_of(primary, samples)).any():
+        static = (primary.arm.name, _quantiles(times[mine]))
+    items = np.bincount(path_of, minlength=len(labels))
+    return Paths(first.path_label, labels, items.tolist(), min(c.rounds for c in cells), found, static)
+
+
+def _samples_of(cell: Cell, samples: pd.DataFrame) -> np.ndarray:
+    """Which of a group's samples are of a cell: [samples] bool."""
+    return (samples["arm"] == cell.arm.key).to_numpy(bool)
+
+
+def _tone(cell: Cell, tones: dict[str, str]) -> str:
+    return MUTED if cell.arm.strategy is None else tones[cell.arm.strategy]
 
 
 def _timed(cells: Sequence[Cell]) -> list[Cell] | Absent:
     """Strategies and secondary baselines with a speed-up against the primary one."""
-    found = [c for c in cells if c.status == "ok" and c.arm != "control" and primary_speedup(c) is not None]
-    if any(c.arm == "strategy" for c in found):
+    found = [c for c in cells if c.status == "ok" and c.arm.kind != "control" and primary_speedup(c) is not None]
+    if any(c.arm.kind == "strategy" for c in found):
         return found
     return Absent(f"no speed-up was measured{_why(cells)}")
 
 
 def _why(cells: Sequence[Cell]) -> str:
-    reasons = list(dict.fromkeys(f"{c.name} {c.status}: {c.reason}" for c in cells if c.status != "ok" and c.reason))
+    reasons = list(
+        dict.fromkeys(f"{c.arm.title} {c.status}: {c.reason}" for c in cells if c.status != "ok" and c.reason)
+    )
     if not reasons:
         return "" if cells else ": no cell of it is in this run"
     more = f", and {len(reasons) - 2} more" if len(reasons) > 2 else ""
@@ -263,21 +309,24 @@ def _rate(cell: Cell) -> float:
 
 
 def _lines(timed: Sequence[Cell], x: Callable[[Cell], float], tones: dict[str, str]) -> list[Line]:
-    lines = []
-    for name in dict.fromkeys(display_name(c) for c in timed):
-        mine = sorted((c for c in timed if display_name(c) == name), key=x)
-        static = mine[0].arm == "baseline"
-        tone = MUTED if static else tones[mine[0].name]
+    by_arm: dict[str, list[Cell]] = {}
+    for cell in sorted(timed, key=x):
+        by_arm.setdefault(cell.arm.key, []).append(cell)
+    lines: list[Line] = []
+    for key in dict.fromkeys(c.arm.key for c in timed):
+        mine = by_arm[key]
+        tone, static = _tone(mine[0], tones), mine[0].arm.kind == "baseline"
         found = [s for c in mine if (s := primary_speedup(c)) is not None]
         lines.append(
             Line(
-                name=name,
+                name=mine[0].arm.title,
                 tone=tone,
                 x=[x(c) for c in mine],
                 y=[s.value for s in found],
                 low=[s.low for s in found],
                 high=[s.high for s in found],
                 static=static,
+                hollow=not static and any(line.tone == tone for line in lines),
             )
         )
     return lines

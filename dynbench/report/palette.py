@@ -21,7 +21,7 @@ class Tone:
 
 INK, MUTED, RULE, PAPER = "ink", "muted", "rule", "paper"
 STRATEGIES = ("dense", "masking", "compaction", "cascading", "batch_union", "specialised", "per_sample")
-SPARE = ("other1",)  # strategies this file does not know
+SPARE = ("other1", "other2", "other3")  # of strategies that this file does not know
 TONES = {
     INK: Tone("#1c2128", "#e8eaed"),
     MUTED: Tone("#5a6471", "#a3adb8"),
@@ -35,10 +35,12 @@ TONES = {
     "specialised": Tone("#4f46b0", "#a39bff", "X"),
     "per_sample": Tone("#a8488a", "#e08fc4", "v"),
     "other1": Tone("#b23a00", "#ff8a5c", "P"),
+    "other2": Tone("#9c1f3f", "#f58aa6", "p"),
+    "other3": Tone("#5b3a1e", "#c9a27e", "d"),
 }
 
 
 def tones_of(strategies: Iterable[str]) -> dict[str, str]:
-    """Name of the colour of each strategy; those unknown here share the spare ones in alphabetical order."""
+    """Name of the colour of each strategy; unknown ones take the spare colours in alphabetical order."""
     unknown = sorted(set(strategies) - set(STRATEGIES))
     return {s: s for s in STRATEGIES} | {s: SPARE[i % len(SPARE)] for i, s in enumerate(unknown)}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from dynbench.analysis.gap import Gap, break_even_keep_rate, gap, ideal_speedup, primary_speedup
-from dynbench.report.columns import COLUMNS, Column, against
+from dynbench.analysis.formatting import percent, significant
+from dynbench.analysis.gap import Gap, break_even_keep_rate, gap, primary_speedup
+from dynbench.analysis.headline import headline
+from dynbench.report.columns import COLUMNS, Column, against, column
 from dynbench.report.selection import (
     View,
-    display_name,
-    headline,
     is_sweep,
     role,
     sweeps,
@@ -23,79 +23,111 @@ from dynbench.report.values import (
     count,
     missing,
     number,
-    percent,
     quantity,
     ratio,
-    significant,
     with_interval,
     words,
 )
-from dynbench.store.schema import Accuracy, Cell, Claim, Flops, Quantity, Unavailable, WorkloadInfo
+from dynbench.store.quantities import Place, Quantity, Reading, quantities
+from dynbench.store.schema import Accuracy, Cell, Claim, Flops, Interval, WorkloadInfo
+from dynbench.unavailable import Measured, Unavailable
 
 EQUAL_FLOPS = 0.2  # a static network within 20 % of the required FLOPs is one of equal mean FLOPs
 SAME = 0.02  # differences below 2 % need no explanation
-TIME = ["name", "role", "batch", "keep_rate", "speedup", "resolution", "ideal", "efficiency"]
-LATENCY = ["item_ms", "p50_ms", "p90_ms", "p99_ms", "device_ms", "rounds", "stopped_by", "warnings"]
-WORK = [
-    "name", "role", "batch", "executed", "bytes", "operator_calls", "host_syncs", "launches", "peak_mb", "energy_mj",
-    "idle_share", "params", "error", "tolerance",
-]  # fmt: skip
-LOSSES = ["surplus", "decisions", "movement", "waiting", "utilisation"]
-SHARES = {
-    "body": ["body"], "gates": ["decide", "head"], "moves": ["gather", "scatter"], "waits": ["sync"],
-    "other": ["other"],
-}  # fmt: skip
-FLOPS = [
-    ("dense", "dense"), ("required: bodies", "required_region"), ("required: with gates", "required_total"),
-    ("accounted in the paper", "accounted"),
-]  # fmt: skip
+LOSSES = ("surplus", "decisions", "movement", "waiting", "utilisation")
+SHARES = {  # column: phases of the profile
+    "body": ("body",),
+    "gates": ("decide", "head"),
+    "moves": ("gather", "scatter"),
+    "waits": ("sync",),
+    "other": ("other",),
+}
 
 
 def result_sections(infos: Sequence[WorkloadInfo], cells: Sequence[Cell]) -> list[Section]:
     """Speed and work of every cell, where the time went, the sweep, what was refused, accuracy, claims."""
-    declared = [i for i in infos if i.declared]
-    sections = [
-        Section("results", "Speed", "Every arm of a batch size was timed in the same rounds, in random order.",
-                [b for i in infos for v in views(i, cells) for b in _speed(v)] or _none("No cell was measured.")),
-        Section("work", "Work, memory and energy", "From untimed passes over the same stream.",
-                [b for i in infos for v in views(i, cells) for b in _work(v)] or _none("No cell was measured.")),
-        Section("gap", "Where the saving went", "ideal = speed-up x the losses. Losses are factors: 1.20x means that "
-                "the arm would be 1.2 times as fast without this one.",
-                [b for i in infos for v in views(i, cells) for b in _gap(v)] or _none("No speed-up was measured.")),
-        Section("sweep", "Keep-rate sweep", "Decisions made up at a given rate: how execution behaves, whatever the "
-                "accuracy.", [b for i in infos for v in sweeps(i, cells) for b in _sweep(v)]
-                or _none("No workload of this run asks for a sweep (run.keep_rates).")),
-        Section("refused", "Refused and failed", "What there is no result of, and why. Nothing was put in its place.",
-                _refused(infos, cells)),
-        Section("accuracy", "Accuracy", "The dynamic network decides for itself here. Speed-ups are against the "
-                "primary baseline.", [b for i in infos for b in _accuracy(i, cells)]
-                or _none("No workload could be prepared.")),
-        Section("claims", "What the papers say", "Beside it: the same quantity as the paper counts it, as the "
-                "decisions require it, as it was executed, and what became of it in time.",
-                [b for i in infos for b in _claims(i, cells)]
-                or _none("No workload could be prepared.")),
-    ]  # fmt: skip
-    if declared:
-        sections.insert(1, Section(
-            "declared", "Declared, not measured", "Some answers come from outside the machine, or over a network that "
-            "is not there. What that takes is what the workload file says, or follows from it; it is in no time, "
-            "energy or FLOP of this report.",
-            [_declared(i, cells) for i in declared]))  # fmt: skip
-    return sections
+    mine: dict[str, list[Cell]] = {info.name: [] for info in infos}
+    for cell in cells:
+        mine.setdefault(cell.workload, []).append(cell)
+    seen = [view for info in infos for view in views(info, mine[info.name])]
+    swept = [view for info in infos for view in sweeps(info, mine[info.name])]
+    declared = [_declared(info, mine[info.name]) for info in infos if info.declared]
+    return [
+        Section(
+            "results",
+            "Speed",
+            "Every arm of a batch size was timed in the same rounds, in random order.",
+            [b for v in seen for b in _speed(v)] or _none("No cell was measured."),
+        ),
+        *_declared_section(declared),
+        Section(
+            "work",
+            "Work, memory and energy",
+            "From untimed passes over the same stream.",
+            [b for v in seen for b in _work(v)] or _none("No cell was measured."),
+        ),
+        Section(
+            "gap",
+            "Where the saving went",
+            "ideal = speed-up x the losses. Losses are factors: 1.20x means that the arm would be 1.2 times as fast "
+            "without this one.",
+            [b for v in seen for b in _gap(v)] or _none("No speed-up was measured."),
+        ),
+        Section(
+            "sweep",
+            "Keep-rate sweep",
+            "Decisions made up at a given rate: how execution behaves, whatever the accuracy.",
+            [b for v in swept for b in _sweep(v)]
+            or _none("No workload of this run asks for a sweep (run.keep_rates)."),
+        ),
+        Section(
+            "refused",
+            "Refused and failed",
+            "What there is no result of, and why. Nothing was put in its place.",
+            _refused(infos, cells),
+        ),
+        Section(
+            "accuracy",
+            "Accuracy",
+            "The dynamic network decides for itself here. Speed-ups are against the primary baseline.",
+            [b for i in infos for b in _accuracy(i, mine[i.name])] or _none("No workload could be prepared."),
+        ),
+        Section(
+            "claims",
+            "What the papers say",
+            "Beside it: the same quantity as the paper counts it, as the decisions require it, as it was executed, and "
+            "what became of it in time.",
+            [b for i in infos for b in _claims(i, mine[i.name])] or _none("No workload could be prepared."),
+        ),
+    ]
+
+
+def _declared_section(blocks: list[Block]) -> list[Section]:
+    if not blocks:
+        return []
+    text = (
+        "Some answers come from outside the machine, or over a network that is not there. What that takes is what the "
+        "workload file says, or follows from it; it is in no time, energy or FLOP of this report."
+    )
+    return [Section("declared", "Declared, not measured", text, blocks)]
 
 
 def _declared(info: WorkloadInfo, cells: Sequence[Cell]) -> Block:
-    best = headline(info, cells)
+    best = headline(info.name, cells)
     machine = None if best is None or best[0].latency is None else best[0].latency.item_ms
     rows: list[Row] = [
         {
-            "asked": words(d.what), "decisions": words(d.decisions), "share": number(100 * d.share),
-            "query_s": number(d.latency_s), "query_cost": words(f"{d.cost:g} {d.unit}"),
-            "expected_s": number(d.share * d.latency_s), "expected_cost": words(f"{d.share * d.cost:.3g} {d.unit}"),
+            "asked": words(cost.what),
+            "decisions": words(cost.decisions),
+            "share": number(100 * cost.share),
+            "query_s": number(cost.latency_s),
+            "query_cost": words(f"{cost.cost:g} {cost.unit}"),
+            "expected_s": number(cost.share * cost.latency_s),
+            "expected_cost": words(f"{cost.share * cost.cost:.3g} {cost.unit}"),
             "machine_ms": number(machine) if machine is not None else missing("no strategy was measured"),
         }
-        for d in info.declared
-    ]  # fmt: skip
+        for cost in info.declared
+    ]
     keys = ["asked", "decisions", "share", "query_s", "query_cost", "expected_s", "expected_cost", "machine_ms"]
     return Block(info.title, table=make_table(f"declared {info.name}", "Declared", _columns(keys), rows))
 
@@ -118,67 +150,89 @@ def _columns(keys: Sequence[str]) -> list[Column]:
     return [COLUMNS[k] for k in keys]
 
 
+def _at(place: Place, info: WorkloadInfo) -> list[Quantity]:
+    """The quantities of a workload that are shown at a place, in the order of their table."""
+    return [q for q in quantities([info]) if place in q.places]
+
+
+def shown(wanted: Quantity, cell: Cell) -> Value:
+    """A quantity of a cell, scaled and rounded; n/a with its reason; or a dash where it does not apply."""
+    found = wanted.of(cell)
+    if isinstance(found, Unavailable):
+        return missing(found.unavailable)
+    if isinstance(found, Interval):
+        return with_interval(found)
+    if found is None:
+        return Value(NOTHING)
+    scaled = found / wanted.scale
+    if wanted.kind == "count":
+        return count(scaled)
+    return ratio(scaled) if wanted.kind == "ratio" else number(scaled, wanted.digits)
+
+
 def _identity(cell: Cell) -> Row:
-    name = display_name(cell)
+    name = cell.arm.title
     return {
-        "name": Value(name, name, mark=cell.name if cell.arm == "strategy" else None),
+        "name": Value(name, name, mark=cell.arm.strategy if cell.arm.kind == "strategy" else None),
         "role": words(role(cell)),
         "decisions": words(cell.decisions.label),
         "batch": count(cell.batch_size),
-        "keep_rate": number(cell.decisions.keep_rate),
+        "decisions_keep_rate": number(cell.decisions.keep_rate),
     }
+
+
+def _row(cell: Cell, wanted: Iterable[Quantity]) -> Row:
+    row = _identity(cell) | {q.key: shown(q, cell) for q in wanted}
+    warnings = ", ".join(dict.fromkeys(w.id for w in cell.warnings))
+    return row | {"speedup": _speedup(cell), "stopped_by": words(cell.stopped_by), "warnings": words(warnings)}
+
+
+def _speedup(cell: Cell) -> Value:
+    """With its interval; of the primary baseline that it is the reference; else why there is none."""
+    if cell.status != "ok":
+        return missing(f"{cell.arm.name} {cell.status}: {cell.reason or 'no reason was stored'}")
+    found = primary_speedup(cell)
+    if found is not None:
+        return with_interval(found)
+    if cell.arm.kind == "baseline" and cell.primary:
+        return Value("1 (reference)", 1.0)
+    return missing("the primary baseline was not measured")
 
 
 def _speed(view: View) -> list[Block]:
     cells = [c for c in view.cells if c.status == "ok"]
     if not cells:
         return [Block(title_of(view), ["Nothing was measured; see Refused and failed."])]
-    others = dict.fromkeys(s.baseline for c in cells for s in c.speedups if not s.primary)
-    columns = [*_columns(TIME), *(against(b) for b in others), *_columns(LATENCY)]
-    rows = [_speed_row(c, list(others)) for c in view.cells]
+    speed, latency = _at("speed", view.info), _at("latency", view.info)
+    others = list(dict.fromkeys(s.baseline for c in cells for s in c.speedups if not s.primary))
+    columns = [
+        *_columns(["name", "role", "batch"]),
+        *map(column, speed),
+        *map(against, others),
+        *map(column, latency),
+        *_columns(["stopped_by", "warnings"]),
+    ]
+    rows = [
+        _row(c, [*speed, *latency]) | _against(c, others)
+        if c.status == "ok"
+        else _identity(c) | {"speedup": _speedup(c)}
+        for c in view.cells
+    ]
     return [Block(title_of(view), table=make_table(f"speed {slug(view)}", "Speed", columns, rows, block="batch"))]
 
 
-def _speed_row(cell: Cell, others: Sequence[str]) -> Row:
-    row = _identity(cell)
-    if cell.status != "ok":
-        return row | {"speedup": missing(f"{cell.name} {cell.status}: {cell.reason or 'no reason was stored'}")}
+def _against(cell: Cell, baselines: Iterable[str]) -> Row:
     known = {s.baseline: s for s in cell.speedups}
-    first = primary_speedup(cell)
-    if first is not None:
-        row["speedup"] = with_interval(first)
-        if first.resolution is not None:
-            row["resolution"] = number(100 * first.resolution, 2)
-    elif cell.arm == "baseline" and cell.primary:
-        row["speedup"] = Value("1 (reference)", 1.0)
-    else:
-        row["speedup"] = missing("the primary baseline was not measured")
-    for name in others:
-        row[f"against:{name}"] = with_interval(known[name]) if name in known else Value(NOTHING)
-    if cell.arm != "baseline":
-        row |= {"ideal": _ideal(cell), "efficiency": number(cell.efficiency, 2)}
-    if (found := cell.latency) is not None:
-        row |= {
-            "item_ms": number(found.item_ms), "p50_ms": number(found.batch_p50_ms),
-            "p90_ms": quantity(found.batch_p90_ms), "p99_ms": quantity(found.batch_p99_ms),
-            "device_ms": quantity(found.device_stream_ms),
-        }  # fmt: skip
-    row |= {"rounds": count(cell.rounds), "stopped_by": words(cell.stopped_by)}
-    return row | {"warnings": words(", ".join(dict.fromkeys(w.id for w in cell.warnings)))}
-
-
-def _ideal(cell: Cell) -> Value:
-    for found in () if cell.flops is None else (cell.flops.dense, cell.flops.required_region):
-        if isinstance(found, Unavailable):
-            return missing(found.unavailable)
-    return ratio(cell.ideal if cell.flops is None else ideal_speedup(cell.flops))
+    return {f"against:{b}": with_interval(known[b]) if b in known else Value(NOTHING) for b in baselines}
 
 
 def _work(view: View) -> list[Block]:
     cells = [c for c in view.cells if c.status == "ok"]
     if not cells:
         return []
-    table = make_table(f"work {slug(view)}", "Work", _columns(WORK), [_work_row(c) for c in cells], block="batch")
+    wanted = _at("work", view.info)
+    columns = [*_columns(["name", "role", "batch"]), *map(column, wanted)]
+    table = make_table(f"work {slug(view)}", "Work", columns, [_row(c, wanted) for c in cells], block="batch")
     blocks = [Block(title_of(view), table=table)]
     if flops := _flops(view):
         columns = _columns(["kind_of_flops", "batch", "mflop", "of_dense"])
@@ -187,62 +241,44 @@ def _work(view: View) -> list[Block]:
     return blocks
 
 
-def _work_row(cell: Cell) -> Row:
-    row = _identity(cell)
-    memory, energy = cell.memory, cell.energy
-    row |= {
-        "executed": quantity(None if cell.flops is None else cell.flops.executed, 1e6),
-        "bytes": quantity(cell.bytes_touched, 1e6),
-        "operator_calls": count(cell.operator_calls),
-        "host_syncs": count(cell.host_syncs),
-        "launches": count(cell.kernel_launches),
-        "peak_mb": quantity(None if memory is None else memory.peak_bytes, 1e6),
-        "energy_mj": quantity(None if energy is None else energy.item_j, 1e-3),
-        "idle_share": quantity(None if energy is None else energy.idle_share, 0.01, 2),
-        "params": number(None if cell.params is None else cell.params / 1e6),
-        "error": number(cell.max_error, 2),
-        "tolerance": number(cell.tolerance, 2),
-    }
-    return row
-
-
 def _flops(view: View) -> list[Row]:
     """The amounts of the figure, at the largest batch size that was counted."""
-    counted = [c for c in view.cells if c.status == "ok" and c.arm == "strategy" and c.flops is not None]
+    counted = [c for c in view.cells if c.status == "ok" and c.arm.kind == "strategy" and c.flops is not None]
     if not counted:
         return []
     largest = max(c.batch_size for c in counted)
     counted = [c for c in counted if c.batch_size == largest]
-    one = next((c for c in counted if c.name != "dense"), counted[0]).flops
-    assert one is not None
-    amounts: list[tuple[str, Quantity]] = [(label, getattr(one, key)) for label, key in FLOPS]
-    amounts += [(f"executed: {c.name}", c.flops.executed) for c in counted if c.flops is not None]
-    rule = f"the paper counts: {one.accounted_rule}" if one.accounted_rule else None
+    one = next((c for c in counted if not c.static_twin), counted[0])
+    assert one.flops is not None
+    rule = f"the paper counts: {one.flops.accounted_rule}" if one.flops.accounted_rule else None
+    rows = []
+    for wanted in _at("flops", view.info):
+        label = words(wanted.header, rule if wanted.key == "accounted_flops_per_item" else None)
+        rows.append((label, shown(wanted, one), wanted.of(one)))
+    executed = [c.flops.executed for c in counted if c.flops is not None]
+    rows += [(words(f"executed: {c.arm.title}"), quantity(f, 1e6), f) for c, f in zip(counted, executed, strict=True)]
     return [
-        {
-            "kind_of_flops": words(label, rule if label.startswith("accounted") else None),
-            "batch": count(largest),
-            "mflop": quantity(amount, 1e6),
-            "of_dense": _of_dense(amount, one),
-        }
-        for label, amount in amounts
+        {"kind_of_flops": label, "batch": count(largest), "mflop": amount, "of_dense": _of_dense(found, one.flops)}
+        for label, amount, found in rows
     ]
 
 
-def _of_dense(amount: Quantity, flops: Flops) -> Value:
+def _of_dense(amount: Reading, flops: Flops) -> Value:
+    """A number of FLOPs in percent of the dense ones."""
     for found in (amount, flops.dense):
         if isinstance(found, Unavailable):
             return missing(found.unavailable)
-    assert not isinstance(amount, Unavailable) and not isinstance(flops.dense, Unavailable)
-    return number(100 * amount / flops.dense) if flops.dense else Value(NOTHING)
+    if not isinstance(amount, float) or not isinstance(flops.dense, float) or not flops.dense:
+        return Value(NOTHING)
+    return number(100 * amount / flops.dense)
 
 
 def _gap(view: View) -> list[Block]:
-    timed = [c for c in view.cells if c.status == "ok" and c.arm == "strategy" and primary_speedup(c) is not None]
+    timed = [c for c in view.cells if c.status == "ok" and c.arm.kind == "strategy" and primary_speedup(c) is not None]
     if not timed:
         return []
     rows = [_gap_row(c, gap(c)) for c in timed]
-    losses = _columns(["name", "batch", "speedup", "ideal", *(f"lost_{n}" for n in LOSSES), "causes"])
+    losses = _columns(["name", "batch", "speedup", "ideal_speedup", *(f"lost_{n}" for n in LOSSES), "causes"])
     blocks = [Block(title_of(view), table=make_table(f"gap {slug(view)}", "Losses", losses, rows, block="batch"))]
     if any(c.phases is not None for c in timed):
         table = make_table(
@@ -253,7 +289,7 @@ def _gap(view: View) -> list[Block]:
 
 
 def _gap_row(cell: Cell, found: Gap) -> Row:
-    row = _identity(cell) | {"speedup": _speed_row(cell, [])["speedup"], "ideal": ratio(found.ideal)}
+    row = _identity(cell) | {"speedup": _speedup(cell), "ideal_speedup": ratio(found.ideal)}
     row |= {f"lost_{name}": ratio(found.losses.get(name)) for name in LOSSES}
     for key, phases in SHARES.items():
         if found.shares:
@@ -262,25 +298,26 @@ def _gap_row(cell: Cell, found: Gap) -> Row:
 
 
 def _sweep(view: View) -> list[Block]:
-    timed = [c for c in view.cells if c.status == "ok" and c.arm != "control"]
+    timed = [c for c in view.cells if c.status == "ok" and c.arm.kind != "control"]
     if not timed:
         return [Block(title_of(view), ["Nothing was measured; see Refused and failed."])]
-    keys = ["name", "role", "batch", "keep_rate", "speedup", "ideal", "efficiency", "item_ms", "executed", "warnings"]
-    rows = [_speed_row(c, []) | {"executed": _work_row(c)["executed"]} for c in timed]
-    table = make_table(f"sweep {slug(view)}", "Keep-rate sweep", _columns(keys), rows, block="keep_rate")
+    wanted = _at("sweep", view.info)
+    columns = [*_columns(["name", "role", "batch"]), *map(column, wanted), COLUMNS["warnings"]]
+    rows = [_row(c, wanted) for c in timed]
+    table = make_table(f"sweep {slug(view)}", "Keep-rate sweep", columns, rows, block="decisions_keep_rate")
     return [Block(title_of(view), _break_evens(timed)), Block("Every rate", table=table, folded=True)]
 
 
 def _break_evens(timed: Sequence[Cell]) -> list[str]:
     sentences = []
-    for name in dict.fromkeys(c.name for c in timed if c.arm == "strategy" and c.name != "dense"):
-        mine = [(c, s) for c in timed if c.name == name and (s := primary_speedup(c)) is not None]
+    for arm in dict.fromkeys(c.arm for c in timed if c.arm.kind == "strategy" and not c.static_twin):
+        mine = [(c, s) for c in timed if c.arm == arm and (s := primary_speedup(c)) is not None]
         points = [(c.decisions.keep_rate, s.value) for c, s in mine if c.decisions.keep_rate is not None]
         if len(points) < 2:
             continue
         rates, speedups = [r for r, _ in points], [s for _, s in points]
         rate, baseline = break_even_keep_rate(rates, speedups), mine[0][1].baseline
-        span = f"{percent(min(rates))} to {percent(max(rates))}"
+        name, span = arm.title, f"{percent(min(rates))} to {percent(max(rates))}"
         if rate is not None:
             sentences.append(f"{name} breaks even with {baseline} at a keep-rate of {percent(rate)}.")
         elif min(speedups) > 1:
@@ -297,17 +334,20 @@ def _refused(infos: Sequence[WorkloadInfo], cells: Sequence[Cell]) -> list[Block
         if c.status != "ok":
             label = "keep-rate sweep" if is_sweep(c) else c.decisions.label
             reason = c.reason or "no reason was stored"
-            merged.setdefault((c.workload, c.name, label, c.status, reason), []).append(c.batch_size)
+            merged.setdefault((c.workload, c.arm.title, label, c.status, reason), []).append(c.batch_size)
     if not merged:
         return _none("Nothing was refused, and nothing failed.")
     rows: list[Row] = [
         {
-            "name": words(name), "workload": words(titles.get(workload, workload)), "decisions": words(label),
-            "batches": words(", ".join(map(str, sorted(set(sizes))))), "outcome": words(status),
+            "name": words(name),
+            "workload": words(titles.get(workload, workload)),
+            "decisions": words(label),
+            "batches": words(", ".join(map(str, sorted(set(sizes))))),
+            "outcome": words(status),
             "reason": words(reason),
         }
         for (workload, name, label, status, reason), sizes in merged.items()
-    ]  # fmt: skip
+    ]
     keys = ["name", "workload", "decisions", "batches", "outcome", "reason"]
     return [Block(table=make_table("refused", "Refused, failed and interrupted", _columns(keys), rows))]
 
@@ -316,28 +356,29 @@ def _accuracy(info: WorkloadInfo, cells: Sequence[Cell]) -> list[Block]:
     if not info.accuracies:
         why = "the weights are untrained" if info.weights is None else "the run ended before it, or it failed"
         return [Block(info.title, [f"Not measured: {why}."])]
-    best = headline(info, cells)
-    group = [] if best is None else [c for c in cells if c.group_id == best[0].group_id and c.status == "ok"]
-    group = group or [c for c in cells if c.workload == info.name and c.status == "ok"]
-    static = {c.name: c for c in group if c.arm == "baseline"}
-    required = next((c.flops.required_total for c in group if c.arm == "strategy" and c.flops is not None), None)
-    equal = _of_equal_flops(static, required)
+    best = headline(info.name, cells)
+    measured = [c for c in cells if c.status == "ok"]
+    group = measured if best is None else [c for c in measured if c.group_id == best[0].group_id]
+    static = {c.arm.baseline: c for c in group if c.arm.kind == "baseline"}
+    required = next((c.flops.required_total for c in group if c.arm.kind == "strategy" and c.flops is not None), None)
+    equal = _of_equal_flops(static.values(), required)
     rows = []
     for name, found in sorted(info.accuracies.items(), key=lambda pair: pair[0] != "dynamic"):
         row: Row = {
-            "network": words(name), "metric": words(found.metric), "accuracy": accuracy_value(found),
+            "network": words(name),
+            "metric": words(found.metric),
+            "accuracy": accuracy_value(found),
             "labelled": count(found.items),
-        }  # fmt: skip
+        }
         if name == "dynamic":
             row |= {"network": words("dynamic network"), "place": words("dynamic"), "cost": quantity(required, 1e6)}
             if best is not None and best[0].decisions.source == "learned":
-                row["speedup"] = Value(
-                    with_interval(best[1]).text, best[1].value, f"{best[0].name} at batch {best[0].batch_size}"
-                )
+                note = f"{best[0].arm.name} at batch {best[0].batch_size}"
+                row["speedup"] = Value(with_interval(best[1]).text, best[1].value, note)
         elif (cell := static.get(name)) is not None:
             place = "static network of equal mean FLOPs" if cell is equal else role(cell)
             row |= {"place": words(place), "cost": quantity(None if cell.flops is None else cell.flops.executed, 1e6)}
-            row["speedup"] = _speed_row(cell, [])["speedup"]
+            row["speedup"] = _speedup(cell)
         rows.append(row)
     keys = ["network", "place", "metric", "accuracy", "labelled", "cost", "speedup"]
     text = []
@@ -348,12 +389,13 @@ def _accuracy(info: WorkloadInfo, cells: Sequence[Cell]) -> list[Block]:
     return [Block(info.title, text, make_table(f"accuracy {info.name}", "Accuracy", _columns(keys), rows))]
 
 
-def _of_equal_flops(static: dict[str, Cell], required: Quantity | None) -> Cell | None:
+def _of_equal_flops(static: Iterable[Cell], required: Measured | None) -> Cell | None:
+    """The static network, other than the primary baseline, whose FLOPs are nearest to the required ones."""
     if required is None or isinstance(required, Unavailable) or required <= 0:
         return None
     known = [
         (abs(math.log(c.flops.executed / required)), c)
-        for c in static.values()
+        for c in static
         if not c.primary and c.flops is not None and isinstance(c.flops.executed, float) and c.flops.executed > 0
     ]
     distance, nearest = min(known, key=lambda pair: pair[0], default=(math.inf, None))
@@ -374,11 +416,11 @@ def accuracy_value(found: Accuracy) -> Value:
 def _claims(info: WorkloadInfo, cells: Sequence[Cell]) -> list[Block]:
     if not info.claims:
         return [Block(info.title, ["The workload names no published figure."])]
-    best = headline(info, cells)
+    best = headline(info.name, cells)
     cell = None if best is None else best[0]
     if cell is None:  # what was counted stands, also where nothing was timed
         counted = [c for v in views(info, cells) for c in v.cells if c.status == "ok" and c.flops is not None]
-        cell = next((c for c in counted if c.arm == "strategy" and c.name != "dense"), None)
+        cell = next((c for c in counted if c.arm.kind == "strategy" and not c.static_twin), None)
     measured = _measured(cell)
     rows = [_claim(c) | measured for c in info.claims]
     keys = ["claim", "how", "status", "where", "accounted_saved", "required_saved", "executed_saved", "measured"]
@@ -415,7 +457,7 @@ def _difference(cell: Cell | None) -> str:
     """Why accounted, required, executed and time differ, for the strategy the workload is judged by."""
     if cell is None:
         return "No strategy of this workload was measured."
-    sentences = [f"Measured: {cell.name} at batch {cell.batch_size}, {cell.decisions.label} decisions."]
+    sentences = [f"Measured: {cell.arm.name} at batch {cell.batch_size}, {cell.decisions.label} decisions."]
     flops, explained = cell.flops, gap(cell)
     if flops is not None and isinstance(flops.accounted, float) and isinstance(flops.required_total, float):
         rule = f" ({flops.accounted_rule})" if flops.accounted_rule else ""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dynbench.analysis.gap import primary_speedup
-from dynbench.analysis.resolution import call
+from dynbench.analysis.headline import SOURCES
 from dynbench.report.palette import STRATEGIES
-from dynbench.store.schema import Cell, Manifest, Speedup, WorkloadInfo
+from dynbench.store.schema import Cell, Manifest, WorkloadInfo
 
-SOURCES = ("learned", "replay", "published", "synthetic")  # the first that is there is what a workload is judged by
+KINDS = ("strategy", "control", "baseline")  # of arms, in the order of a table's rows
 
 
 @dataclass(frozen=True)
@@ -18,6 +17,7 @@ class View:
     """Cells of one workload that differ in arm and batch size only.
 
     Attributes:
+        info: of the workload.
         name: what tells it from the workload's other views: 'synthetic', 'learned, bfloat16'.
         cells: by batch size, strategies first, in the order of the palette.
     """
@@ -38,7 +38,7 @@ class View:
 
 def is_sweep(cell: Cell) -> bool:
     """Whether the cell belongs to the keep-rate sweep."""
-    return cell.decisions.source == "synthetic" and "keep_rate" in cell.decisions.requested
+    return cell.decisions.sweep
 
 
 def views(info: WorkloadInfo, cells: Sequence[Cell]) -> list[View]:
@@ -47,68 +47,46 @@ def views(info: WorkloadInfo, cells: Sequence[Cell]) -> list[View]:
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in sorted(mine, key=_order):
         groups.setdefault((cell.decisions.label, *_setting(cell)), []).append(cell)
-    return [View(info, _name(key, list(groups)), group) for key, group in groups.items()]
+    return _named(info, groups)
 
 
 def sweeps(info: WorkloadInfo, cells: Sequence[Cell]) -> list[View]:
-    """Keep-rate sweeps of a workload, one per batch size and setting."""
+    """Keep-rate sweeps of a workload, one per batch size and setting, by keep-rate."""
     mine = [c for c in cells if c.workload == info.name and is_sweep(c)]
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in sorted(mine, key=lambda c: (c.decisions.requested["keep_rate"], _order(c))):
         groups.setdefault((f"batch {cell.batch_size}", *_setting(cell)), []).append(cell)
-    return [View(info, _name(key, list(groups)), group) for key, group in groups.items()]
+    return _named(info, groups)
 
 
 def _setting(cell: Cell) -> tuple[str, ...]:
-    return cell.device, cell.dtype, f"{cell.threads} threads", cell.engine
+    return cell.device, cell.dtype, f"{cell.threads} threads"
+
+
+def _named(info: WorkloadInfo, groups: dict[tuple[str, ...], list[Cell]]) -> list[View]:
+    """Names each group by those parts of its key in which the groups differ."""
+    differ = [len(set(parts)) > 1 for parts in zip(*groups, strict=True)]
+    return [
+        View(info, ", ".join(part for part, differs in zip(key, differ, strict=True) if differs), cells)
+        for key, cells in groups.items()
+    ]
 
 
 def _order(cell: Cell) -> tuple[object, ...]:
-    arms = ("strategy", "control", "baseline")
-    known = STRATEGIES.index(cell.name) if cell.name in STRATEGIES else len(STRATEGIES)
+    known = STRATEGIES.index(cell.arm.strategy) if cell.arm.strategy in STRATEGIES else len(STRATEGIES)
     source = SOURCES.index(cell.decisions.source), cell.decisions.label
-    return *source, cell.batch_size, arms.index(cell.arm), known, not cell.primary
+    return *source, cell.batch_size, KINDS.index(cell.arm.kind), known, not cell.primary
 
 
-def _name(key: tuple[str, ...], keys: list[tuple[str, ...]]) -> str:
-    return ", ".join(part for i, part in enumerate(key) if len({k[i] for k in keys}) > 1)
-
-
-def fastest(cells: Sequence[Cell]) -> tuple[Cell, Speedup] | None:
-    """The strategy to speak of among cells of one group: a certain gain counts before how large it is."""
-    timed = [
-        (c, s)
-        for c in cells
-        if c.arm == "strategy" and c.name != "dense" and c.status == "ok" and (s := primary_speedup(c)) is not None
-    ]
-    return max(timed, key=lambda pair: (call(pair[1]), pair[1].value), default=None)
-
-
-def headline(info: WorkloadInfo, cells: Sequence[Cell]) -> tuple[Cell, Speedup] | None:
-    """The cell a workload is judged by: its first view with a timed strategy, there the largest batch size."""
-    mine = [c for c in cells if c.workload == info.name and c.arm == "strategy" and c.name != "dense"]
-    timed = [c for c in mine if c.status == "ok" and primary_speedup(c) is not None]
-    if not timed:
-        return None
-    source = min((c.decisions for c in timed), key=lambda d: SOURCES.index(d.source))
-    chosen = [c for c in timed if c.decisions.label == source.label]
-    largest = max(c.batch_size for c in chosen)
-    return fastest([c for c in chosen if c.batch_size == largest])
-
-
-def primary_baseline(cells: Sequence[Cell]) -> Cell | None:
-    """The measured primary baseline among cells of one group."""
-    return next((c for c in cells if c.arm == "baseline" and c.primary and c.status == "ok"), None)
-
-
-def display_name(cell: Cell) -> str:
-    """What a cell is called; the form is told where it is not the plain one."""
-    return cell.name if cell.form == "plain" else f"{cell.name}, {cell.form}"
+def primary_baseline(cells: Sequence[Cell], engine: str) -> Cell | None:
+    """The measured primary baseline of an engine among cells of one group."""
+    found = (c for c in cells if c.arm.kind == "baseline" and c.primary and c.status == "ok")
+    return next((c for c in found if c.arm.engine == engine), None)
 
 
 def role(cell: Cell) -> str:
     """'strategy', 'primary baseline', ..."""
-    return "primary baseline" if cell.arm == "baseline" and cell.primary else cell.arm
+    return "primary baseline" if cell.arm.kind == "baseline" and cell.primary else cell.arm.kind
 
 
 def device_phrase(manifest: Manifest, cells: Sequence[Cell]) -> str:

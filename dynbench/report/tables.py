@@ -21,7 +21,7 @@ class Table:
         key: unique in the report.
         title: its caption.
         columns: those that differ between rows; the first one names the row.
-        spoken: the constant ones too: what the legend has to explain.
+        filled: those that have a value in any row, the constant ones included: what the legend explains.
         rows: a value for every one of `columns`.
         breaks: numbers of the rows that begin another block.
         constants: 'peak memory: n/a (reason)': columns that are the same wherever they apply.
@@ -31,7 +31,7 @@ class Table:
     key: str
     title: str
     columns: list[Column]
-    spoken: list[Column]
+    filled: list[Column]
     rows: list[list[Value]]
     breaks: list[int] = field(default_factory=list)
     constants: list[str] = field(default_factory=list)
@@ -55,12 +55,13 @@ def make_table(
         block: key of the column whose change begins another block.
     """
     nothing = Value(NOTHING)
-    spoken = [c for c in columns if any(r.get(c.key, nothing).text != NOTHING for r in rows)]
+    filled = [c for c in columns if any(r.get(c.key, nothing).text != NOTHING for r in rows)]
     shown: list[Column] = []
     same: dict[tuple[str, str], list[str]] = {}
-    for column in spoken:
+    for column in filled:
         first, *others = (v for r in rows if (v := r.get(column.key, nothing)) != nothing)
-        if column.stays or column.kind == "prose" or len(rows) < CONSTANT_FROM or any(v != first for v in others):
+        stays = column.stays or column.kind in ("name", "prose") or len(rows) < CONSTANT_FROM
+        if stays or any(v != first for v in others):
             shown.append(column)
         else:
             why = f" ({first.note})" if first.note else ""
@@ -72,7 +73,7 @@ def make_table(
     breaks = []
     if block is not None:
         breaks = [i for i in range(1, len(rows)) if rows[i].get(block) != rows[i - 1].get(block)]
-    return Table(key, title, shown, spoken, values, breaks, constants, notes)
+    return Table(key, title, shown, filled, values, breaks, constants, notes)
 
 
 @dataclass(frozen=True)

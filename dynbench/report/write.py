@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
-from tabulate import tabulate
 
-from dynbench.errors import UserError
-from dynbench.report import svg
-from dynbench.report.columns import Column
-from dynbench.report.content import build
+from dynbench.errors import UserError, suggestion
+from dynbench.report import markup, svg
+from dynbench.report.content import FigureGroup, build
 from dynbench.report.drawings import Absent
-from dynbench.report.figures import as_png, as_svg, draw
+from dynbench.report.figures import draw
+from dynbench.report.markup import Plain
 from dynbench.report.tables import Section, Table
-from dynbench.store.files import make_folder, write_aside
+from dynbench.store.files import make_folder, write_text
 from dynbench.store.run import Run
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from dynbench.report.content import FigureGroup, Panel
-
 FORMATS = ("html", "md")
-WIDEST = 240  # characters of a line of a Markdown table whose columns are padded
 
 
 class Page(Protocol):
@@ -43,9 +36,9 @@ class Page(Protocol):
     def sections(self) -> list[Section]:
         """Below the figures."""
 
-
-class Plain(str):
-    """Text that is Markdown already."""
+    @property
+    def tones(self) -> dict[str, str]:
+        """Name of the colour of each strategy."""
 
 
 def write_report(run_dir: Path, formats: Sequence[str] = FORMATS, out: Path | None = None) -> list[Path]:
@@ -57,7 +50,7 @@ def write_report(run_dir: Path, formats: Sequence[str] = FORMATS, out: Path | No
         out: folder to write into; default: the run directory.
 
     Returns:
-        `report.html` and `report.md`; the latter's figures lie beside it in `figures/`, as SVG and PNG.
+        `report.html` and `report.md`; the latter's figures lie beside it in `figures/`, as SVG.
 
     Raises:
         UserError: an unknown format, no run or a corrupt one, or a folder that cannot be written.
@@ -67,16 +60,14 @@ def write_report(run_dir: Path, formats: Sequence[str] = FORMATS, out: Path | No
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Refuses a format that there is not.
+    """Refuses a format that does not exist.
 
     Raises:
         UserError: which one, and what is accepted.
     """
     for name in formats:
         if name not in FORMATS:
-            near = difflib.get_close_matches(name, FORMATS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"accepted: {', '.join(FORMATS)}"
-            raise UserError(f"unknown report format {name!r}; {hint}")
+            raise UserError(f"unknown report format {name!r}; {suggestion(name, FORMATS, most=1)}")
 
 
 def write_pages(page: Page, name: str, formats: Sequence[str], folder: Path) -> list[Path]:
@@ -86,28 +77,27 @@ def write_pages(page: Page, name: str, formats: Sequence[str], folder: Path) -> 
         UserError: the folder cannot be written.
     """
     make_folder(folder)
-    figures = _draw(page)
-    codes = {key: as_svg(figure) for key, figure in figures.items()}
+    panels = [panel for group in page.figures for panel in group.panels]
+    sheets = {p.key: draw(p.drawing) for p in panels if not isinstance(p.drawing, Absent)}
     written = []
     if "html" in formats:
-        written.append(_write(folder / f"{name}.html", to_html(page, codes, name).encode()))
+        inline = {p.key: sheets[p.key].inline(p.alt) for p in panels if p.key in sheets}
+        written.append(_write(folder / f"{name}.html", to_html(page, inline, name)))
     if "md" in formats:
-        if figures:
+        if sheets:
             make_folder(folder / "figures")
-        for panel in (p for p in _panels(page) if p.key in figures):
-            code = svg.standalone(codes[panel.key], panel.key, panel.alt)
-            _write(folder / "figures" / f"{panel.key}.svg", code.encode())
-            _write(folder / "figures" / f"{panel.key}.png", as_png(figures[panel.key]))
-        written.append(_write(folder / f"{name}.md", to_markdown(page, name).encode()))
+        for panel in (p for p in panels if p.key in sheets):
+            _write(folder / "figures" / f"{panel.key}.svg", sheets[panel.key].standalone(panel.title))
+        written.append(_write(folder / f"{name}.md", to_markdown(page, name)))
     return written
 
 
-def to_html(report: Page, codes: dict[str, str], name: str = "report") -> str:
+def to_html(page: Page, figures: Mapping[str, str], name: str = "report") -> str:
     """The page; all text is escaped, all figures, style and script are inside.
 
     Args:
-        report: what it says.
-        codes: matplotlib's SVG of each figure, by its key.
+        page: what it says.
+        figures: an `<svg>` element of each figure, by its key.
         name: of its template.
     """
     env = Environment(
@@ -118,92 +108,45 @@ def to_html(report: Page, codes: dict[str, str], name: str = "report") -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    figures = {p.key: Markup(svg.inline(codes[p.key], p.key, p.alt)) for p in _panels(report) if p.key in codes}
+    tables = [b.table for section in page.sections for b in section.blocks if b.table is not None]
+    keys = {table.key: f"t{i}" for i, table in enumerate(tables, start=1)}
+
+    def show(table: Table) -> Markup:
+        return markup.html_table(table, keys[table.key], page.tones)
+
     return env.get_template(f"{name}.html.j2").render(
-        report=report,
-        figures=figures,
-        colours=Markup(svg.variables(":root")),
-        style=Markup(_template("style.css")),
+        report=page,
+        figures={key: Markup(element) for key, element in figures.items()},
+        table=show,
+        code=lambda text: Markup(escape(text, quote=False)),
+        style=Markup("\n".join([svg.page_style(), markup.column_style(), _template("style.css")])),
         script=Markup(_template("sort.js")),
-        anchor=anchor,
     )
 
 
-def to_markdown(report: Page, name: str = "report") -> str:
+def to_markdown(page: Page, name: str = "report") -> str:
     """The same as Markdown; what stands in `{{ }}` is escaped unless it is `Plain`."""
     env = Environment(
         loader=FunctionLoader(_template),
-        finalize=escaped,
+        finalize=lambda value: value if isinstance(value, Plain) else markup.escaped(str(value)),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    text = env.get_template(f"{name}.md.j2").render(report=report, table=_markdown_table, plain=Plain, code=_fenced)
+    template = env.get_template(f"{name}.md.j2")
+    text = template.render(report=page, table=markup.markdown_table, plain=Plain, code=markup.fenced)
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-def escaped(value: Any) -> str:
-    """Text in which no character means anything to Markdown or HTML, on one line."""
-    if isinstance(value, Plain):
-        return value
-    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    text = re.sub(r"([\\`*\[\]|$~])", r"\\\1", text)
-    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
-
-
 def _unbroken(value: Any) -> Any:
-    """Keeps a percent sign with its number."""
-    return re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", value) if type(value) is str else value
-
-
-def anchor(text: str) -> str:
-    """Text as the name of a place in a page."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def _draw(report: Page) -> dict[str, Figure]:
-    return {p.key: draw(p.drawing) for p in _panels(report) if not isinstance(p.drawing, Absent)}
-
-
-def _panels(report: Page) -> list[Panel]:
-    return [p for group in report.figures for p in group.panels]
-
-
-def _markdown_table(table: Table) -> Plain:
-    rows = []
-    for row in table.rows:
-        cells = []
-        for value in row:
-            n = table.note_number(value)
-            cells.append(escaped(value.text) + ("" if n is None else f" ({n})"))
-        rows.append(cells)
-    align = ["right" if c.kind == "number" else "left" for c in table.columns]
-    head = [_header(c) for c in table.columns]
-    text = tabulate(rows, headers=head, tablefmt="github", colalign=align, disable_numparse=True)
-    if text.find("\n") > WIDEST:  # no editor shows columns that wide in line, and padding makes most of the file
-        head_line, rule, *lines = re.sub(r" {2,}", " ", text).split("\n")
-        text = "\n".join([head_line, re.sub(r"-{3,}", "---", rule), *lines])
-    return Plain(text)
-
-
-def _header(column: Column) -> str:
-    return escaped(f"{column.header} ({column.unit})" if column.unit and "(" not in column.unit else
-                   f"{column.header}, {column.unit}" if column.unit else column.header)  # fmt: skip
-
-
-def _fenced(text: str) -> Plain:
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return Plain(f"{fence}\n{text}\n{fence}")
+    return markup.unbroken(value) if type(value) is str else value
 
 
 def _template(name: str) -> str:
     return (resources.files("dynbench.report") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _write(path: Path, content: bytes) -> Path:
-    def fill(aside: Path) -> None:
-        aside.write_bytes(content)
-
-    write_aside(path, fill)
+def _write(path: Path, text: str) -> Path:
+    write_text(path, text)
     return path

@@ -2,32 +2,75 @@
 
 from __future__ import annotations
 
-import difflib
+import codecs
+import csv
+import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING
 
-from dynbench.errors import UserError
+from dynbench.errors import UserError, suggestion
 from dynbench.store.files import make_folder, write_aside
-from dynbench.store.jsonable import to_table
+from dynbench.store.jsonable import to_json
+from dynbench.store.quantities import columns, flat, quantities, stored
 from dynbench.store.run import Run
-from dynbench.store.schema import SCHEMA_VERSION, Cell, Record, RoundSample, Speedup, Unavailable
+from dynbench.store.schema import SCHEMA_VERSION, Cell, RoundSample, Speedup
+from dynbench.unavailable import Unavailable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMATS = ("csv", "json")
-HEADERS = {  # where a field's name does not carry its unit
-    "batch_size": "batch_size_items",
-    "ideal": "ideal_speedup",
-    "efficiency": "efficiency_speedup_over_ideal",
-    "bytes_touched": "bytes_touched_per_item",
-    "operator_calls": "operator_calls_per_stream",
-    "host_syncs": "host_syncs_per_stream",
-    "kernel_launches": "kernel_launches_per_stream",
-    "memory_peak_bytes": "peak_memory_bytes",
-    **{f"flops_{n}": f"{n}_flops_per_item" for n in ("dense", "required_region", "required_total", "executed")},
-    "flops_accounted": "accounted_flops_per_item",
-    "flops_accounted_rule": "accounted_rule",
+DESCRIBED = ("key", "header", "unit", "scale", "definition", "is_not", "exact", "better")  # of a quantity, in the JSON
+
+
+def _in_words(value: str | Unavailable) -> str:
+    return f"unavailable: {value.unavailable}" if isinstance(value, Unavailable) else value
+
+
+FACTS: dict[str, Callable[[Cell], object]] = {
+    "schema_version": stored("schema_version"),
+    "cell_id": stored("cell_id"),
+    "group_id": stored("group_id"),
+    "workload": stored("workload"),
+    "decisions_source": stored("decisions.source"),
+    "decisions_label": stored("decisions.label"),
+    "decisions_sweep": stored("decisions.sweep"),
+    "decisions_requested": lambda c: json.dumps(c.decisions.requested),
+    "decisions_provenance": stored("decisions.provenance"),
+    "arm": stored("arm.kind"),
+    "name": stored("arm.name"),
+    "strategy": stored("arm.strategy"),
+    "engine": stored("arm.engine"),
+    "form": stored("arm.form"),
+    "control": stored("arm.control"),
+    "live": stored("arm.live"),
+    "again": stored("arm.again"),
+    "load": stored("arm.load"),
+    "primary": stored("primary"),
+    "static_twin": stored("static_twin"),
+    "item_by_item": stored("item_by_item"),
+    "device": stored("device"),
+    "batch_size_items": stored("batch_size"),
+    "dtype": stored("dtype"),
+    "threads": stored("threads"),
+    "status": stored("status"),
+    "reason": stored("reason"),
+    "stopped_by": stored("stopped_by"),
+    "stream_items": stored("stream_items"),
+    "speedup_baseline": lambda c: next((s.baseline for s in c.speedups if s.primary), None),
+    "accounted_rule": stored("flops.accounted_rule"),
+    "energy_sensor": stored("energy.sensor"),
+    "accuracy_metric": stored("accuracy.metric"),
+    "accuracy_higher_is_better": stored("accuracy.higher_is_better"),
+    "accuracy_items": stored("accuracy.items"),
+    "path_label": stored("path_label"),
+    "batch_paths": lambda c: json.dumps(c.batch_paths),
+    "witnesses_governor": lambda c: c.witnesses and _in_words(c.witnesses.governor),
+    "warnings": lambda c: "; ".join(f"{w.id}: {w.text}" for w in c.warnings),
 }
+"""The columns of `cells.csv` that are no quantities."""
 
 
 def export(run: Run, formats: Sequence[str], out: Path) -> list[Path]:
@@ -37,8 +80,8 @@ def export(run: Run, formats: Sequence[str], out: Path) -> list[Path]:
         run: what to write.
         formats: 'csv': `cells.csv` (a row per cell, units in the headers, beside each quantity that may be missing a
             column `<quantity>_unavailable` with the reason), `speedups.csv` (a row per cell and baseline) and
-            `samples.csv` (a row per timed batch). 'json': `run.json` with the keys `manifest` and `cells`, as stored,
-            without the raw samples.
+            `samples.csv` (a row per timed batch). 'json': `run.json` with the keys `manifest`, `cells` and `warnings`,
+            as stored, without the raw samples, and `quantities`: what each column of `cells.csv` is.
         out: folder; made if it is not there.
 
     Returns:
@@ -49,9 +92,7 @@ def export(run: Run, formats: Sequence[str], out: Path) -> list[Path]:
     """
     for name in formats:
         if name not in FORMATS:
-            near = difflib.get_close_matches(name, FORMATS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"accepted: {', '.join(FORMATS)}"
-            raise UserError(f"unknown export format {name!r}; {hint}")
+            raise UserError(f"unknown export format {name!r}; {suggestion(name, FORMATS)}")
     out = Path(out)
     make_folder(out)
     written = []
@@ -62,77 +103,77 @@ def export(run: Run, formats: Sequence[str], out: Path) -> list[Path]:
     return written
 
 
+def cells_frame(run: Run) -> pd.DataFrame:
+    """A row per cell, the columns of `cells.csv`; what does not apply to a cell is missing."""
+    import pandas as pd
+
+    header, rows = _cell_rows(run)
+    return pd.DataFrame(list(rows), columns=header)
+
+
+def _cell_rows(run: Run) -> tuple[list[str], Iterable[list[object]]]:
+    known = quantities(run.manifest.workloads.values())
+    header = [*FACTS, *(name for quantity in known for name in columns(quantity))]
+    rows = (
+        [*(read(cell) for read in FACTS.values()), *(value for quantity in known for value in flat(quantity, cell))]
+        for cell in run.cells
+    )
+    return header, rows
+
+
 def _cells_csv(run: Run, out: Path) -> Path:
-    columns = list(_columns(Cell, None))
-    return _csv(out / "cells.csv", [name for name, _ in columns], [dict(_columns(Cell, c)) for c in run.cells])
+    return _csv(out / "cells.csv", *_cell_rows(run))
 
 
 def _speedups_csv(run: Run, out: Path) -> Path:
-    address = ["cell_id", "group_id", "workload", "arm", "name", "batch_size"]
-    rows = [
-        {**{HEADERS.get(k, k): getattr(c, k) for k in address}, **s.model_dump()} for c in run.cells for s in c.speedups
-    ]
-    return _csv(out / "speedups.csv", [*(HEADERS.get(k, k) for k in address), *Speedup.model_fields], rows)
+    address = ("cell_id", "group_id", "workload", "arm", "name", "batch_size_items")
+    fields = list(Speedup.model_fields)
+    rows = (
+        [*(FACTS[name](cell) for name in address), *(getattr(speedup, name) for name in fields)]
+        for cell in run.cells
+        for speedup in cell.speedups
+    )
+    return _csv(out / "speedups.csv", [*address, *fields], rows)
 
 
 def _samples_csv(run: Run, out: Path) -> Path:
-    def write(aside: Path) -> None:
-        header = ["group_id", *RoundSample.model_fields]
-        aside.write_text(",".join(header) + "\n", encoding="utf-8")
+    header = ["group_id", *RoundSample.model_fields]
+    with write_aside(out / "samples.csv") as file:
+        file.write((",".join(header) + "\n").encode())
         for group in dict.fromkeys(c.group_id for c in run.cells):  # one at a time: they may be many
-            frame = run.samples(group).astype({"device_ns": "Int64"})
-            frame.insert(0, "group_id", group)
-            frame.to_csv(aside, mode="a", header=False, index=False, columns=header)
-
-    write_aside(out / "samples.csv", write)
+            file.write(_rows_of(group, run.samples(group)[header[1:]]))
     return out / "samples.csv"
 
 
+def _rows_of(group_id: str, samples: pd.DataFrame) -> bytes:
+    """Samples of a group as lines of CSV, by Arrow: pandas takes ten times as long."""
+    import pyarrow as pa
+    from pyarrow.csv import WriteOptions, write_csv
+
+    if samples.empty:
+        return b""
+    table = pa.Table.from_pandas(samples.astype({"device_ns": "Int64"}), preserve_index=False)
+    table = table.add_column(0, "group_id", pa.repeat(group_id, len(samples)))
+    sink = io.BytesIO()
+    write_csv(table, sink, WriteOptions(include_header=False))
+    return sink.getvalue()
+
+
 def _document(run: Run, out: Path) -> Path:
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "manifest": to_table(run.manifest),
-        "cells": [to_table(c) for c in run.cells],
-        "warnings": [to_table(w) for w in run.warnings],
-    }
-    text = json.dumps(document, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
-    write_aside(out / "run.json", lambda aside: _write_text(aside, text))
+    """A line for every cell, so that the file can be read by people, too, and is written fast."""
+    described = [{name: getattr(q, name) for name in DESCRIBED} for q in quantities(run.manifest.workloads.values())]
+    with write_aside(out / "run.json") as file:
+        text = codecs.getwriter("utf-8")(file)
+        text.write(f'{{"schema_version": {SCHEMA_VERSION},\n"manifest": {to_json(run.manifest)},\n"cells": [')
+        text.writelines(f"{',' if i else ''}\n{to_json(cell)}" for i, cell in enumerate(run.cells))
+        warnings = ",".join(to_json(w) for w in run.warnings)
+        text.write(f'],\n"warnings": [{warnings}],\n"quantities": {json.dumps(described, ensure_ascii=False)}}}\n')
     return out / "run.json"
 
 
-def _columns(kind: type[Record], record: Record | None, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(header, value) for every field of `kind`, nested records unfolded; values None if there is no record."""
-    for name, field in kind.model_fields.items():
-        value = None if record is None else getattr(record, name)
-        header = HEADERS.get(prefix + name, prefix + name)
-        kinds = [field.annotation, *get_args(field.annotation)]
-        nested = [k for k in kinds if isinstance(k, type) and issubclass(k, Record) and k is not Unavailable]
-        if name == "speedups":
-            primary = next((s for s in value or [] if s.primary), None)
-            for key in ("value", "low", "high", "confidence", "baseline"):
-                column = "speedup" if key == "value" else f"speedup_{key}"
-                yield column, None if primary is None else getattr(primary, key)
-        elif name == "warnings":
-            yield header, "; ".join(f"{w.id}: {w.text}" for w in value or [])
-        elif nested:
-            yield from _columns(nested[0], value, f"{prefix}{name}_")
-        elif Unavailable in kinds:
-            why = value.unavailable if isinstance(value, Unavailable) else None
-            yield header, value if why is None else None
-            yield f"{header}_unavailable", why
-        elif isinstance(value, list | dict):
-            yield header, json.dumps(value)
-        else:
-            yield header, value
-
-
-def _csv(path: Path, header: list[str], rows: list[dict[str, Any]]) -> Path:
-    import pandas as pd  # imported late: it takes a second
-
-    frame = pd.DataFrame(rows, columns=header, dtype=object)
-    write_aside(path, lambda aside: frame.to_csv(aside, index=False))
+def _csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+    with write_aside(path) as file:
+        writer = csv.writer(codecs.getwriter("utf-8")(file), lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
     return path
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from dynbench.errors import UserError
 
+_ASIDE = ".dynbench-{}.part"
+
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it.
+    """Makes a folder and its parents.
 
     Raises:
-        UserError: it cannot be made, or not be written into.
+        UserError: it cannot be made or written to.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -24,24 +28,40 @@ def make_folder(path: Path) -> None:
         raise UserError(f"cannot write to {path}: Permission denied")
 
 
-def write_aside(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a file beside `path`, syncs it, and renames it to `path`.
+@contextlib.contextmanager
+def write_aside(path: Path) -> Iterator[BinaryIO]:
+    """Opens a new file beside `path` that replaces it, synced, when the block ends; an exception leaves `path` alone.
+
+    The new file has a random name and never is one that exists already, so that nobody else who may write to the folder
+    can prepare it. A symbolic link at `path` is itself replaced; its target is left alone.
 
     Raises:
         UserError: the folder is not writable, or the disk is full.
     """
-    aside = path.with_name(f".{path.name}.part")
+    aside = path.with_name(_ASIDE.format(secrets.token_hex(8)))
     try:
-        write(aside)
-        with aside.open("rb+") as file:
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
         sync_folder(path.parent)
     except OSError as e:
         raise _cannot(path, e) from e
     finally:
-        with contextlib.suppress(OSError):  # renamed, or never there
+        with contextlib.suppress(OSError):  # renamed, or never created
             aside.unlink()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file in one step.
+
+    Raises:
+        UserError: the folder is not writable, or the disk is full.
+    """
+    with write_aside(path) as file:
+        file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -50,22 +70,26 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: the folder is not writable, or the disk is full.
     """
+    write_bytes(path, text.encode())
 
-    def write(aside: Path) -> None:
-        aside.write_text(text, encoding="utf-8")
 
-    write_aside(path, write)
+def remove_leftovers(folder: Path) -> None:
+    """Removes, below a folder that nobody writes to now, what `write_aside` left there when its process was killed."""
+    for file in folder.rglob(_ASIDE.format("*")):
+        with contextlib.suppress(OSError):
+            file.unlink()
 
 
 def append_line(path: Path, line: str) -> None:
     """Adds a line and waits until it is on the disk.
 
     Raises:
-        UserError: the file is not writable, or the disk is full.
+        UserError: the file is a symbolic link or not writable, or the disk is full.
     """
     try:
         new = not path.exists()
-        with path.open("ab") as file:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        with os.fdopen(descriptor, "ab") as file:
             file.write(line.encode() + b"\n")  # in one write: a crash can only cut it short
             file.flush()
             os.fsync(file.fileno())

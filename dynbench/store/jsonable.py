@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from dynbench.store.schema import Unavailable
+from dynbench.unavailable import Unavailable
 
 
 def to_json(record: BaseModel, indent: int | None = None) -> str:
@@ -44,6 +44,14 @@ def to_table(record: BaseModel) -> dict[str, Any]:
         except ValueError as e:
             raise ValueError(f"{type(record).__name__}.{name}: {e}") from None
     return out
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong with a table: 'latency.item_ms: field required'."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{key}: {message}" if key else message
 
 
 def _plain(value: Any, free: bool) -> Any:

@@ -2,7 +2,7 @@
 
     manifest.json              the machine, the software, what was asked (schema.Manifest)
     cells.jsonl                a line per cell (schema.Cell); of several for one cell the last one counts
-    samples/<group>.parquet    a row per batch that was timed (schema.RoundSample)
+    samples/<group>.parquet    a row per timed batch (schema.RoundSample)
     traces/                    the decisions
 
 Everything finished is on the disk: a line is appended and synced, a file is written aside, synced and renamed.
@@ -10,10 +10,11 @@ Everything finished is on the disk: a line is appended and synced, a file is wri
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,15 +22,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from dynbench.errors import UserError
-from dynbench.store.files import append_line, make_folder, write_aside
-from dynbench.store.jsonable import to_json
-from dynbench.store.schema import SCHEMA_VERSION, Cell, Manifest, Record, RoundSample, Warning_
+from dynbench.store import migrate
+from dynbench.store.files import append_line, make_folder, remove_leftovers, write_aside, write_bytes, write_text
+from dynbench.store.jsonable import first_fault, to_json
+from dynbench.store.schema import SCHEMA_VERSION, Cell, Manifest, RoundSample, Warning_
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", Cell, Manifest)
 FINISHED = ("ok", "refused", "failed")  # not measured again by --resume; 'interrupted' is
+COLUMNS = tuple(RoundSample.model_fields)
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,14 @@ class Run:
         manifest: of the run.
         cells: the latest of each id, in the order they first appeared.
         warnings: what was wrong with the files, but could be helped.
+        schema_version: of the files; what an older dynbench wrote is migrated while it is read.
     """
 
     path: Path
     manifest: Manifest
     cells: list[Cell]
     warnings: list[Warning_] = field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
 
     @classmethod
     def open(cls, path: Path) -> Run:
@@ -56,47 +62,65 @@ class Run:
             UserError: no run is there, a file is corrupt (named with its line), or a newer dynbench wrote it.
         """
         path = Path(path)
-        manifest = _parse(Manifest, _read(path / "manifest.json"), str(path / "manifest.json"))
-        lines, rest = _lines(path / "cells.jsonl")
+        manifest, version = _parse(Manifest, _read(path / "manifest.json"), str(path / "manifest.json"))
+        file = path / "cells.jsonl"
+        lines, rest = _lines(file)
         cells: dict[str, Cell] = {}
         for number, line in enumerate(lines, start=1):
-            cell = _parse(Cell, line, f"{path / 'cells.jsonl'}:{number}")
+            cell = parse_cell(line, f"{file}:{number}")
+            earlier = cells.get(cell.cell_id, cell)
+            if (earlier.group_id, earlier.arm) != (cell.group_id, cell.arm):
+                raise UserError(f"{file}:{number} is corrupt: an earlier line has the id {cell.cell_id!r}, too")
             cells[cell.cell_id] = cell
         warnings = []
         if rest:
             warnings.append(
                 Warning_(
                     id="DB-STORE-01",
-                    text=f"The last line of {path / 'cells.jsonl'} is cut off: the run ended while writing it.",
+                    text=f"The last line of {file} is cut off: the run ended while writing it.",
                     remedy=f"That cell is left out; `dynbench run --resume {path}` measures it again.",
                 )
             )
-        return cls(path, manifest, list(cells.values()), warnings)
+        return cls(path, manifest, list(cells.values()), warnings, version)
 
     def finished_cells(self) -> set[str]:
         """Ids of the cells that need not be measured again."""
         return {c.cell_id for c in self.cells if c.status in FINISHED}
 
     def samples(self, group_id: str) -> pd.DataFrame:
-        """The raw samples of a group, the columns of `schema.RoundSample`; no rows where none were taken.
+        """The raw samples of a group, the columns of `schema.RoundSample`, `arm` as categories; none taken: no rows.
+
+        Of a run that an older dynbench wrote, samples whose cell is missing (it was killed in between) are left out.
 
         Raises:
-            UserError: the file is corrupt.
+            UserError: the file is corrupt, or a newer dynbench wrote it.
         """
         import pandas as pd  # imported late: reading cells needs neither pandas nor pyarrow
         import pyarrow as pa
+        import pyarrow.parquet as pq
 
         file = samples_file(self.path, group_id)
         if not file.exists():
-            return pd.DataFrame(columns=list(RoundSample.model_fields))
+            return pd.DataFrame(columns=list(COLUMNS))
         try:
-            return pd.read_parquet(file, columns=list(RoundSample.model_fields))
+            table = pq.read_table(file, columns=list(COLUMNS), read_dictionary=["arm"], partitioning=None)
+            version = int((table.schema.metadata or {}).get(b"schema_version", SCHEMA_VERSION))
+            _refuse_newer(version, str(file))
+            for name, kind in zip(table.schema.names, table.schema.types, strict=True):
+                if not (pa.types.is_dictionary(kind) if name == "arm" else pa.types.is_integer(kind)):
+                    raise ValueError(f"column {name} holds {kind}")
+            frame: pd.DataFrame = table.to_pandas()
+            if version < SCHEMA_VERSION:
+                keys = migrate.sample_arms(c for c in self.cells if c.group_id == group_id)
+                frame = frame[frame["arm"].isin(keys)].reset_index(drop=True)
+                frame["arm"] = frame["arm"].cat.remove_unused_categories().cat.rename_categories(keys)
         except (pa.ArrowException, OSError, ValueError) as e:
             raise UserError(f"{file} is corrupt: {str(e).splitlines()[0]}") from e
+        return frame
 
 
 class RunWriter:
-    """Writes a run directory. One process writes; others may read meanwhile.
+    """Writes a run directory. One process writes, others may read meanwhile; samples come by `write_samples`.
 
     Attributes:
         path: the directory.
@@ -116,7 +140,7 @@ class RunWriter:
         path = Path(path)
         make_folder(path)
         if (path / "manifest.json").exists() or (path / "cells.jsonl").exists():
-            raise UserError(f"{path} holds another run; go on with it by --resume {path}, or give another folder")
+            raise UserError(f"{path} holds another run; continue it with --resume {path}, or give another folder")
         for folder in ("samples", "traces"):
             make_folder(path / folder)
         writer = cls(path, manifest)
@@ -125,18 +149,23 @@ class RunWriter:
 
     @classmethod
     def resume(cls, path: Path) -> RunWriter:
-        """Goes on with a run. A last line that was cut off is removed, so that the next one is not glued to it.
+        """Continues a run. A last line that was cut off is removed, so that the next one is not glued to it.
 
         Raises:
-            UserError: as `Run.open`, or the folder cannot be written.
+            UserError: as `Run.open`, an older dynbench wrote it, or the folder cannot be written.
         """
         run = Run.open(path)
+        if run.schema_version < SCHEMA_VERSION:
+            raise UserError(
+                f"{path} was begun by an older dynbench (schema version {run.schema_version}, this one writes "
+                f"{SCHEMA_VERSION}): it can be read, but not resumed; measure it anew, or resume it with that version"
+            )
         for folder in (run.path, run.path / "samples", run.path / "traces"):
             make_folder(folder)
+        remove_leftovers(run.path)
         cells = run.path / "cells.jsonl"
         if cells.exists():
-            whole = b"".join(line + b"\n" for line in _lines(cells)[0])
-            write_aside(cells, lambda aside: _write_bytes(aside, whole))
+            write_bytes(cells, b"".join(line + b"\n" for line in _lines(cells)[0]))
         return cls(run.path, run.manifest)
 
     def write_manifest(self, manifest: Manifest) -> None:
@@ -145,8 +174,7 @@ class RunWriter:
         Raises:
             UserError: the folder cannot be written.
         """
-        text = to_json(manifest, indent=1)
-        write_aside(self.path / "manifest.json", lambda aside: _write_bytes(aside, text.encode() + b"\n"))
+        write_text(self.path / "manifest.json", to_json(manifest, indent=1) + "\n")
         self.manifest = manifest
 
     def append_cell(self, cell: Cell) -> None:
@@ -154,30 +182,59 @@ class RunWriter:
 
         Raises:
             UserError: the folder cannot be written.
-            ValueError: a number that must be there is NaN or infinite.
+            ValueError: nothing came of it yet, or a number that must be there is NaN or infinite.
         """
+        if cell.status == "planned":
+            raise ValueError(f"{cell.cell_id} is only planned; a cell is stored when something came of it")
         append_line(self.path / "cells.jsonl", to_json(cell))
-
-    def write_samples(self, group_id: str, samples: Sequence[RoundSample]) -> None:
-        """Writes, or replaces, all samples of a group.
-
-        Raises:
-            UserError: the folder cannot be written.
-        """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        columns = {
-            name: pa.array([getattr(s, name) for s in samples], pa.string() if name == "arm" else pa.int64())
-            for name in RoundSample.model_fields
-        }
-        table = pa.table(columns).replace_schema_metadata({"group_id": group_id, "schema_version": str(SCHEMA_VERSION)})
-        file = samples_file(self.path, group_id)
-        write_aside(file, lambda aside: pq.write_table(table, aside, compression="zstd"))
 
     def finished_cells(self) -> set[str]:
         """Ids of the cells on the disk that need not be measured again."""
         return Run.open(self.path).finished_cells()
+
+
+def write_samples(run: Path, group_id: str, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> Path:
+    """Writes, or replaces, all samples of a group in one step; any process may.
+
+    Args:
+        run: the run directory.
+        group_id: the group's.
+        columns: the fields of `schema.RoundSample` by name, all [rows]; `device_ns` may hold None.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: the folder cannot be written.
+        ValueError: a column is missing, unknown, of another length, or holds something that does not belong there.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if columns.keys() != set(COLUMNS):
+        raise ValueError(f"the columns of samples are {', '.join(COLUMNS)}; given: {', '.join(columns)}")
+    arrays = {name: pa.array(columns[name], pa.string() if name == "arm" else pa.int64()) for name in COLUMNS}
+    if holes := [name for name, array in arrays.items() if array.null_count and name != "device_ns"]:
+        raise ValueError(f"column {holes[0]} of the samples has rows without a value")
+    arrays["arm"] = arrays["arm"].dictionary_encode()
+    table = pa.table(arrays, metadata={"group_id": group_id, "schema_version": str(SCHEMA_VERSION)})
+    path = samples_file(run, group_id)
+    with write_aside(path) as file:
+        pq.write_table(table, file, compression="zstd")
+    return path
+
+
+def parse_cell(text: str | bytes, where: str) -> Cell:
+    """A cell from its stored line, also of an older dynbench.
+
+    Args:
+        text: JSON.
+        where: what messages call the place it was stored in.
+
+    Raises:
+        UserError: it is corrupt, or a newer dynbench wrote it.
+    """
+    return _parse(Cell, text, where)[0]
 
 
 def samples_file(run: Path, group_id: str) -> Path:
@@ -194,10 +251,6 @@ def file_name(name: str) -> str:
     """A name that any file system takes: readable, bounded, and different for different names."""
     readable = re.sub(r"[^A-Za-z0-9_.=-]+", "_", name.replace("/", "__")).lstrip(".")[:100]
     return f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def _read(file: Path) -> bytes:
@@ -221,22 +274,39 @@ def _lines(file: Path) -> tuple[list[bytes], bytes]:
     return [*lines, rest], b""
 
 
-def _parse(kind: type[R], text: bytes, where: str) -> R:
+def _parse(kind: type[R], text: str | bytes, where: str) -> tuple[R, int]:
+    """A stored record in today's form, and the schema version it was stored with.
+
+    Raises:
+        UserError: it is corrupt, or a newer dynbench wrote it.
+    """
+    with contextlib.suppress(ValidationError):  # the common case, at four times the speed
+        record = kind.model_validate_json(text)
+        if record.schema_version == SCHEMA_VERSION:
+            return record, SCHEMA_VERSION
     try:
-        table: Any = json.loads(text)
-    except ValueError as e:
+        table = json.loads(text)
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{where} is corrupt: not JSON: {e}") from e
     if not isinstance(table, dict):
         raise UserError(f"{where} is corrupt: a table is expected, found {type(table).__name__}")
-    version = table.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    version = table.get("schema_version", SCHEMA_VERSION)
+    if type(version) is not int or version < 1:
+        raise UserError(f"{where} is corrupt: schema_version: a whole number from 1 on is expected, found {version!r}")
+    _refuse_newer(version, where)
+    try:
+        if version < SCHEMA_VERSION:
+            table = migrate.cell(table) if kind is Cell else migrate.manifest(table)
+        return kind.model_validate(table), version
+    except ValidationError as e:
+        raise UserError(f"{where} is corrupt: {first_fault(e)}") from e
+    except ValueError as e:
+        raise UserError(f"{where} is corrupt: {e}") from e
+
+
+def _refuse_newer(version: int, where: str) -> None:
+    if version > SCHEMA_VERSION:
         raise UserError(
             f"{where} was written by a newer dynbench: it has schema version {version}, this one reads up to "
             f"{SCHEMA_VERSION}; update dynbench"
         )
-    try:
-        return kind.model_validate(table)
-    except ValidationError as e:
-        first = e.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where} is corrupt: {key}: {first['msg'][0].lower()}{first['msg'][1:]}") from e

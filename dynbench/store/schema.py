@@ -4,8 +4,10 @@ History of `SCHEMA_VERSION`:
     1  first form.
     2  cells hold the primary baseline against itself (`again`), speed-ups how small a difference that can tell
        (`resolution`), and cells what else happened meanwhile (`witnesses`).
+    3  a cell says what ran in it by its `arm`, which has a typed identity (before: `arm`, `name`, `engine`, `form`);
+       samples name arms by `Arm.key`.
 
-A quantity that could not be measured is a `Unavailable` with its reason; it is never 0 and never an estimate.
+A quantity that could not be measured is an `Unavailable` with its reason; it is never 0 and never an estimate.
 """
 
 from __future__ import annotations
@@ -14,22 +16,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 2
+from dynbench.unavailable import Measured, Unavailable
+
+SCHEMA_VERSION = 3
 
 
 class Record(BaseModel):
     """A frozen record; unknown keys are an error, so a typo cannot pass for a missing value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Unavailable(Record):
-    """Stands where a number would, when it could not be measured."""
-
-    unavailable: str
-
-
-Quantity = float | Unavailable
 
 
 class Interval(Record):
@@ -61,16 +56,16 @@ class Witnesses(Record):
     """What else happened while a group was measured. Shares are of the window's time, drifts of the value before."""
 
     window_s: float
-    waited: Quantity  # share of the time that some process waited for a core
-    stolen: Quantity  # share of one core's time that the hypervisor gave to others
-    switched_per_s: Quantity  # times per second that the measuring process had to give its core to another
-    control_us: Quantity  # median time of the control kernel: the same arithmetic in every run
-    control_drift: Quantity  # how much slower it was in the second half of the window than in the first
-    clock_mhz: Quantity  # median of the looks at it
-    clock_low_mhz: Quantity = Unavailable(unavailable="not recorded then")  # the lowest of them
-    clock_drift: Quantity  # how much faster it was in the second half of the looks than in the first
-    temperature_c: Quantity  # at the end
-    governor: str  # how the clock is picked; of a GPU: what held it down, and in how many of the looks
+    waited: Measured  # share of the time that some process waited for a core
+    stolen: Measured  # share of one core's time that the hypervisor gave to others
+    switched_per_s: Measured  # times per second that the measuring process had to give its core to another
+    control_us: Measured  # median time of the control kernel: the same arithmetic in every run
+    control_drift: Measured  # how much slower it was in the second half of the window than in the first
+    clock_mhz: Measured  # median of the looks at it
+    clock_low_mhz: Measured = Unavailable(unavailable="not recorded then")  # the lowest of them
+    clock_drift: Measured  # how much faster it was in the second half of the looks than in the first
+    temperature_c: Measured  # at the end
+    governor: str | Unavailable  # the kernel's policy for the clock; of a GPU: what throttled it, in how many readings
 
 
 class Decisions(Record):
@@ -83,6 +78,7 @@ class Decisions(Record):
     source: Literal["learned", "replay", "synthetic", "published"]
     label: str  # 'learned', 'synthetic keep=0.50', ... unique within a workload
     keep_rate: float | None = None
+    sweep: bool = False  # one of several rates that are set side by side, at one batch size
     requested: dict[str, float | list[float]] = Field(default_factory=dict)  # what was asked of synthetic or published
     provenance: str | None = None  # published: where the rate was published
 
@@ -90,11 +86,11 @@ class Decisions(Record):
 class Flops(Record):
     """Per item of the stream (mean), 1 MAC = 2 FLOPs. Definitions: dense, required, executed, accounted of the docs."""
 
-    dense: Quantity
-    required_region: Quantity
-    required_total: Quantity
-    executed: Quantity
-    accounted: Quantity
+    dense: Measured
+    required_region: Measured
+    required_total: Measured
+    executed: Measured
+    accounted: Measured
     accounted_rule: str | None = None  # what the paper counts, in words
 
 
@@ -104,30 +100,30 @@ class Latency(Record):
     stream_ms: float  # median over rounds of the time of the whole stream
     item_ms: float  # stream_ms / items of the stream
     batch_p50_ms: float
-    batch_p90_ms: Quantity
-    batch_p99_ms: Quantity
-    device_stream_ms: Quantity  # by device events; Unavailable on a CPU
+    batch_p90_ms: Measured
+    batch_p99_ms: Measured
+    device_stream_ms: Measured  # by device events; Unavailable on a CPU
 
 
 class Memory(Record):
     """Peak memory, in a fresh process for a CPU."""
 
-    peak_bytes: Quantity
+    peak_bytes: Measured
 
 
 class Energy(Record):
     """From real counters only."""
 
-    item_j: Quantity
-    idle_share: Quantity
-    window_s: Quantity
+    item_j: Measured
+    idle_share: Measured
+    window_s: Measured
     sensor: str | None = None
 
 
 class Accuracy(Record):
     """On held-out labelled inputs; `value` in 0..1. `metric` is e.g. 'top-1 accuracy' or 'bits per byte'."""
 
-    value: Quantity
+    value: Measured
     metric: str
     higher_is_better: bool = True
     items: int = 0
@@ -145,24 +141,75 @@ class Phases(Record):
     other_ms: float = 0.0
 
 
+class Arm(Record):
+    """What runs in a cell: its identity within a group, made once, by the plan.
+
+    Names are rendered from it, for people, and are never parsed; two arms are the same if all fields are.
+
+    Attributes:
+        kind: 'strategy': the workload's model under a strategy. 'baseline': a static network. 'control': as a strategy,
+            but for one thing.
+        strategy: how decided work is executed; None: a static network, of which nothing is decided.
+        baseline: name of the static network in the workload; None: it is the workload's own model that runs.
+        form: how the network is written down: layout, folded batch norm.
+        engine: what executes the regions.
+        control: who plays the strategy: 'host' (Python, region by region) or 'graph' (it is part of the graph).
+        live: it makes its own decisions instead of replaying those of the group.
+        again: the same as another arm, a second time: what differs is the resolution of the measurement.
+        load: how batches are issued.
+    """
+
+    kind: Literal["strategy", "baseline", "control"]
+    strategy: str | None = None
+    baseline: str | None = None
+    form: str = "plain"
+    engine: str = "eager"
+    control: Literal["host", "graph"] = "host"
+    live: bool = False
+    again: bool = False
+    load: str = "closed loop"
+
+    @property
+    def name(self) -> str:
+        """What it is called among arms of one way: 'compaction', 'resnet38', 'compaction, live decisions'."""
+        parts = [self.strategy or self.baseline or "", *(["live decisions"] if self.live else [])]
+        return ", ".join(parts + (["again"] if self.again else []))
+
+    @property
+    def way(self) -> str:
+        """Form, engine, control and load, as far as they are not the plain ones: 'folded, compile'; '' for these."""
+        plain = Arm.model_fields
+        told = ((n, str(getattr(self, n))) for n in ("form", "engine", "control", "load"))
+        return ", ".join(value for name, value in told if value != plain[name].default)
+
+    @property
+    def title(self) -> str:
+        """Name and way: 'resnet38, folded'."""
+        return f"{self.name}, {self.way}" if self.way else self.name
+
+    @property
+    def key(self) -> str:
+        """Unique among the arms of a group, and stable: what samples and cells are addressed by."""
+        return self.title if self.kind == "strategy" else f"{self.kind}:{self.title}"
+
+
 class Cell(Record):
     """One configuration and what was measured of it; one line of `cells.jsonl`."""
 
     schema_version: int = SCHEMA_VERSION
-    cell_id: str  # unique in the run; 'arm' strategy: <group_id>/<strategy>; baseline: <group_id>/baseline:<name>
+    cell_id: str  # unique in the run: '<group_id>/<arm.key>'
     group_id: str  # '<workload>/<decisions.label>/<device>/b<batch>/<dtype>/t<threads>'
     workload: str
     decisions: Decisions
-    arm: Literal["strategy", "baseline", "control"]
-    name: str  # the strategy's, the baseline's or the control's name
+    arm: Arm
     primary: bool = False  # the primary baseline
-    engine: str = "eager"
-    form: str = "plain"
+    static_twin: bool = False  # the model without its decisions: another function of the input, by intention
+    item_by_item: bool = False  # its strategy computes each item alone: what papers assume, and nobody deploys
     device: str = "cpu"
     batch_size: int
     dtype: str = "float32"
     threads: int
-    status: Literal["ok", "refused", "failed", "interrupted"]
+    status: Literal["planned", "ok", "refused", "failed", "interrupted"]  # 'planned' is never stored
     reason: str | None = None  # why refused, failed or interrupted
     stopped_by: Literal["precision", "no progress", "time limit", "interrupt"] | None = None
     rounds: int = 0
@@ -172,10 +219,10 @@ class Cell(Record):
     ideal: float | None = None  # dense FLOPs / required region FLOPs
     efficiency: float | None = None  # speed-up against the primary baseline / ideal
     flops: Flops | None = None
-    bytes_touched: Quantity | None = None  # per item, an upper bound: tensor bytes read and written by operators
-    operator_calls: Quantity | None = None  # per stream
-    host_syncs: Quantity | None = None  # per stream
-    kernel_launches: Quantity | None = None  # per stream
+    bytes_touched: Measured | None = None  # per item, an upper bound: tensor bytes read and written by operators
+    operator_calls: Measured | None = None  # per stream
+    host_syncs: Measured | None = None  # per stream
+    kernel_launches: Measured | None = None  # per stream
     params: int | None = None
     memory: Memory | None = None
     energy: Energy | None = None
@@ -187,7 +234,30 @@ class Cell(Record):
     tolerance: float | None = None
     again: Interval | None = None  # the primary baseline against itself in the same rounds (A/A); its truth is 1
     witnesses: Witnesses | None = None  # of the group
+    own: dict[str, Measured] = Field(default_factory=dict)  # by `OwnQuantity.key`: what the user's own quantities gave
     warnings: list[Warning_] = Field(default_factory=list)
+
+
+class OwnQuantity(Record):
+    """What a user's own quantity says of itself; its values are in `Cell.own`.
+
+    The fields are those of `store.quantities.Quantity`, where they are explained.
+    """
+
+    key: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    header: str = Field(min_length=1)
+    name: str = Field(min_length=1)
+    definition: str = Field(min_length=1)
+    is_not: str = ""
+    unit: str = ""
+    per: str = ""
+    scale: float = Field(1.0, gt=0, allow_inf_nan=False)
+    kind: Literal["number", "count", "ratio"] = "number"
+    digits: int = Field(3, ge=1)
+    exact: bool = False
+    depends_on_software: bool = False
+    better: Literal["up", "down"] | None = None
+    places: tuple[Literal["speed", "latency", "work", "sweep", "not measured"], ...] = ()
 
 
 class Claim(Record):
@@ -224,6 +294,7 @@ class WorkloadInfo(Record):
     model_args: dict[str, object] = Field(default_factory=dict)
     provenance: str  # 'paper', 'authors\' code', 'reconstruction', 'own model'
     points: dict[str, int] = Field(default_factory=dict)  # {'Skip': 17}
+    actions: list[str] = Field(default_factory=list)  # what these do, as predicates: ['skips', 'leaves early']
     inputs: str  # one sentence: what the inputs were
     stream_hash: str
     stream_items: int
@@ -234,6 +305,7 @@ class WorkloadInfo(Record):
     declared: list[DeclaredCost] = Field(default_factory=list)
     accuracies: dict[str, Accuracy] = Field(default_factory=dict)  # by arm name: 'dynamic' and each baseline's
     trace_hashes: dict[str, str] = Field(default_factory=dict)  # by decisions.label
+    quantities: list[OwnQuantity] = Field(default_factory=list)  # of the user's own
 
 
 class NotMeasured(Record):
@@ -272,7 +344,7 @@ class RoundSample(Record):
     process: int  # worker process number
     round: int
     position: int  # place of the arm within the round
-    arm: str  # the cell's name ('compaction', 'baseline:resnet38')
+    arm: str  # `Arm.key`
     batch_id: int
     start_ns: int
     duration_ns: int

@@ -13,7 +13,15 @@ STRATEGIES: dict[str, type[Strategy]] = {
     s.name: s for s in (Dense, Masking, Compaction, Cascading, BatchUnion, Specialised, PerSample)
 }
 
+PREFERRED: tuple[type[Strategy], ...] = (Cascading, Compaction, BatchUnion, Masking)
+"""Where one strategy stands for a model: the first of these that the model does not refuse."""
+
+PROTOCOL = ("name", "refuses", "run", "route", "skip", "loop", "weights")
+"""What a strategy of a user's own must have; those derived from `Strategy` have it."""
+
 __all__ = [
+    "PREFERRED",
+    "PROTOCOL",
     "STRATEGIES",
     "BatchUnion",
     "Cascading",

@@ -8,19 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynbench.dynamic import Loop, Pick, Route, Skip, Weights
 from dynbench.dynamic.context import Execution
 from dynbench.dynamic.items import blank, first, map_items, put_, take, wide, zeros
-from dynbench.dynamic.points import Loop, Pick, Route, Skip, Weights
 from dynbench.dynamic.program import ARGUMENTS, MODULE, WORD, Program
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 class Strategy:
-    """How decided work is executed: `route`, `loop` and `weights`; the other words are made of these."""
+    """How decided work is executed: `route`, `loop` and `weights`; the other words are made of these.
+
+    Attributes:
+        name: unique among strategies.
+        trains: it is the form that trains.
+        static_twin: it makes no decision at all; its answer is another function of the input, by intention.
+        fixed_work: it executes the same whatever is decided.
+        item_by_item: it computes each item alone, so that the batch size makes no difference to its time per item.
+    """
 
     name: str
-    trains = False  # whether it is the form that trains
+    trains = False
+    static_twin = False
+    fixed_work = False
+    item_by_item = False
 
     def refuses(self, model: nn.Module) -> str | None:
         """Why this strategy means nothing for `model`, in a sentence; None: it does."""
@@ -46,7 +57,7 @@ class Strategy:
         return self.route(ex, point, x, keep.long().unsqueeze(1), None)
 
     def ahead(self, ex: Execution, keep: dict[str, Tensor]) -> None:
-        """keep: of several Skips, by name, [n] bool each, before the first is reached. Nothing is made of it here."""
+        """keep: decisions of several Skips, by name, [n] bool each, before the first is reached. Not used here."""
 
     def pick(self, ex: Execution, point: Pick, x: Any, at: Tensor, weights: Tensor | None) -> Any:
         """x [n, T, ...], at [n, k] long, weights [n, k] or None -> y: the picked parts gathered, computed, put back."""
@@ -55,7 +66,7 @@ class Strategy:
     def program(self, ex: Execution, point: Program, x: Any, layouts: Tensor) -> Any:
         """x [n, ...], layouts [n, N, 2 + A] long on the CPU -> answers [n, ...].
 
-        A Route over (item, node) pairs at each depth: each module is called once there, with all nodes that want it.
+        A Route over (item, node) pairs at each depth: each module is called once per depth, with all its nodes.
         """
         n, nodes = layouts.shape[:2]
         if n == 1:
@@ -123,7 +134,7 @@ def alone(ex: Execution, point: Route | Skip, x: Any, chosen: Tensor, weights: T
             w = weights[:, slot]
             y = map_items(lambda t, w=w: t * wide(w, t), y)
         total = y if total is None else map_items(torch.add, total, y)
-    return zeros(x, 1) if total is None else total  # dropped by every expert: nothing is added
+    return zeros(x, 1) if total is None else total  # dropped by every expert
 
 
 def one_program(ex: Execution, point: Program, x: Any, layout: Tensor) -> Any:

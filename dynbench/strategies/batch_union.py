@@ -1,4 +1,4 @@
-"""batch_union: the channels that anybody in the batch uses, computed for all of it."""
+"""batch_union: the channels that any item of the batch uses, computed for the whole batch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynbench.dynamic import Weights, Width, points
 from dynbench.dynamic.context import Execution
-from dynbench.dynamic.points import Weights, Width, points
 from dynbench.strategies.compaction import Compaction
 
 
 class BatchUnion(Compaction):
-    """Computes the channels that anybody in the batch uses, once for all of it; compaction at all other points."""
+    """Computes the channels that any item of the batch uses, for the whole batch; compaction at all other points."""
 
     name = "batch_union"
 

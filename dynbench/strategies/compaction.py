@@ -1,4 +1,4 @@
-"""compaction: gather who needs it, compute, put back."""
+"""compaction: gather the items that need a module, compute it, put the results back."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dynbench.dynamic import Loop, Route, Skip, Weights, points
 from dynbench.dynamic.context import Execution
 from dynbench.dynamic.items import blank, cat, count, first, map_items, put_, take, wide, zeros
-from dynbench.dynamic.points import Loop, Route, Skip, Weights, points
 from dynbench.strategies.base import Strategy, alone, special, together
 
 
 class _Known(NamedTuple):
-    """What the host knows of a Skip before it is reached."""
+    """What the host knows of a Skip's decisions before it is reached."""
 
-    keep: Tensor  # [n] bool, of which it is known
-    rows: Tensor  # who runs the body
-    rest: Tensor  # who does not
+    keep: Tensor  # [n] bool, the decision
+    rows: Tensor  # items that run the body
+    rest: Tensor  # the others
 
 
 class Compaction(Strategy):
@@ -76,11 +76,11 @@ class Compaction(Strategy):
             return out if k == 1 else map_items(lambda t: t.unflatten(0, (n, k)).sum(1), out)
 
     def ahead(self, ex: Execution, keep: dict[str, Tensor]) -> None:
-        """Waits once, for how many run each body; who they are stays on the device."""
+        """Waits once, for how many items run each body; which ones they are stays on the device."""
         with ex.phase("sync"):
             every = torch.stack(list(keep.values()))  # [K, n]
             running = every.sum(1).tolist()
-            one = every.shape[1] == 1  # who runs the body, then who does not: of one item there is nothing to tell
+            one = every.shape[1] == 1  # with a single item there is nothing to sort
             order = every if one else every.argsort(dim=1, descending=True, stable=True)
             known = {
                 name: _Known(k, mine[:active], mine[active:])
@@ -89,7 +89,7 @@ class Compaction(Strategy):
         ex.frame.ahead = known if ex.frame.ahead is None else ex.frame.ahead | known
 
     def skip(self, ex: Execution, point: Skip, x: Any, keep: Tensor, soft: Tensor | None) -> Any:
-        """The body for those who keep it, put back over the rest."""
+        """The body for the items that keep it, put back over the rest."""
         n, profile, known = keep.numel(), ex.profile, ex.frame.ahead  # asked here as in `Skip.forward`
         mine = None if known is None else known.get(point.name)
         if mine is not None and mine.keep is keep:
@@ -133,11 +133,11 @@ class Compaction(Strategy):
             return put_(put_(blank(y, n), rows, y), rest, z)
 
     def loop(self, ex: Execution, point: Loop, state: Any) -> Any:
-        """Gather who is still running, compute, scatter the state back."""
+        """Gather the items that are still running, compute, scatter the state back."""
         n = count(state)
         live = torch.arange(n, device=first(state).device)
-        answer, ours = None, False  # ours: nobody else holds it
-        part, gone = state, False  # gone: somebody of `part` is no longer running
+        answer, ours = None, False  # ours: no other reference to it exists, so it may be written in place
+        part, gone = state, False  # gone: some items of `part` are no longer running
         for k in range(point.max_steps):
             everyone = live.shape[0] == n
             if gone:
@@ -162,7 +162,7 @@ class Compaction(Strategy):
 
     def weights(self, ex: Execution, point: Weights, x: Any, code: Tensor) -> Any:
         """Group by distinct code; one specialised layer per group, its parameters generated once."""
-        if not point.shared:  # nobody to share with
+        if not point.shared:  # every item has weights of its own: there is nothing to group by
             return together(ex, point, x, code)
         n = code.shape[0]
         if n == 1:

@@ -15,6 +15,8 @@ class Dense(Strategy):
 
     name = "dense"
     trains = True
+    static_twin = True
+    fixed_work = True
 
     def run(self, ex: Execution, model: nn.Module, args: tuple[Any, ...]) -> Any:
         """The static twin's answer."""

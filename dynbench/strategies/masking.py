@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynbench.dynamic import Loop, Pick, Route, Skip, Weights
 from dynbench.dynamic.context import Execution
 from dynbench.dynamic.items import count, first, map_items, select, wide
-from dynbench.dynamic.points import Loop, Pick, Route, Skip, Weights
 from dynbench.dynamic.program import ARGUMENTS, WORD, Program
 from dynbench.strategies.base import Strategy, together
 
@@ -19,6 +19,7 @@ class Masking(Strategy):
 
     name = "masking"
     trains = True
+    fixed_work = True
 
     def route(self, ex: Execution, point: Route | Skip, x: Any, chosen: Tensor, weights: Tensor | None) -> Any:
         """Every expert on every item, then select."""
@@ -52,7 +53,7 @@ class Masking(Strategy):
             return map_items(lambda a, b: b + wide(soft, a) * (a - b), y, z)
 
     def pick(self, ex: Execution, point: Pick, x: Any, at: Tensor, weights: Tensor | None) -> Any:
-        """All parts, the body being told which are there; put back, what it says of the others is not taken."""
+        """All parts; the body gets the places of those that are there, and its results for the others are dropped."""
         shape = first(x).shape[:2]
         with ex.phase("body", point.name):
             if weights is None:
@@ -67,7 +68,7 @@ class Masking(Strategy):
             return map_items(lambda t: t.unflatten(0, shape), done)
 
     def program(self, ex: Execution, point: Program, x: Any, layouts: Tensor) -> Any:
-        """Every layout that occurs, whatever its words, for the whole batch, then select."""
+        """Every distinct wiring of modules for the whole batch, then select."""
         nodes, device = layouts.shape[1], first(x).device
         wiring = torch.cat([layouts[:, :, :WORD], layouts[:, :, ARGUMENTS:]], 2)
         distinct, which = wiring.unique(dim=0, return_inverse=True)
@@ -80,7 +81,7 @@ class Masking(Strategy):
                 if op < 0:
                     break
                 given = [values[a] for a in args[: point.ops[op].arguments]]
-                word = words[:, j] * mine  # the words of others may be of another module
+                word = words[:, j] * mine  # other items' words may belong to another module
                 with ex.only(mine), ex.at(j, nodes), ex.phase("body", point.name, op):
                     values.append(point.call(op, x, given, word))
             with ex.phase("scatter"):

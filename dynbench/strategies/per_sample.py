@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dynbench.dynamic import Loop, Route, Skip, Weights, widest_scope
 from dynbench.dynamic.context import Execution
 from dynbench.dynamic.items import cat, count, row
-from dynbench.dynamic.points import Loop, Route, Skip, Weights, widest_scope
 from dynbench.dynamic.program import Program
 from dynbench.strategies.base import Strategy, alone, one_program, special
 from dynbench.strategies.compaction import Compaction
@@ -19,6 +19,7 @@ class PerSample(Strategy):
     """Every item alone; where a model couples items by its own definition, one coupling scope at a time."""
 
     name = "per_sample"
+    item_by_item = True
 
     def run(self, ex: Execution, model: nn.Module, args: tuple[Any, ...]) -> Any:
         """The model on one sample after the other; on the batch where a point couples the batch."""

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynbench.dynamic import Weights, Width, points
 from dynbench.dynamic.context import Execution
 from dynbench.dynamic.items import take
-from dynbench.dynamic.points import Weights, Width, points
 from dynbench.strategies.base import special
 from dynbench.strategies.compaction import Compaction
 

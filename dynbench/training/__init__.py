@@ -1,4 +1,4 @@
-"""How the models' weights are made: recipes a workload names in `[train]`, each `recipe(session) -> None`."""
+"""Training of the models' weights: recipes named by workloads in `[train]`, each `recipe(session) -> None`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def train_workload(
     progress: bool = True,
     folder: Path | None = None,
 ) -> None:
-    """Trains what a workload needs: its model and its baselines, into safetensors files with a model card each.
+    """Trains a workload's model and baselines and writes their weights as safetensors files with a model card each.
 
     Args:
         workload: the table of the workload file; `[train].recipe` names the recipe, `[train.options]` its settings.
-        out: folder for weights, cards, and checkpoints until a network is finished; made if need be.
+        out: folder for weights, cards, and checkpoints until a network is finished; created if necessary.
         device: 'cpu', 'cuda' or 'cuda:N'.
         data_dir: folder of a data set that is not part of dynbench.
-        resume: go on from the checkpoints in `out`, and leave finished networks as they are.
-        progress: show a bar.
-        folder: where a recipe of the user's own, `path/to/file.py:function`, is looked up; default: the working folder.
+        resume: continue from the checkpoints in `out`, and keep finished networks.
+        progress: show a progress bar.
+        folder: base of relative paths of recipes, `path/to/file.py:function`; default: the working folder.
 
     Raises:
         UserError: the workload has no recipe, or a setting is not accepted.

@@ -1,8 +1,8 @@
-"""BlockDrop: a policy for a trained ResNet by reinforcement, more and more blocks at a time, then both together.
+"""BlockDrop: a policy for a trained ResNet by reinforcement learning with a curriculum of blocks, then both together.
 
-Wu et al., CVPR 2018, section 3.2, as in the authors' cl_training.py and finetune.py. Three things differ: it is over in
-minutes; the curriculum frees a block every so many steps, not every epoch; and the entropy is that of the whole
-decision, H(s) = -s log s - (1 - s) log(1 - s), of which their code has the first term.
+Wu et al., CVPR 2018, section 3.2, as in the authors' cl_training.py and finetune.py. Three differences: training takes
+minutes; the curriculum frees a block after a number of steps, not every epoch; and the entropy is that of the whole
+decision, H(s) = -s log s - (1 - s) log(1 - s), of which their code has only the first term.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from dynbench.training.supervised import test_accuracy, train_resnet
 
 @dataclass
 class Curriculum(Settings):
-    """The policy alone; the ResNet stays as it is.
+    """Training of the policy alone; the ResNet is fixed.
 
     Attributes:
-        penalty: gamma, what a wrong answer costs; a right one earns 1 - (share of blocks run)^2 (eq. 4).
-        bound: alpha: the probabilities drawn from are alpha s + (1 - alpha)(1 - s) (eq. 7).
-        entropy: weight of the policy's entropy, which keeps it from settling too early.
-        every: steps after which the policy decides for one block more, beginning with the last.
+        penalty: gamma, the cost of a wrong answer; a right one earns 1 - (share of blocks run)^2 (eq. 4).
+        bound: alpha: decisions are drawn with probabilities alpha s + (1 - alpha)(1 - s) (eq. 7).
+        entropy: weight of the policy's entropy, which prevents early convergence.
+        every: number of steps after which the policy decides for one more block, from the last backwards.
     """
 
     penalty: float = 1.0
@@ -41,7 +41,7 @@ class Curriculum(Settings):
 
 @dataclass
 class Together(Curriculum):
-    """Policy and ResNet; every block is the policy's from the first step."""
+    """Joint training of policy and ResNet; the policy decides for all blocks from the first step."""
 
     penalty: float = 5.0
     entropy: float = 0.0
@@ -49,11 +49,11 @@ class Together(Curriculum):
 
 
 class Learner(nn.Module):
-    """What is trained, and how far the curriculum is.
+    """The trained module, with the progress of the curriculum.
 
     Args:
-        net: its ResNet has weights already.
-        together: whether the ResNet learns, too; else it is in evaluation mode.
+        net: its ResNet has trained weights.
+        together: whether the ResNet is trained too; else it is in evaluation mode.
     """
 
     steps: Tensor
@@ -68,7 +68,7 @@ class Learner(nn.Module):
             p.requires_grad_(True)
 
     def train(self, mode: bool = True) -> Learner:
-        """As ever, but for a ResNet that does not learn."""
+        """Training mode; a fixed ResNet stays in evaluation mode."""
         super().train(mode)
         if not self.together:
             self.net.train(False)
@@ -76,27 +76,27 @@ class Learner(nn.Module):
         return self
 
     def answer(self, x: Tensor, u: Tensor) -> Tensor:
-        """x [n, 3, H, W], u [n, K] bool -> logits [n, num_classes], the blocks run being those of u."""
+        """x [n, 3, H, W], u [n, K] bool, the blocks to run -> logits [n, num_classes]."""
         decided = _Decided(self.net)
         decided.training = self.together  # the policy, which does not run, may be in training mode
-        said: Tensor = Execution(Masking() if self.together else Compaction()).run(decided, x, u)
-        return said.float()
+        outputs: Tensor = Execution(Masking() if self.together else Compaction()).run(decided, x, u)
+        return outputs.float()
 
 
 class _Decided(nn.Module):
-    """The network, told which blocks to run."""
+    """The network with given decisions."""
 
     def __init__(self, net: BlockDrop) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
-        names = [skip.name for skip in self.net.ahead.skips]
-        return self.net.answer(x, {name: (mine, None) for name, mine in zip(names, u.unbind(1), strict=True)})
+        keep = zip(self.net.skips, u.unbind(1), strict=True)
+        return self.net.answer(x, {skip.name: (own, None) for skip, own in keep})
 
 
 def train(session: Session) -> None:
-    """ResNet and BlockDrop of the workload's depth: `resnet{depth}_{suffix}`, and under the workload's name BlockDrop.
+    """ResNet and BlockDrop of the workload's depth, `resnet{depth}_{suffix}` and the workload's name.
 
     `[train.options.resnet]`, `[train.options.curriculum]` and `[train.options.together]` hold the stages' settings.
     """
@@ -128,7 +128,7 @@ def _short(facts: dict[str, Any]) -> str:
 
 
 class Reinforce:
-    """-A sum_k log pi(u_k) - entropy H(s), A = R(u) - R(unsampled u) (eq. 5 to 8); and L where the ResNet learns."""
+    """-A sum_k log pi(u_k) - entropy H(s), A = R(u) - R(unsampled u) (eq. 5 to 8); plus L if the ResNet is trained."""
 
     def __init__(self, settings: Curriculum) -> None:
         self.settings = settings
@@ -143,23 +143,23 @@ class Reinforce:
         s = torch.sigmoid(logits)
         drawn_from = self.settings.bound * s + (1 - self.settings.bound) * (1 - s)
         u, greedy = torch.rand_like(s) < drawn_from, logits > 0
-        u[:, : blocks - free] = greedy[:, : blocks - free] = True  # those before run for everyone
+        u[:, : blocks - free] = greedy[:, : blocks - free] = True  # earlier blocks run for all inputs
         with torch.no_grad():
             unsampled = self.reward(model.answer(x, greedy), y, greedy)
         with torch.set_grad_enabled(model.together):
-            said = model.answer(x, u)
-        advantage = self.reward(said.detach(), y, u) - unsampled  # [n]
+            outputs = model.answer(x, u)
+        advantage = self.reward(outputs.detach(), y, u) - unsampled  # [n]
         log_p = -F.binary_cross_entropy(drawn_from, u.float(), reduction="none")[:, blocks - free :]
         bounded = drawn_from[:, blocks - free :]
         entropy = F.binary_cross_entropy(bounded, bounded, reduction="none").sum(1)
         loss = -(advantage * log_p.sum(1)).mean() - self.settings.entropy * entropy.mean()
-        return loss + F.cross_entropy(said, y) if model.together else loss
+        return loss + F.cross_entropy(outputs, y) if model.together else loss
 
     def free(self, step: int, blocks: int) -> int:
-        """How many blocks, the last ones, the policy decides for."""
+        """The number of blocks, counted from the last, that the policy decides for."""
         return blocks if self.settings.every == 0 else min(1 + step // self.settings.every, blocks)
 
-    def reward(self, said: Tensor, y: Tensor, u: Tensor) -> Tensor:
+    def reward(self, outputs: Tensor, y: Tensor, u: Tensor) -> Tensor:
         """R(u) (eq. 4): logits [n, C], labels [n], u [n, K] bool -> [n]."""
-        right = said.argmax(1) == y
+        right = outputs.argmax(1) == y
         return torch.where(right, 1 - u.float().mean(1) ** 2, -self.settings.penalty)

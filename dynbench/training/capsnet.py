@@ -1,4 +1,4 @@
-"""CapsNet: margin loss and reconstruction; then how many iterations its inputs take until they converge."""
+"""CapsNet: margin loss and reconstruction; then the number of iterations until its inputs converge."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from dynbench.data.digits import MEAN, STD
-from dynbench.dynamic import Execution
-from dynbench.dynamic.trace import Trace
+from dynbench.dynamic import Trace
 from dynbench.models.capsnet import CapsNet, capsnet, lengths, margin_loss
 from dynbench.strategies import Masking
-from dynbench.training.session import Session, Settings, accuracy, logits
-
-STORED = torch.float16  # halves the file; converted when loaded
+from dynbench.training.evaluation import STORED, accuracy, dtype_name, logits, recorded, round_parameters
+from dynbench.training.session import Session, Settings
 
 
 @dataclass
@@ -23,8 +21,8 @@ class Reconstructed(Settings):
     """How a CapsNet is trained.
 
     Attributes:
-        reconstruction: weight of the squared errors of the drawn image, summed over its pixels (the paper: small
-            enough not to dominate; other implementations: 0.0005).
+        reconstruction: weight of the squared errors of the reconstructed image, summed over its pixels (the paper:
+            small enough not to dominate; other implementations: 0.0005).
     """
 
     reconstruction: float = 0.0005
@@ -48,7 +46,7 @@ def train(session: Session) -> None:
 
 
 class MarginAndDrawing:
-    """Margin loss (eq. 4) and, where there is a decoder, the squared error of the image drawn from the label's capsule.
+    """Margin loss (eq. 4) plus, with a decoder, the squared error of the image reconstructed from the label's capsule.
 
     Args:
         weight: of the squared errors, summed over an image, averaged over the batch.
@@ -69,35 +67,31 @@ class MarginAndDrawing:
 
 
 def brightness(x: Tensor, channels: int) -> Tensor:
-    """Images [n, C, H, W] as they were before they were normalised, 0 to 1; grey where the model has one channel."""
+    """Images [n, C, H, W] before their normalisation, 0 to 1; converted to grey for a model with one channel."""
     image = (x * STD + MEAN).clamp(0, 1)
     return image.mean(1, keepdim=True) if channels == 1 else image
 
 
 def evaluate(session: Session, net: CapsNet) -> dict[str, Any]:
-    """For the card: accuracy with its halting rule and with all iterations, how many were taken, how well it draws."""
-    for p in net.parameters():
-        p.data = p.data.to(STORED).to(p.dtype)
+    """For the card: accuracy with the halting rule and with all iterations, iterations taken, reconstruction error."""
+    round_parameters(net)
     x, y = session.tensors(session.inputs("test"))
-    ex = Execution(Masking(), record=True)
-    starts = iter(range(0, len(x), 250))
-    said = logits(lambda part: ex.run(net, part, start=next(starts), items=len(x)), x)
-    assert ex.trace is not None
+    outputs, trace = recorded(net, x, Masking())
     facts: dict[str, Any] = {
-        "stored_as": str(STORED).removeprefix("torch."),
-        "accuracy": accuracy(said, y),
+        "stored_as": dtype_name(STORED),
+        "accuracy": accuracy(outputs, y),
         "static_twin": {"accuracy": accuracy(logits(net, x), y), "iterations": net.digits.routing.max_steps},
         "parameters": sum(p.numel() for p in net.parameters()),
-        **iterations(net, ex.trace),
+        **iterations(net, trace),
     }
-    if net.decoder is not None:  # as in use: from the longest capsule
+    if net.decoder is not None:  # without labels: from the longest capsule
         error = logits(lambda part: (net.reconstruct(net.capsules(part)) - brightness(part, net.shape[0])).square(), x)
         facts["squared_error_per_pixel"] = round(error.mean().item(), 5)
     return facts
 
 
 def iterations(net: CapsNet, trace: Trace) -> dict[str, Any]:
-    """How many iterations inputs take: the mean, and the share of inputs that go through 1, 2, ... of them."""
+    """The number of iterations: the mean, and the share of inputs that run at least 1, 2, ... iterations."""
     most = net.digits.routing.max_steps
     if net.digits.routing.halt is None:
         return {"mean_iterations": float(most), "reach_rates": [1.0] * most}

@@ -1,4 +1,4 @@
-"""CondConv: a ResNet with conditional convolutions, all inputs of a batch at once, each with its own kernels."""
+"""CondConv: a ResNet with conditional convolutions, trained in batches in which each input has its own kernels."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import Execution
-from dynbench.models.condconv import Routing, condconv
-from dynbench.models.macs import static_macs
+from dynbench.models.accounting import static_macs
+from dynbench.models.condconv import Routing, condconv, routings
 from dynbench.strategies import Masking
-from dynbench.training.session import Session, Settings, accuracy, logits
+from dynbench.training.evaluation import accuracy, logits
+from dynbench.training.session import Session, Settings
 from dynbench.training.supervised import test_accuracy, train_resnet
 
 
 @dataclass
 class Mixed(Settings):
-    """Of a conditional network.
+    """Settings of a conditional network.
 
     Attributes:
-        temperature: of softmax routing, at the beginning (Chen et al.: 30).
-        cooling: by how much it falls with every step, down to 1.
+        temperature: initial temperature of softmax routing (Chen et al.: 30).
+        cooling: its decrease per step, down to 1.
     """
 
     temperature: float = 1.0
@@ -38,19 +39,19 @@ class OwnKernels:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """x [n, 3, H, W], y [n] -> scalar."""
-        for routing in softmax_routings(model):  # before the pass, whose gradient needs it as it was there
+        for routing in softmax_routings(model):  # before the forward pass: its gradient needs this value
             routing.temperature.sub_(self.settings.cooling).clamp_(min=1)
-        said = Execution(Masking()).run(model, x)
-        return F.cross_entropy(said.float(), y)
+        outputs = Execution(Masking()).run(model, x)
+        return F.cross_entropy(outputs.float(), y)
 
 
 def softmax_routings(net: nn.Module) -> list[Routing]:
-    """Those that have a temperature."""
-    return [m for m in net.modules() if isinstance(m, Routing) and m.squeeze is not None]
+    """The routings with a temperature."""
+    return [m for m in routings(net) if m.squeeze is not None]
 
 
 def train(session: Session) -> None:
-    """The plain ResNet, `resnet{depth}_{suffix}`, and under the workload's name the conditional one.
+    """The plain ResNet, `resnet{depth}_{suffix}`, and the conditional one, named as the workload.
 
     `[train.options.resnet]` and `[train.options.condconv]` hold their settings.
     """
@@ -71,22 +72,21 @@ def train(session: Session) -> None:
 
 
 def evaluate(session: Session, net: nn.Module) -> dict[str, Any]:
-    """For the card: how right, what it costs, and whether the kernels follow the input.
+    """For the card: accuracy, cost, and whether the kernels depend on the input.
 
-    `accuracy_with_the_kernels_of_another_input` is lower than `accuracy` as far as they fit the input;
+    `accuracy_with_the_kernels_of_another_input` is lower than `accuracy` as far as kernels fit their input;
     `accuracy_in_equal_shares` is that of the static twin.
     """
     x, y = session.tensors(session.inputs("test"))
-    routings = [m for m in net.modules() if isinstance(m, Routing)]
-    shares: list[list[Tensor]] = [[] for _ in routings]
+    shares: list[list[Tensor]] = [[] for _ in routings(net)]
     hooks = [
-        m.register_forward_hook(lambda *given, seen=seen: seen.append(given[2]))
-        for m, seen in zip(routings, shares, strict=True)
+        m.register_forward_hook(lambda module, args, r, own=own: own.append(r))
+        for m, own in zip(routings(net), shares, strict=True)
     ]
     own = logits(lambda part: Execution(Masking()).run(net, part), x)
     for hook in hooks:
         hook.remove()
-    hooks = [m.register_forward_hook(lambda *given: given[2].roll(7, 0)) for m in routings]
+    hooks = [m.register_forward_hook(lambda module, args, r: r.roll(7, 0)) for m in routings(net)]
     other = logits(lambda part: Execution(Masking()).run(net, part), x)
     for hook in hooks:
         hook.remove()
@@ -94,6 +94,6 @@ def evaluate(session: Session, net: nn.Module) -> dict[str, Any]:
         "accuracy": accuracy(own, y),
         "accuracy_with_the_kernels_of_another_input": accuracy(other, y),
         "accuracy_in_equal_shares": accuracy(logits(net, x), y),
-        "spread_of_routing": [round(torch.cat(seen).std(0).mean().item(), 4) for seen in shares],
+        "spread_of_routing": [round(torch.cat(r).std(0).mean().item(), 4) for r in shares],
         "macs": static_macs(net, tuple(x.shape[1:])),
     }

@@ -1,15 +1,15 @@
-"""ConvNet-AIG: from a ResNet, with a target rate for every gate; decisions are drawn first, then taken unsampled.
+"""ConvNet-AIG: from a ResNet, with a target rate for every gate; first with sampled decisions, then without sampling.
 
-Veit and Belongie, ECCV 2018, sections 3.3 and 3.4. Two things differ from the authors' training, which takes many times
+Veit and Belongie, ECCV 2018, sections 3.3 and 3.4. Two differences from the authors' training, which takes many times
 as long. It starts from a trained ResNet, with more weight on the target rates. And a second stage draws no Gumbel
-noise: a gate can reach its target by chance alone, open for a share of whatever comes, which an unsampled decision then
-turns into always or never.
+noise: a gate can reach its target rate by random sampling alone, independently of the input, and its unsampled decision
+is then always or never.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +25,13 @@ from dynbench.training.supervised import test_accuracy, train_resnet
 
 @dataclass
 class Rated(Settings):
-    """Either stage.
+    """Settings of a stage.
 
     Attributes:
-        target: t, the share of inputs that each block is to run for.
+        target: t, the share of inputs for which each block should run.
         rate_weight: of the target rate loss, mean over blocks of (t - share)^2 (the authors: 2, over 350 epochs).
-        spread: standard deviation of the weights of the gates' last layers at the beginning. The authors' 0.001 begins
-            with gates that know of no input, and leaves it to many epochs to tell them apart.
+        spread: initial standard deviation of the weights of the gates' last layers. With the authors' 0.001 gates
+            hardly depend on the input at first, and need many epochs to differ.
     """
 
     target: float = 0.6
@@ -40,7 +40,7 @@ class Rated(Settings):
 
 
 def train(session: Session) -> None:
-    """ResNet and ConvNet-AIG of the workload's depth: `resnet{depth}_{suffix}`, and under the workload's name this one.
+    """ResNet and ConvNet-AIG of the workload's depth, `resnet{depth}_{suffix}` and the workload's name.
 
     `[train.options.resnet]`, `[train.options.sampled]` and `[train.options.unsampled]` hold the stages' settings.
     """
@@ -54,9 +54,8 @@ def train(session: Session) -> None:
     torch.manual_seed(first.seed)
     net = convnet_aig(**args)
     net.load_state_dict(static.state_dict(), strict=False)
-    for module in net.modules():
-        if isinstance(module, Gate):
-            nn.init.normal_(module.fc2.weight, 0, first.spread)
+    for gate in gates(net):
+        nn.init.normal_(gate.fc2.weight, 0, first.spread)
     stages = {"sampled": session.fit(f"{name}_sampled", net, TargetRate(first), first)}
     draw(net, False)
     stages["unsampled"] = session.fit(f"{name}_unsampled", net, TargetRate(second), second)
@@ -68,11 +67,15 @@ def train(session: Session) -> None:
         session.forget(f"{name}_{stage}")
 
 
+def gates(net: ConvNetAIG) -> list[Gate]:
+    """The gates of the blocks."""
+    return [cast(Gate, skip.gate) for skip in net.skips]
+
+
 def draw(net: ConvNetAIG, noisy: bool) -> None:
-    """Whether training draws decisions."""
-    for module in net.modules():
-        if isinstance(module, Gate):
-            module.noisy = noisy
+    """Sets whether decisions are drawn in training."""
+    for gate in gates(net):
+        gate.noisy = noisy
 
 
 class TargetRate:
@@ -88,6 +91,6 @@ class TargetRate:
         def observe(point: DecisionPoint, scores: Tensor, keep: Tensor) -> None:
             rates.append(straight_through(keep, scores.float()).mean())
 
-        said = Execution(Masking(), observe=observe).run(model, x)
+        outputs = Execution(Masking(), observe=observe).run(model, x)
         missed = (self.settings.target - torch.stack(rates)) ** 2
-        return F.cross_entropy(said.float(), y) + self.settings.rate_weight * missed.mean()
+        return F.cross_entropy(outputs.float(), y) + self.settings.rate_weight * missed.mean()

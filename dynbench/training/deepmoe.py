@@ -1,29 +1,30 @@
-"""DeepMoE: from a ResNet, base and gates together, then the base alone under gates that stay as they are.
+"""DeepMoE: from a ResNet, base and gates together, then the base alone with fixed gates.
 
 Wang et al., UAI 2019: J = L + lambda sum_l |g_l|_1 + mu L_emb, then gates and embedding frozen and the base fine-tuned.
-What differs from the authors' training, which takes many times as long: it starts from a trained ResNet, from an
-embedding network trained on L_emb alone, and from gates around 1 of which some are lower than others. The weights W_g
-learn faster than everything else. And lambda is larger, does not reach the embedding network, which would forget its
-classes, and falls to 0 as the share of open channels comes down to a target: the authors' lambda closes nothing in a
-few epochs, and one that does goes on until nothing is open, as batch norm does not mind how small all gates before it
-are together, and nothing opens a gate that is closed for everybody.
+Differences from the authors' training, which takes many times as long: it starts from a trained ResNet, from an
+embedding network trained on L_emb alone, and from different gates around 1. The weights W_g have a higher learning
+rate. And lambda is larger, its gradient does not reach the embedding network, which would forget its classes, and it
+falls to 0 as the share of open channels approaches a target: the authors' lambda closes no gates in a few epochs, and
+a larger one closes all of them, as batch norm compensates for uniformly small gates before it, and a gate that is
+closed for all inputs never opens again.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbench.dynamic import DecisionPoint, Execution, Trace, Width
+from dynbench.dynamic import Execution
+from dynbench.models.accounting import static_macs
 from dynbench.models.deepmoe import DeepMoEResNet, DeepMoEVGG, accounted_macs, deepmoe
-from dynbench.models.macs import static_macs
 from dynbench.strategies import Masking
 from dynbench.training.blocks import ALWAYS, NEVER
-from dynbench.training.session import Session, Settings, accuracy, logits
+from dynbench.training.evaluation import accuracy, logits, recorded, with_decisions
+from dynbench.training.session import Session, Settings
 from dynbench.training.supervised import test_accuracy, train_resnet
 
 Net = DeepMoEResNet | DeepMoEVGG
@@ -34,12 +35,12 @@ class Joint(Settings):
     """The first stage.
 
     Attributes:
-        sparsity: lambda, of the sum over convolutions of |g_l|_1 (the authors, as others say: 0.001).
-        target: share of the channels that are open when lambda has come down to 0.
-        embedding_weight: mu, of the cross-entropy of the embedding network (the authors, as others say: 1).
-        spread: at the beginning channels are open by 1, give or take so much ..
-        class_spread: .. and so much for each class.
-        gate_speed: the learning rate of the weights W_g is so many times that of everything else.
+        sparsity: lambda, of the sum over convolutions of |g_l|_1 (the authors, according to others: 0.001).
+        target: share of open channels at which lambda reaches 0.
+        embedding_weight: mu, of the cross-entropy of the embedding network (the authors, according to others: 1).
+        spread: initial deviation of the gates from 1, for each channel.
+        class_spread: initial deviation, for each channel and class.
+        gate_speed: learning rate of the weights W_g relative to that of all others.
     """
 
     sparsity: float = 0.01
@@ -51,7 +52,7 @@ class Joint(Settings):
 
 
 def train(session: Session) -> None:
-    """ResNet and DeepMoE of the workload's depth: `resnet{depth}_{suffix}`, and under the workload's name the DeepMoE.
+    """ResNet and DeepMoE of the workload's depth, `resnet{depth}_{suffix}` and the workload's name.
 
     `[train.options.resnet]`, `[train.options.embedding]`, `[train.options.joint]` and `[train.options.frozen]` hold the
     stages' settings.
@@ -86,7 +87,7 @@ def train(session: Session) -> None:
 
 
 def spread_gates(weight: Tensor, settings: Joint) -> None:
-    """W_g [C, K] around 1, as channels of the trained network count: some less for all classes, some for one or two."""
+    """Initial W_g [C, K] around 1: some channels count less for all classes, some for a few."""
     channels, each = (torch.rand(n) * 2 - 1 for n in ((len(weight), 1), weight.shape))
     with torch.no_grad():
         weight.copy_(1 + settings.spread * channels + settings.class_spread * each)
@@ -94,15 +95,11 @@ def spread_gates(weight: Tensor, settings: Joint) -> None:
 
 def gates(net: Net) -> list[nn.Linear]:
     """The W_g of each mixture."""
-    found = []
-    for mixture in net.mixtures:
-        assert isinstance(mixture, Width) and isinstance(mixture.choose, nn.Linear)
-        found.append(mixture.choose)
-    return found
+    return [cast(nn.Linear, mixture.choose) for mixture in net.mixtures]
 
 
 def chosen_by(net: Net) -> list[nn.Parameter]:
-    """What decides: the parameters of gates and embedding network."""
+    """The parameters that determine decisions, those of gates and embedding network."""
     return [p for part in (net.embedding, *gates(net)) for p in part.parameters()]
 
 
@@ -113,16 +110,16 @@ def embedding_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def frozen_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """L with the embedding network as in evaluation mode: x [n, 3, H, W], y [n] -> scalar."""
+    """L with the embedding network in evaluation mode: x [n, 3, H, W], y [n] -> scalar."""
     assert isinstance(model, Net)
-    model.embedding.eval()  # its batch norms decide, too
+    model.embedding.eval()  # its batch norms affect decisions, too
     return F.cross_entropy(Execution(Masking()).run(model, x).float(), y)
 
 
 class Sparse:
-    """L + lambda sum_l |g_l|_1 + mu L_emb; lambda is the less, the nearer the share of open channels is to its target.
+    """L + lambda sum_l |g_l|_1 + mu L_emb; lambda decreases as the share of open channels approaches its target.
 
-    The gates learn through the real numbers that their channels are multiplied by; of a closed one there is nothing.
+    Gates learn through the values by which channels are multiplied; a closed one has no gradient.
     """
 
     def __init__(self, settings: Joint) -> None:
@@ -131,41 +128,39 @@ class Sparse:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """x [n, 3, H, W], y [n] -> scalar."""
         assert isinstance(model, Net)
-        said: list[Tensor] = []
-        hook = model.embedding.register_forward_hook(lambda _, args, logits: said.append(logits.float()))
+        embedded: list[Tensor] = []  # logits of the embedding network
+        hook = model.embedding.register_forward_hook(lambda _, args, logits: embedded.append(logits.float()))
         try:
             answer = Execution(Masking()).run(model, x)
         finally:
             hook.remove()
-        e = said[0].detach().softmax(1)  # [n, K]
+        e = embedded[0].detach().softmax(1)  # [n, K]
         g = torch.cat([F.relu(gate(e).float()) for gate in gates(model)], 1)  # [n, channels]
         s = self.settings
         above = ((g > 0).float().mean() - s.target).clamp(min=0) / (1 - s.target)
         sparse = s.sparsity * above * g.sum(1).mean()
-        return F.cross_entropy(answer.float(), y) + sparse + s.embedding_weight * F.cross_entropy(said[0], y)
+        return F.cross_entropy(answer.float(), y) + sparse + s.embedding_weight * F.cross_entropy(embedded[0], y)
 
 
 def evaluate(session: Session, net: Net) -> dict[str, Any]:
     """For the card, on the test part.
 
     Returns:
-        Accuracy, and that of the embedding network alone; computation as the paper counts it, of that of the static
-        twin; how many channels are open, and whether for everybody; how decisions differ from input to input; and the
-        accuracy where each input has the open channels of another one, which is lower as far as decisions fit the
-        input.
+        Accuracy, and that of the embedding network alone; computation as the paper counts it, relative to the static
+        twin; the share of open channels, and those closed for all inputs; how decisions vary between inputs; and the
+        accuracy if each input has the open channels of another one, weighted by its own gates, which is lower as far as
+        decisions fit the input.
     """
     x, y = session.tensors(session.inputs("test"))
-    ex = Execution(Masking(), record=True)
-    starts = iter(range(0, len(x), 250))
-    said = logits(lambda part: ex.run(net, part, start=next(starts), items=len(x)), x)
-    assert ex.trace is not None
+    outputs, trace = recorded(net, x, Masking())
     shape = tuple(x.shape[1:])
-    macs, rule = accounted_macs(net, ex.trace, shape)
-    masks = decisions(net, ex.trace)
+    macs, rule = accounted_macs(net, trace, shape)
+    masks = {mixture.name: trace.entries[mixture.name, ()].value for mixture in net.mixtures}  # [n, channels] each
+    of_another = {name: value.roll(-7, 0) for name, value in masks.items()}
     table = torch.cat(list(masks.values()), 1)  # [n, channels]
     rates, opened = table.double().mean(0), table.sum(1).double()
     return {
-        "accuracy": accuracy(said, y),
+        "accuracy": accuracy(outputs, y),
         "accuracy_of_the_embedding_network": accuracy(logits(net.embedding, x), y),
         "computation": round(macs / static_macs(net, shape), 5),
         "computation_rule": rule,
@@ -174,31 +169,8 @@ def evaluate(session: Session, net: Net) -> dict[str, Any]:
         "channels_closed": round(1 - rates.mean().item(), 5),
         "channels_closed_for_everybody": int((rates == 0).sum()),
         "gates_that_depend_on_the_input": int(((rates > NEVER) & (rates < ALWAYS)).sum()),
-        "accuracy_with_the_decisions_of_another_input": accuracy(_swapped(net, x, masks), y),
+        "accuracy_with_the_decisions_of_another_input": accuracy(with_decisions(net, x, Masking(), of_another), y),
         "distinct_masks": len(table.unique(dim=0)),
         "distinct_masks_of_a_mixture": {name: len(mask.unique(dim=0)) for name, mask in masks.items()},
         "channels_open": {"mean": round(opened.mean().item(), 1), "std": round(opened.std().item(), 1)},
     }
-
-
-def decisions(net: Net, trace: Trace) -> dict[str, Tensor]:
-    """[n, channels] bool of each mixture, by name: which channels an input has open."""
-    names = [mixture.name for mixture in net.mixtures if isinstance(mixture, Width)]
-    return {name: trace.entries[name, ()].value for name in names}
-
-
-def _swapped(net: Net, x: Tensor, masks: dict[str, Tensor]) -> Tensor:
-    """Answers where every input has the channels open that the one 7 places on asked for, weighed by its own gates."""
-    other = {name: value.roll(-7, 0) for name, value in masks.items()}
-    starts = iter(range(0, len(x), 250))
-
-    def run(part: Tensor) -> Tensor:
-        begin = next(starts)
-
-        def choose(point: DecisionPoint, scores: Tensor) -> Tensor:
-            return other[point.name][begin : begin + len(part)]
-
-        answer: Tensor = Execution(Masking(), choose=choose).run(net, part)
-        return answer
-
-    return logits(run, x)

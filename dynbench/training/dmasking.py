@@ -1,15 +1,15 @@
-"""DMaskingNAS: search, then train what was found; random networks of equal cost beside it, by the same recipe.
+"""DMaskingNAS: the search, then training of the network found, and of random networks of equal cost for comparison.
 
-Wan et al., CVPR 2020, section 3. Weights and architecture are learned together, on images of which every epoch has new
-ones. What is trained from its start, each by the recipe of `[train.options.net]`: the network that was found, from
-several seeds; random networks of about as many MACs, which it has to beat on average to have been worth searching; and
-random networks of any cost, from which `dynbench.training.predictor` learns what accuracy to expect.
+Wan et al., CVPR 2020, section 3. Weights and architecture are learned together, on new images in every epoch. Trained
+from scratch by the recipe of `[train.options.net]` are: the network that was found, with several seeds; random networks
+with about as many MACs, which it has to outperform on average for the search to be worthwhile; and random networks of
+any cost, from which `dynbench.training.predictor` learns to predict accuracy.
 
-On cluttered digits what is found is a little better than random networks of equal cost; the card says by how much, and
-how sure that is. Two things had to differ from the paper for that. Resolutions are compared by their losses (`mix`):
-mixed maps do not show what the finest one is worth. And the space has two of them: weights that three share suit the
-middle one best, and the search then settles there, although networks of their own are 2 to 5 points better at the
-finest at the same cost.
+On cluttered digits the network found is slightly better than random networks of equal cost; the card has the gain and
+its standard error. This needed two changes to the paper. Resolutions are compared by their losses (`mix`), as mixed
+maps do not show the value of the finest one. And the space has only two resolutions: weights shared by three suit the
+middle one best, and the search then chooses it, although separate networks are 2 to 5 points better at the finest
+resolution at the same cost.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from __future__ import annotations
 import json
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbench.dynamic import DecisionPoint, Execution, Width
+from dynbench.counting.params import count_params
+from dynbench.dynamic import DecisionPoint, Execution
 from dynbench.errors import UserError
-from dynbench.meters.params import count_params
 from dynbench.models.dmasking import (
     BLOCKS,
     CHANNELS,
@@ -36,7 +36,6 @@ from dynbench.models.dmasking import (
     WIDTHS,
     Architecture,
     DMasking,
-    Found,
     Plain,
     Space,
     Supernet,
@@ -45,26 +44,27 @@ from dynbench.models.dmasking import (
     macs,
 )
 from dynbench.strategies import Masking
-from dynbench.training.session import Session, Settings, accuracy, cross_entropy, logits
+from dynbench.training.evaluation import accuracy, logits
+from dynbench.training.session import Session, Settings, cross_entropy
 
-DRAWS = 200_000  # architectures looked at, at most, for one of a given cost
+DRAWS = 200_000  # maximum number of random architectures drawn to find some of a given cost
 
 
 @dataclass
 class Searching(Settings):
-    """The search.
+    """Settings of the search.
 
     Attributes:
         form: 'plus', CE + lam log(cost)^beta, or 'times', CE * lam log(cost)^beta, cost in MACs.
         lam: see `form`.
         beta: see `form`.
-        hot: temperature of the Gumbel-softmax at the beginning.
-        cold: at the end; it falls exponentially.
-        weights_first: share of the steps in which alpha does not learn yet.
-        mix: of resolutions: 'maps', as in the paper, layer by layer, or 'losses', ours: the weights learn from the
-            network at each resolution alike, and the probability of each from its loss. So it is compared what one
-            resolution makes of an image, not what a mixture does that no network found will ever see, and a
-            resolution that is behind in the beginning does not stay there for want of training.
+        hot: initial temperature of the Gumbel-softmax.
+        cold: final temperature; the decay is exponential.
+        weights_first: initial share of the steps in which alpha is not trained.
+        mix: of resolutions: 'maps', layer by layer as in the paper, or 'losses', ours: weights are trained at each
+            resolution equally, and the probability of a resolution learns from its loss. So resolutions are compared on
+            their own, not in a mixture that the final network never sees, and one that is worse at first is still
+            trained.
         sharpness: see `Supernet`.
         resolutions: options of the space.
         channels: options of the space, of the stem and of each stage.
@@ -88,19 +88,18 @@ class Searching(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, accepted in (("form", ("plus", "times")), ("mix", ("maps", "losses"))):
-            if getattr(self, name) not in accepted:
-                raise UserError(f"training: {name} = {getattr(self, name)!r}; accepted: {' or '.join(accepted)}")
+            self.check_choice(name, accepted)
 
 
 @dataclass
 class Alone(Settings):
-    """The recipe that every network is trained by.
+    """The recipe for single networks.
 
     Attributes:
-        seeds: how often the network that was found is trained.
-        equals: random networks of equal cost, one seed each.
-        within: relative difference of their MACs from its.
-        others: random networks of any cost, for the predictor.
+        seeds: number of trainings of the network that was found.
+        equals: number of random networks of equal cost, one seed each.
+        within: maximum relative difference of their MACs.
+        others: number of random networks of any cost, for the predictor.
     """
 
     lr: float = 0.1
@@ -114,11 +113,11 @@ class Alone(Settings):
 
 @dataclass
 class Widths(Settings):
-    """Training one set of weights for many widths.
+    """Settings for training one set of weights for many widths.
 
     Attributes:
         as_found: share of a batch that runs the widths that were found.
-        full: share that runs the widest; the rest has a random width at each block.
+        full: share that runs the largest widths; the rest has a random width at each block.
     """
 
     lr: float = 0.1
@@ -129,11 +128,11 @@ class Widths(Settings):
 
 
 def train(session: Session) -> None:
-    """Searches; trains what was found, `{name}_plain`, and under the workload's name the masked network.
+    """The search, the network found, `{name}_plain`, and the masked network, named as the workload.
 
-    `[train.options.search]`, `.net` and `.widths` hold the stages' settings. The workload's `model_args` say the
-    widths, blocks and classes of the space, `.search` the rest. What is found has to be written into the workload:
-    resolution and channels of the model, and those and the widths of the baseline. The card says them.
+    `[train.options.search]`, `.net` and `.widths` hold the stages' settings. The workload's `model_args` have the
+    widths, blocks and classes of the space, `.search` the rest. The result has to be copied into the workload:
+    resolution and channels of the model, and those and the widths of the baseline. They are in the card.
     """
     name = str(session.workload["name"])
     session = Remembering(**vars(session))
@@ -165,7 +164,7 @@ def space_of(workload: dict[str, Any], s: Searching) -> Space:
 
 
 class Remembering(Session):
-    """A session in which networks that are trained on the same images do not make them anew."""
+    """A session that caches inputs, for networks that are trained on the same images."""
 
     def __init__(self, **facts: Any) -> None:
         super().__init__(**facts)
@@ -176,11 +175,11 @@ class Remembering(Session):
 
 
 class Search:
-    """The loss: CE and log(cost), the temperature falling from call to call.
+    """The loss of CE and log(cost), with a temperature that falls from call to call.
 
     Args:
         settings: of the search.
-        steps: calls that there will be.
+        steps: total number of calls.
     """
 
     def __init__(self, settings: Searching, steps: int) -> None:
@@ -210,15 +209,15 @@ class Search:
 
     def _terms(self, net: Supernet, x: Tensor, y: Tensor, g: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """CE and lam log(cost)^beta."""
-        said, cost = net(x, g)
-        return F.cross_entropy(said.float(), y), self.settings.lam * cost.log() ** self.settings.beta
+        outputs, cost = net(x, g)
+        return F.cross_entropy(outputs.float(), y), self.settings.lam * cost.log() ** self.settings.beta
 
     def _joined(self, ce: Tensor, price: Tensor) -> Tensor:
         return ce + price if self.settings.form == "plus" else ce * price
 
 
 class Guided(nn.Module):
-    """A supernet that knows how many steps it has been trained for, also after an interruption."""
+    """A supernet with the number of its training steps, which is part of a checkpoint."""
 
     step: Tensor
 
@@ -229,7 +228,7 @@ class Guided(nn.Module):
 
 
 def search(session: Session, name: str, space: Space, s: Searching) -> tuple[Architecture, dict[str, Any]]:
-    """Trains the supernet with its alpha; kept in `{name}_search.json` until all is done.
+    """Trains the supernet with its alpha; the result is kept in `{name}_search.json` until all networks are finished.
 
     Returns:
         The architecture, and facts for the card.
@@ -256,11 +255,11 @@ def search(session: Session, name: str, space: Space, s: Searching) -> tuple[Arc
     return found, facts
 
 
-# --- networks alone ---------------------------------------------------------------------------------------------------
+# --- single networks --------------------------------------------------------------------------------------------------
 
 
 class _Table:
-    """Networks trained so far, with what they cost and how good they are; what is in its file is not trained again."""
+    """The networks trained so far with cost and accuracy; those in its file are not trained again."""
 
     def __init__(self, session: Session, name: str, space: Space, recipe: Alone) -> None:
         self.session, self.name, self.space, self.recipe = session, name, space, recipe
@@ -292,10 +291,10 @@ class _Table:
 def train_alone(
     session: Session, name: str, space: Space, a: Architecture, recipe: Settings, seed: int
 ) -> tuple[Plain, dict[str, Any]]:
-    """One network from its start, on the same images as every other; the seed is that of its weights.
+    """Trains one network from scratch, on the same images as all others; the seed is that of its weights.
 
     Returns:
-        The network, and what it costs and how good it is.
+        The network, and its cost and accuracy.
     """
     torch.manual_seed(seed)
     net = build(space, a)
@@ -311,7 +310,7 @@ def train_alone(
 
 
 def _of_cost(space: Space, like: Architecture, s: Alone) -> list[Architecture]:
-    """Random networks that cost about as much."""
+    """Random networks of about the same cost."""
     draw, wanted, found = random.Random(1000 + s.seed), macs(space, like), list[Architecture]()
     for _ in range(DRAWS):
         if len(found) == s.equals:
@@ -323,10 +322,10 @@ def _of_cost(space: Space, like: Architecture, s: Alone) -> list[Architecture]:
 
 
 def comparison(ours: Sequence[dict[str, Any]], equals: Sequence[dict[str, Any]], within: float) -> dict[str, Any]:
-    """The network that was found against random ones of equal cost."""
+    """Compares the network that was found with random ones of equal cost."""
     a, b = [row["accuracy"] for row in ours], [row["accuracy"] for row in equals]
 
-    def told(values: list[float]) -> dict[str, Any]:
+    def summary(values: list[float]) -> dict[str, Any]:
         return {
             "networks": len(values),
             "mean": round(statistics.fmean(values), 4),
@@ -335,9 +334,9 @@ def comparison(ours: Sequence[dict[str, Any]], equals: Sequence[dict[str, Any]],
         }
 
     return {
-        "found": {**told(a), "what": "one network, from so many seeds", "macs": ours[0]["macs"]},
+        "found": {**summary(a), "what": "one network, from so many seeds", "macs": ours[0]["macs"]},
         "random": {
-            **told(b),
+            **summary(b),
             "what": f"networks drawn evenly from the space, of equal MACs within {100 * within:g} %, one seed each",
             "macs": [row["macs"] for row in equals],
         },
@@ -356,9 +355,9 @@ def _error(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 class ManyWidths:
-    """The images of a batch run at different widths: as found, at the widest, or drawn block by block.
+    """The images of a batch run at different widths: as found, the largest, or random for each block.
 
-    So batch norm sees in training the mixture that its averages then stand for, at any width.
+    So the running averages of batch norm are those of the mixture of widths.
     """
 
     def __init__(self, settings: Widths) -> None:
@@ -371,8 +370,7 @@ class ManyWidths:
         found, full = kind < s.as_found, kind >= 1 - s.full
 
         def choose(point: DecisionPoint, scores: Tensor) -> Tensor:
-            assert isinstance(point, Width) and isinstance(point.choose, Found)
-            masks = point.choose.scores > 0  # [K, C]
+            masks = cast(DMasking, model).gates[point.name].scores > 0  # [K, C]
             drawn = masks[torch.randint(len(masks), (n,))]
             drawn = torch.where(found[:, None], scores > 0, drawn)
             return torch.where(full[:, None], masks[-1:], drawn)
@@ -398,11 +396,9 @@ def _train_widths(session: Session, name: str, space: Space, found: Architecture
 
 
 def evaluate(session: Session, net: DMasking) -> dict[str, Any]:
-    """For the card: accuracy at the widths that were found, and of the static twin, which is the widest."""
+    """For the card: accuracy with the widths that were found, and with the largest ones, the static twin."""
     x, y = session.tensors(session.inputs("test"))
-    ex = Execution(Masking())
-    run: Callable[[Tensor], Tensor] = lambda part: ex.run(net, part)  # noqa: E731
     return {
-        "accuracy": accuracy(logits(run, x), y),
+        "accuracy": accuracy(logits(lambda part: Execution(Masking()).run(net, part), x), y),
         "static_twin": {"name": "the same network at its full width", "accuracy": accuracy(logits(net, x), y)},
     }

@@ -1,7 +1,7 @@
-"""A decoder whose every layer can speak, the threshold at which its tokens may leave, and a small draft of it.
+"""A decoder with a loss at every layer, the calibration of its exit threshold, and a small draft model.
 
 Schuster et al., "Confident Adaptive Language Modeling", NeurIPS 2022: loss, classifier, and calibration by Learn then
-Test (Angelopoulos et al., arXiv 2110.01052). The draft is for speculative decoding; it learns from the decoder.
+Test (Angelopoulos et al., arXiv 2110.01052). The draft, for speculative decoding, is distilled from the decoder.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbench.dynamic import DecisionPoint, Execution, Exits
+from dynbench.dynamic import DecisionPoint, Execution
 from dynbench.models.decoder import (
+    EXIT,
     Confidence,
     Decoder,
     Measure,
@@ -29,9 +30,9 @@ from dynbench.models.decoder import (
 )
 from dynbench.models.moe_gpt import GPT
 from dynbench.strategies import Compaction
+from dynbench.training.evaluation import STORED, dtype_name, round_parameters
 from dynbench.training.session import Session, Settings
 
-STORED = torch.float16  # halves the files; converted when loaded
 LANGUAGE_MODEL = ("layers", "width", "heads", "context", "vocab", "ff_multiple")
 BATCH = 128
 CALIBRATION = (
@@ -42,13 +43,13 @@ CALIBRATION = (
 
 @dataclass
 class RuleSettings(Settings):
-    """How the threshold is calibrated, and the classifier trained: `epochs` are steps on all of `items` windows.
+    """Settings of calibration, and of the classifier: `epochs` are steps, each on all of `items` windows.
 
     Attributes:
-        delta: mean share of the tokens that may differ from those of all layers.
-        epsilon: probability that, on other data of this kind, more than that differ.
-        candidates: thresholds tried, evenly spaced from 1 to 0.
-        prompts: held-out prompts to calibrate on.
+        delta: accepted mean share of tokens that differ from those of all layers.
+        epsilon: accepted probability of a larger share on other data from the same distribution.
+        candidates: number of thresholds tried, evenly spaced from 1 to 0.
+        prompts: number of held-out prompts for calibration.
     """
 
     delta: float = 0.25
@@ -58,7 +59,7 @@ class RuleSettings(Settings):
 
 
 def train(session: Session) -> None:
-    """The decoder `decoder_{suffix}` and the rule by which its tokens leave, `exit_{suffix}`.
+    """The decoder `decoder_{suffix}` and its exit rule, `exit_{suffix}`.
 
     `[train.options.lm]` and `[train.options.rule]` hold their settings.
     """
@@ -103,7 +104,7 @@ def train_speculative(session: Session) -> None:
 
 
 def train_decoder(session: Session, args: dict[str, Any]) -> GPT:
-    """The language model of a decoder, by the loss of every layer; read back where it is finished."""
+    """The language model of a decoder, trained by the loss of every layer; loaded if it is finished."""
     name = f"decoder_{session.suffix}"
     own = {k: v for k, v in args.items() if k in LANGUAGE_MODEL}
     settings = _settings(session, "lm", epochs=14)
@@ -128,25 +129,25 @@ def every_layer(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 class Distil:
-    """The draft learns what the target would say: cross-entropy against the target's probabilities."""
+    """Distillation of the draft: cross-entropy with the target's probabilities."""
 
     def __init__(self, target: GPT) -> None:
         self.target = target.eval()
 
     def __call__(self, draft: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Tokens x [n, T] -> scalar; the labels are not looked at."""
+        """Tokens x [n, T] -> scalar; labels are not used."""
         with torch.no_grad():
             p = self.target(x).float().softmax(-1)
         return F.cross_entropy(draft(x).float().flatten(0, 1), p.flatten(0, 1))
 
 
 def _settings(session: Session, stage: str, epochs: int) -> Settings:
-    how: dict[str, Any] = {"batch_size": 32, "lr": 2e-3, "warm_up": 0.1, "weight_decay": 0.1, "optimizer": "adamw"}
-    return session.settings(Settings, stage, epochs=epochs, **how)
+    adamw: dict[str, Any] = {"batch_size": 32, "lr": 2e-3, "warm_up": 0.1, "weight_decay": 0.1, "optimizer": "adamw"}
+    return session.settings(Settings, stage, epochs=epochs, **adamw)
 
 
 def _windows(session: Session, net: GPT) -> Session:
-    """The same session with windows as long as the network's context, not as long as a prompt."""
+    """The same session with windows of the length of the network's context instead of a prompt's."""
     inputs = session.workload["inputs"]
     options = {**inputs.get("options", {}), "context": net.context}
     return dataclasses.replace(session, workload={**session.workload, "inputs": {**inputs, "options": options}})
@@ -154,9 +155,8 @@ def _windows(session: Session, net: GPT) -> Session:
 
 @torch.inference_mode()
 def scores(session: Session, net: GPT) -> dict[str, Any]:
-    """For the card: bits per byte of every layer on each part, with the weights as they are stored."""
-    for p in net.parameters():
-        p.data = p.data.to(STORED).to(p.dtype)
+    """For the card: bits per byte of every layer on each part, with weights as stored."""
+    round_parameters(net)
     net.eval()
     by_part: dict[str, list[float]] = {}
     for part in ("train", "validation", "test"):
@@ -164,11 +164,11 @@ def scores(session: Session, net: GPT) -> dict[str, Any]:
         nats = torch.zeros(len(net.blocks), dtype=torch.float64)
         for a, b in zip(x.split(BATCH), y.split(BATCH), strict=True):
             for i, state in enumerate(layer_states(net, a)):
-                said = net.head(net.norm(state)).float().flatten(0, 1)
-                nats[i] += F.cross_entropy(said, b.flatten(), reduction="sum").double().cpu()
+                outputs = net.head(net.norm(state)).float().flatten(0, 1)
+                nats[i] += F.cross_entropy(outputs, b.flatten(), reduction="sum").double().cpu()
         by_part[part] = [round(v, 4) for v in (nats / y.numel() / math.log(2)).tolist()]
     return {
-        "stored_as": str(STORED).removeprefix("torch."),
+        "stored_as": dtype_name(STORED),
         "bits_per_byte": by_part["test"][-1],
         "bits_per_byte_by_layer": by_part,
         "parameters": sum(p.numel() for p in net.parameters()),
@@ -176,7 +176,7 @@ def scores(session: Session, net: GPT) -> dict[str, Any]:
 
 
 def overfitted(bits: dict[str, list[float]]) -> list[str]:
-    """For the card: a caution where the training part is known by heart; `bits` per byte of each layer, by part."""
+    """For the card: a caution if the training part is memorised; `bits` per byte of each layer, by part."""
     train, held_out = bits["train"][-1], bits["validation"]
     best = min(range(len(held_out)), key=held_out.__getitem__)
     if held_out[-1] - train < 0.3:
@@ -194,7 +194,7 @@ def _part(session: Session, part: str, limit: int | None) -> tuple[Tensor, Tenso
 def rule(
     session: Session, args: dict[str, Any], net: GPT, measure: Measure, settings: RuleSettings
 ) -> tuple[Confidence, dict[str, Any]]:
-    """A policy with this measure, its classifier trained and its threshold calibrated; and facts for the card."""
+    """A policy with this measure, a trained classifier and a calibrated threshold; and facts for the card."""
     torch.manual_seed(settings.seed)
     model = decoder(**{**args, "measure": measure}).to(session.device).eval()
     model.net.load_state_dict(net.state_dict())
@@ -206,7 +206,7 @@ def rule(
         facts["classifier_accuracy"] = learn_classifier(policy.classifier, net, x, settings)
     held_out = session.inputs("validation", limit=settings.prompts)
     x, _ = session.tensors(held_out)
-    full = texts(model, x, Execution(Compaction(), choose=nobody_leaves))
+    full = texts(model, x, Execution(Compaction(), choose=none_leaves))
 
     def risk(threshold: float) -> Tensor:
         policy.threshold.fill_(threshold)
@@ -229,20 +229,20 @@ def rule(
     }
 
 
-def nobody_leaves(point: DecisionPoint, scores: Tensor) -> Tensor | None:
-    """For `Execution(choose=...)`: all layers for every token; other points decide for themselves."""
-    return torch.zeros_like(scores) if isinstance(point, Exits) else None
+def none_leaves(point: DecisionPoint, scores: Tensor) -> Tensor | None:
+    """For `Execution(choose=...)`: all layers for every token; other points make their own decisions."""
+    return torch.zeros_like(scores) if point.name == EXIT else None
 
 
 @torch.inference_mode()
 def texts(model: Decoder, x: Tensor, ex: Execution) -> Tensor:
-    """What is generated after the prompts x [n, S]: [n, N]."""
+    """The texts generated after the prompts x [n, S]: [n, N]."""
     starts = range(0, len(x), BATCH)
     return torch.cat([ex.run(model, x[i : i + BATCH], start=i, items=len(x)) for i in starts])
 
 
 def difference(text: Tensor, full: Tensor) -> Tensor:
-    """Share of the tokens of `full` [n, N], up to its -1s, that `text` has otherwise: [n]."""
+    """Share of the tokens of `full` [n, N], without its -1s, that differ in `text`: [n]."""
     written = full >= 0
     return ((text != full) & written).double().sum(1) / written.double().sum(1)
 
@@ -255,11 +255,11 @@ def learn_then_test(
     Args:
         risk: of each held-out sample at a threshold, [n] from 0 to 1.
         candidates: from the safest on.
-        delta: mean risk that is accepted.
-        epsilon: probability that the threshold has a higher one all the same.
+        delta: accepted mean risk.
+        epsilon: accepted probability that the threshold has a higher mean risk.
 
     Returns:
-        The threshold, None where not even the first is shown to be safe; the mean risks of those tried.
+        The threshold, None if not even the first can be shown to be safe; the mean risks of those tried.
     """
     chosen, means = None, {}
     for threshold in candidates:
@@ -274,7 +274,7 @@ def learn_then_test(
 
 
 def learn_classifier(classifier: nn.Linear, net: GPT, x: Tensor, settings: Settings) -> float:
-    """Trains M on whether a layer's likeliest token is already the last layer's, the network as it is.
+    """Trains M to predict whether a layer's likeliest token is that of the last layer; the network is fixed.
 
     Args:
         classifier: d -> 1; trained in place.
@@ -283,13 +283,13 @@ def learn_classifier(classifier: nn.Linear, net: GPT, x: Tensor, settings: Setti
         settings: epochs are steps here.
 
     Returns:
-        Share of the layers and tokens it is right about.
+        Its accuracy over layers and tokens.
     """
     with torch.no_grad():
         parts = [torch.stack(layer_states(net, part)) for part in x.split(BATCH)]  # [L, n, T, d] each
         states = torch.cat(parts, 1).flatten(1, 2)  # [L, n * T, d]
-        said = torch.stack([net.head(net.norm(state)).argmax(-1) for state in states])  # [L, n * T]
-    inputs, same = states[:-1].flatten(0, 1), (said[:-1] == said[-1]).flatten().to(states.dtype)
+        likeliest = torch.stack([net.head(net.norm(state)).argmax(-1) for state in states])  # [L, n * T]
+    inputs, same = states[:-1].flatten(0, 1), (likeliest[:-1] == likeliest[-1]).flatten().to(states.dtype)
     optimizer = torch.optim.Adam(classifier.parameters(), settings.lr)
     for _ in range(settings.epochs):
         optimizer.zero_grad()
@@ -301,11 +301,11 @@ def learn_classifier(classifier: nn.Linear, net: GPT, x: Tensor, settings: Setti
 
 
 def evaluate(session: Session, model: Decoder) -> dict[str, Any]:
-    """For the card: how far tokens go, how much of the text is as it would be, how many MACs that takes."""
+    """For the card: layers run by tokens, the share of tokens equal to those of all layers, and computation."""
     x, _ = _part(session, "test", 256)
     ex = Execution(Compaction(), record=True)
     text = texts(model, x, ex)
-    everything = Execution(Compaction(), choose=nobody_leaves, record=True)
+    everything = Execution(Compaction(), choose=none_leaves, record=True)
     full = texts(model, x, everything)
     assert ex.trace is not None and everything.trace is not None
     written, depth = layers_run(model, ex.trace)

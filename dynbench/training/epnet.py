@@ -1,10 +1,10 @@
-"""EPNet: the backbone as it is, branches on its frozen features, then policies on what the branches say.
+"""EPNet: a trained backbone, branches on its frozen features, then policies on the outputs of the branches.
 
-Dai et al., CIKM 2020; the Markov decision process and how it is solved are our reconstruction (see the model). With
-backbone and branches fixed, all that a policy can meet is a table: what every exit says about every input. Policies are
+Dai et al., CIKM 2020; the Markov decision process and its solution are our reconstruction (see the model). With
+backbone and branches fixed, the inputs of a policy are a table: the output of every exit for every input. Policies are
 learned from it in two ways: by backward induction, from the last exit to the first, with a decision function fitted to
-the optimal stopping targets of every exit; and by the gradient of the expected reward, which needs no sampling, an
-input having only so many paths. Thresholds on the largest probability, learned for the same rewards, stand beside them.
+the optimal stopping targets of every exit; and by the gradient of the expected reward, which needs no sampling, as an
+input has few paths. Thresholds on the largest probability, learned for the same rewards, are given for comparison.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbench.models.epnet import Branch, EPNet, MDPPolicy, Policy, State, ThresholdPolicy, epnet, part_macs
-from dynbench.models.macs import static_macs
+from dynbench.models.accounting import static_macs
+from dynbench.models.epnet import EPNet, MDPPolicy, Policy, State, ThresholdPolicy, epnet, part_macs
 from dynbench.training.session import Session, Settings, one_cycle
 from dynbench.training.supervised import train_resnet
 
-ROUNDS = 2  # of backward induction: from the second on, fitted to those that come by under the rules so far
+ROUNDS = 2  # of backward induction: from the second on, fitted to the inputs that reach an exit under the rules so far
 
 
 @dataclass
 class PolicySettings(Settings):
-    """How policies are learned: by AdamW; `epochs` are steps on all of the data at once, `items` validation inputs.
+    """Settings of policies, learned by AdamW; `epochs` are steps on all data, `items` the validation inputs.
 
     Attributes:
-        prices: the lambdas of the sweep: what running the whole network costs, in right answers.
-        give_up: share of right answers that the policy which is saved may lose against the last exit.
-        held_back: share of the validation inputs that policies are not fitted to: the one to save is chosen on them.
-        sharpness: decision functions are scaled by this before the policy gradient, so that few of the decisions it
-            averages over differ from those of backward induction.
+        prices: the lambdas of the sweep: the cost of running the whole network, in right answers.
+        give_up: accuracy that the saved policy may lose against the last exit.
+        held_back: share of the validation inputs not used for fitting: the saved policy is chosen on them.
+        sharpness: factor on decision functions before the policy gradient, so that few of the decisions in its
+            expectation differ from those of backward induction.
     """
 
     prices: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
@@ -48,12 +48,12 @@ class PolicySettings(Settings):
 
 @dataclass(frozen=True)
 class Seen:
-    """What the N exits say about n inputs.
+    """The outputs of N exits for n inputs.
 
     Attributes:
-        p: of each exit, [n, K]: its softmax.
-        pooled: of each exit, [n, F].
-        right: [n, N] 1 where an exit is right, else 0.
+        p: the softmax of each exit, [n, K].
+        pooled: the pooled features of each exit, [n, F].
+        right: [n, N], 1 where an exit is right, else 0.
     """
 
     p: list[Tensor]
@@ -67,7 +67,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Learned:
-    """A policy, how it was learned, and for which lambda."""
+    """A policy, the method by which it was learned, and its lambda."""
 
     method: str
     price: float
@@ -75,7 +75,7 @@ class Learned:
 
 
 def train(session: Session) -> None:
-    """ResNet, `resnet{depth}_{suffix}`, and EPNet, under the workload's name.
+    """ResNet, `resnet{depth}_{suffix}`, and EPNet, named as the workload.
 
     `[train.options.resnet]`, `[train.options.branches]` and `[train.options.policy]` hold the stages' settings.
     """
@@ -99,8 +99,7 @@ def train(session: Session) -> None:
     held_out, (x, y) = session.inputs("validation", limit=second.items), session.tensors(session.inputs("test"))
     costs = torch.tensor(part_macs(net, tuple(x.shape[1:])).upto(), dtype=torch.float64, device=session.device)
     shares, relative = costs / costs[-1], costs / static_macs(net, tuple(x.shape[1:]))
-    if isinstance(net.policy, MDPPolicy):
-        net.policy.budget.copy_(shares[:-1])
+    net.policy.set_budget(shares[:-1])
     seen = look(net, *session.tensors(held_out))
     fitted = round(len(held_out) * (1 - second.held_back))
     found = [p for price in second.prices for p in learn(net, seen[:fitted], shares, price, second)]
@@ -133,17 +132,16 @@ def train(session: Session) -> None:
 
 
 def learn_branches(net: EPNet, pooled: list[Tensor], y: Tensor, settings: Settings) -> None:
-    """Trains every branch on the features its exit pools; the backbone stays as it is.
+    """Trains every branch on the pooled features of its exit; the backbone is fixed.
 
     Args:
-        net: whose branches are trained in place.
+        net: its branches are trained in place.
         pooled: of each exit, [n, F].
         y: [n] labels.
-        settings: how, AdamW always.
+        settings: of the training, always by AdamW.
     """
     torch.manual_seed(settings.seed)
     for branch, features in zip(net.branches, pooled, strict=False):
-        assert isinstance(branch, Branch)
         first = next(m for m in branch.modules() if isinstance(m, nn.Linear))
         in_units_of_spread(first, features)
         steps = settings.epochs * -(-len(y) // settings.batch_size)
@@ -159,7 +157,7 @@ def learn_branches(net: EPNet, pooled: list[Tensor], y: Tensor, settings: Settin
 
 @torch.no_grad()
 def in_units_of_spread(layer: nn.Linear, features: Tensor) -> None:
-    """A new layer that sees features [n, F] as if each had mean 0 and standard deviation 1."""
+    """Reinitialises a layer as if its features [n, F] had mean 0 and standard deviation 1."""
     layer.reset_parameters()
     layer.weight.div_(features.std(0) + 1e-3)
     layer.bias.sub_(layer.weight @ features.mean(0))
@@ -167,7 +165,7 @@ def in_units_of_spread(layer: nn.Linear, features: Tensor) -> None:
 
 @torch.no_grad()
 def look(net: EPNet, x: Tensor, y: Tensor, batch_size: int = 250) -> Seen:
-    """What every exit says about x [n, 3, H, W], whose labels are y [n]."""
+    """The outputs of every exit for x [n, 3, H, W] with labels y [n]."""
     p: list[Tensor] = []
     pooled: list[Tensor] = []
     for start in range(0, len(x), batch_size):
@@ -175,12 +173,12 @@ def look(net: EPNet, x: Tensor, y: Tensor, batch_size: int = 250) -> Seen:
         state: State = (net.stem(x[rows].contiguous(memory_format=torch.channels_last)), None)
         for k, (stage, head) in enumerate(zip(net.exits.stages, net.exits.heads, strict=True)):
             state = stage(state)
-            said, features = head(state).softmax(-1), state[1]
+            probabilities, features = head(state).softmax(-1), state[1]
             assert features is not None
             if start == 0:
-                p.append(said.new_empty(len(x), said.shape[1]))
+                p.append(probabilities.new_empty(len(x), probabilities.shape[1]))
                 pooled.append(features.new_empty(len(x), features.shape[1]))
-            p[k][rows], pooled[k][rows] = said, features
+            p[k][rows], pooled[k][rows] = probabilities, features
     return Seen(p, pooled, torch.stack([(q.argmax(-1) == y).double() for q in p], 1))
 
 
@@ -188,7 +186,7 @@ def rewards(seen: Seen, shares: Tensor, price: float) -> Tensor:
     """1[exit t is right] - lambda cost(t) / cost(N): [n, N].
 
     Args:
-        seen: what the exits say.
+        seen: the outputs of the exits.
         shares: [N] cost(t) / cost(N).
         price: lambda.
     """
@@ -198,13 +196,13 @@ def rewards(seen: Seen, shares: Tensor, price: float) -> Tensor:
 def backward_induction(rewards: Tensor, fit: Callable[[int, Tensor], Tensor]) -> Tensor:
     """Optimal stopping, from the last exit to the first.
 
-    Exact where `fit` answers the best decision for every state that there is, leave where the mean advantage of the
-    inputs in that state is above 0.
+    Exact if `fit` finds the best decision for every state: leave where the mean advantage of the inputs in that state
+    is positive.
 
     Args:
         rewards: [n, N] of leaving at each exit.
-        fit: `(k, advantage [n]) -> leave [n] bool`: fits the decision function of exit k to what leaving there gains
-            each input over going on by the functions found so far, and says what it decides.
+        fit: `(k, advantage [n]) -> leave [n] bool`: fits the decision function of exit k to the advantage of leaving
+            there over going on with the functions found so far, and returns its decisions.
 
     Returns:
         [n]: the reward of each input, from the first exit on.
@@ -220,11 +218,11 @@ def learn(net: EPNet, seen: Seen, shares: Tensor, price: float, settings: Policy
     """Every kind of policy for one lambda.
 
     Args:
-        net: its policy, where it is an MDP policy, says of which form; not changed.
-        seen: what to fit them to.
+        net: its policy gives the form of MDP policies, if it is one; not changed.
+        seen: the data for fitting.
         shares: [N] cost(t) / cost(N).
         price: lambda.
-        settings: how.
+        settings: of the fitting.
     """
     gain = rewards(seen, shares, price)
     thresholds = ThresholdPolicy(len(seen.p) - 1).to(gain.device)
@@ -232,10 +230,10 @@ def learn(net: EPNet, seen: Seen, shares: Tensor, price: float, settings: Policy
     found = [Learned("thresholds", price, thresholds)]
     if isinstance(net.policy, MDPPolicy):
         policy = fresh(net.policy, seen, settings.seed)
-        if len(policy.decide) == len(policy.project):  # a shared function cannot be fitted exit by exit
+        if len(policy.decide) == len(policy.project):  # a shared function cannot be fitted for each exit in turn
             induce(policy, seen, gain, lambda k, of, advantage: fit_decision(policy, k, of, advantage, settings))
             found.append(Learned("backward induction", price, policy))
-            policy = copy.deepcopy(policy)  # the gradient begins where induction ended
+            policy = copy.deepcopy(policy)  # the policy gradient starts from the result of induction
             sharpen(policy, settings.sharpness)
         climb(policy, seen, gain, settings)
         found.append(Learned("policy gradient", price, policy))
@@ -244,7 +242,7 @@ def learn(net: EPNet, seen: Seen, shares: Tensor, price: float, settings: Policy
 
 @torch.no_grad()
 def sharpen(policy: MDPPolicy, factor: float) -> None:
-    """Scales every decision function: decides alike, but is surer of it."""
+    """Scales every decision function: the decisions are the same, with higher confidence."""
     for function in policy.decide:
         last = [m for m in function.modules() if isinstance(m, nn.Linear)][-1]
         for p in last.parameters():
@@ -252,30 +250,29 @@ def sharpen(policy: MDPPolicy, factor: float) -> None:
 
 
 def fresh(like: MDPPolicy, seen: Seen, seed: int) -> MDPPolicy:
-    """A policy of the same form, not yet trained, that sees pooled features in units of their spread."""
+    """An untrained policy of the same form, with pooled features in units of their standard deviation."""
     torch.manual_seed(seed)
     policy = copy.deepcopy(like)
     with torch.no_grad():
         for layer in policy.decide.modules():
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
-        for layer, z in zip(policy.project, seen.pooled, strict=False):
-            assert isinstance(layer, nn.Linear)
-            in_units_of_spread(layer, z)
+        for projection, z in zip(policy.project, seen.pooled, strict=False):
+            in_units_of_spread(projection, z)
     return policy.requires_grad_(True)
 
 
 def induce(
     policy: Policy, seen: Seen, gain: Tensor, fit: Callable[[int, Seen, Tensor], None], rounds: int = ROUNDS
 ) -> None:
-    """Backward induction, first on all inputs at every exit, then on those that come by: the class of rules is limited.
+    """Backward induction, first on all inputs at every exit, then on those that reach it, as rules are not universal.
 
     Args:
-        policy: what `fit` changes.
-        seen: what the exits say.
+        policy: changed by `fit`.
+        seen: the outputs of the exits.
         gain: [n, N] rewards.
-        fit: `(k, the inputs that come by, their advantage) -> None`.
-        rounds: how often.
+        fit: `(k, the inputs that reach exit k, their advantage) -> None`.
+        rounds: number of passes.
     """
     there = torch.ones_like(gain, dtype=torch.bool)
     for _ in range(rounds):
@@ -292,37 +289,37 @@ def induce(
 
 
 def fit_threshold(policy: ThresholdPolicy, k: int, seen: Seen, advantage: Tensor) -> None:
-    """The threshold of exit k that gains most: tried between any two inputs."""
+    """The best threshold of exit k, among those between any two inputs."""
     confidence, order = seen.p[k].amax(-1).sort(descending=True)
-    gained = advantage[order].cumsum(0)  # by letting the surest i + 1 leave
-    below = torch.cat([confidence[1:], confidence[-1:] - 1])  # they leave at a threshold of this
-    gained = torch.where(confidence > below, gained, -torch.inf)  # equals cannot be told apart
+    gained = advantage[order].cumsum(0)  # if the i + 1 most confident inputs leave
+    below = torch.cat([confidence[1:], confidence[-1:] - 1])  # the threshold at which they leave
+    gained = torch.where(confidence > below, gained, -torch.inf)  # equal confidences cannot be separated
     best = int(gained.argmax())
     policy.thresholds[k] = below[best] if gained[best] > 0 else confidence[0]
 
 
 def fit_decision(policy: MDPPolicy, k: int, seen: Seen, advantage: Tensor, settings: PolicySettings) -> None:
-    """The decision function of exit k, by logistic regression on who should leave, weighted by what it matters."""
+    """The decision function of exit k, by logistic regression on which inputs should leave, weighted by advantage."""
     parameters = [*policy.project[k].parameters(), *policy.decide[k].parameters()]
     optimizer = torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay)
-    better, matters = (advantage > 0).float(), advantage.abs().float()
-    matters = matters / matters.mean()
+    better, weight = (advantage > 0).float(), advantage.abs().float()
+    weight = weight / weight.mean()
     for _ in range(settings.epochs):
         optimizer.zero_grad()
         a = policy.advantage(seen.p[k], seen.pooled[k], k)
-        F.binary_cross_entropy_with_logits(a, better, matters).backward()
+        F.binary_cross_entropy_with_logits(a, better, weight).backward()
         optimizer.step()
 
 
 def expected_reward(policy: Policy, seen: Seen, gain: Tensor) -> Tensor:
-    """E[reward] where every exit is taken with probability sigmoid(a_t): a scalar with the gradient of the policy.
+    """E[reward] if each exit is taken with probability sigmoid(a_t): a scalar with the gradient of the policy.
 
     Args:
         policy: pi(leave | s_t) = sigmoid(a_t(s_t)).
-        seen: what the exits say.
+        seen: the outputs of the exits.
         gain: [n, N] rewards.
     """
-    there, total = torch.ones_like(gain[:, 0]), torch.zeros_like(gain[:, 0])  # [n]: probability of coming by
+    there, total = torch.ones_like(gain[:, 0]), torch.zeros_like(gain[:, 0])  # [n]: probability of reaching the exit
     for k in range(gain.shape[1] - 1):
         leave = torch.sigmoid(policy.advantage(seen.p[k], seen.pooled[k], k))
         total = total + there * leave * gain[:, k]
@@ -331,7 +328,7 @@ def expected_reward(policy: Policy, seen: Seen, gain: Tensor) -> Tensor:
 
 
 def climb(policy: MDPPolicy, seen: Seen, gain: Tensor, settings: PolicySettings) -> None:
-    """Policy gradient, on all of the data at once."""
+    """Policy gradient, each step on all data."""
     optimizer = torch.optim.AdamW(policy.parameters(), settings.lr, weight_decay=settings.weight_decay)
     for _ in range(settings.epochs):
         optimizer.zero_grad()
@@ -341,23 +338,23 @@ def climb(policy: MDPPolicy, seen: Seen, gain: Tensor, settings: PolicySettings)
 
 @torch.no_grad()
 def leaves(policy: Policy, seen: Seen, k: int) -> Tensor:
-    """Who would leave at exit k: [n] bool."""
+    """Whether each input would leave at exit k: [n] bool."""
     return policy.advantage(seen.p[k], seen.pooled[k], k) > 0
 
 
 def exits_taken(policy: Policy, seen: Seen) -> Tensor:
-    """Where each input leaves: [n] long."""
+    """The exit taken by each input: [n] long."""
     exits = len(seen.p)
-    asked = [leaves(policy, seen, k) for k in range(exits - 1)]
-    return torch.stack([*asked, torch.ones_like(asked[0])], 1).long().argmax(1)  # the first
+    left = [leaves(policy, seen, k) for k in range(exits - 1)]
+    return torch.stack([*left, torch.ones_like(left[0])], 1).long().argmax(1)  # the first True
 
 
 def evaluate(policy: Policy, seen: Seen, costs: Tensor) -> dict[str, Any]:
-    """What a policy does to inputs: accuracy, mean computation, and who leaves where.
+    """The results of a policy: accuracy, mean computation, and the share of inputs at each exit.
 
     Args:
-        policy: whose decisions.
-        seen: what the exits say.
+        policy: makes the decisions.
+        seen: the outputs of the exits.
         costs: [N] of leaving at each exit, in any unit.
     """
     taken = exits_taken(policy, seen)
@@ -369,7 +366,7 @@ def evaluate(policy: Policy, seen: Seen, costs: Tensor) -> dict[str, Any]:
 
 
 def choose(found: list[Learned], seen: Seen, costs: Tensor, give_up: float) -> Learned:
-    """The cheapest policy that keeps the last exit's accuracy but for `give_up`; where none does, the most accurate."""
+    """The cheapest policy that loses at most `give_up` of the last exit's accuracy; if there is none, the best one."""
     done = [(evaluate(p.policy, seen, costs), p) for p in found]
     least = float(seen.right[:, -1].mean()) - give_up
     enough = [pair for pair in done if pair[0]["accuracy"] >= least - 1e-9]
@@ -379,7 +376,7 @@ def choose(found: list[Learned], seen: Seen, costs: Tensor, give_up: float) -> L
 
 
 def table(found: list[Learned], seen: Seen, costs: Tensor) -> dict[str, dict[str, Any]]:
-    """Accuracy against computation: for every way of learning, by lambda."""
+    """Accuracy and computation, by method and lambda."""
     rows: dict[str, dict[str, Any]] = {}
     for p in found:
         facts = evaluate(p.policy, seen, costs)

@@ -1,14 +1,13 @@
-"""Networks with several exits: all trained together, then the rule of leaving on held-out data.
+"""Networks with several exits: joint training of all exits, then the choice of thresholds on held-out data.
 
-A model that is trained here has `every_exit(x) -> logits of each exit`, a `policy` with `thresholds`, and a `twin`: the
-same network without early exits, whose modules it shares.
+A model for this recipe has `every_exit(x) -> logits of each exit`, a `policy` with `thresholds`, and a `twin`: the same
+network without early exits, which shares its modules.
 """
 
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -17,24 +16,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbench.dynamic import Execution
+from dynbench import hooks
 from dynbench.errors import UserError
 from dynbench.meters.cost import cost
-from dynbench.models.exits import exits_taken
+from dynbench.models.accounting import exits_taken
 from dynbench.models.idk import Policy, choose_thresholds
 from dynbench.models.msdnet import budgeted_thresholds, exit_fractions
 from dynbench.paths import load_function
 from dynbench.strategies import Masking
-from dynbench.training.session import Session, Settings, accuracy, cross_entropy, logits
-
-STORED = torch.float16  # of everything but vectors (norms, biases, thresholds): halves the files
+from dynbench.training.evaluation import STORED, accuracy, dtype_name, logits, recorded
+from dynbench.training.session import Session, Settings, cross_entropy
 
 
 class ManyExits(Protocol):
-    """What a model shows to be trained here.
+    """A model for this recipe.
 
     Attributes:
-        policy: who leaves; its `thresholds` are chosen here.
+        policy: determines which inputs leave; its `thresholds` are chosen here.
         twin: the network without early exits.
     """
 
@@ -47,16 +45,16 @@ class ManyExits(Protocol):
 
 @dataclass
 class JointSettings(Settings):
-    """How exits are trained together.
+    """Settings of joint training.
 
     Attributes:
-        weights: of each exit's loss; None: 1 each (MSDNet). BranchyNet's paper finds 1 for the first and 0.3 for the
-            last best.
-        from_twin: start from the trained twin, as BranchyNet's paper does; the network then sees twice as many epochs
-            as the twin.
-        rule: how thresholds are chosen. 'grid': of all combinations of quantiles, the cheapest (BranchyNet, IDK);
-            'budget': of the budgeted batch's geometric shares q^k, the cheapest (MSDNet).
-        epsilon: share of the last exit's accuracy that may be given up.
+        weights: of each exit's loss; None: 1 each (MSDNet). BranchyNet's paper recommends 1 for the first exit and 0.3
+            for the last.
+        from_twin: start from the trained twin, as in BranchyNet's paper; the network is then trained for twice as many
+            epochs as the twin.
+        rule: for choosing thresholds. 'grid': the cheapest of all combinations of quantiles (BranchyNet, IDK);
+            'budget': the cheapest of the budgeted batch's geometric shares q^k (MSDNet).
+        epsilon: share of the last exit's accuracy that may be lost.
     """
 
     weights: list[float] | None = None
@@ -66,8 +64,7 @@ class JointSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rule not in ("grid", "budget"):
-            raise UserError(f"training: rule = {self.rule!r}; accepted: grid or budget")
+        self.check_choice("rule", ("grid", "budget"))
 
 
 class JointLoss:
@@ -86,16 +83,16 @@ class JointLoss:
         Raises:
             UserError: not one weight per exit.
         """
-        said = cast(ManyExits, model).every_exit(x)
-        weights = [1.0] * len(said) if self.weights is None else self.weights
-        if len(weights) != len(said):
-            raise UserError(f"training: weights = {list(weights)}; the {len(said)} exits need one each")
-        losses = [w * F.cross_entropy(z.float(), y) for w, z in zip(weights, said, strict=True)]
+        outputs = cast(ManyExits, model).every_exit(x)
+        weights = [1.0] * len(outputs) if self.weights is None else self.weights
+        if len(weights) != len(outputs):
+            raise UserError(f"training: weights = {list(weights)}; the {len(outputs)} exits need one each")
+        losses = [w * F.cross_entropy(z.float(), y) for w, z in zip(weights, outputs, strict=True)]
         return torch.stack(losses).sum()
 
 
 def train(session: Session) -> None:
-    """The workload's model, named as the workload, and its twin, `{name}_plain`, for as many epochs.
+    """The workload's model, named as the workload, and its twin, `{name}_plain`, for the same number of epochs.
 
     `[train.options.exits]` holds the settings of both.
     """
@@ -123,7 +120,7 @@ def train(session: Session) -> None:
 
 
 def _new(session: Session, seed: int) -> tuple[nn.Module, ManyExits]:
-    """The workload's model, before training; the same object under two types."""
+    """The workload's untrained model; the same object under two types."""
     torch.manual_seed(seed)
     make = load_function(str(session.workload["model"]), Path.cwd())
     net = make(**session.workload.get("model_args", {}))
@@ -151,7 +148,7 @@ def _train_twin(session: Session, name: str, settings: JointSettings) -> nn.Modu
 
 
 def round_as_stored(net: nn.Module) -> None:
-    """Gives every matrix and kernel the value that it will have when read back from its file."""
+    """Rounds every matrix and kernel to the values that it will have when loaded; vectors are not rounded."""
     for tensor in (*net.parameters(), *net.buffers()):
         if tensor.dim() > 1 and tensor.is_floating_point():
             tensor.data = tensor.data.to(STORED).to(tensor.dtype)
@@ -162,26 +159,26 @@ def _save(session: Session, name: str, net: nn.Module, card: dict[str, Any]) -> 
     for tensor in (*small.parameters(), *small.buffers()):
         if tensor.dim() > 1 and tensor.is_floating_point():
             tensor.data = tensor.data.to(STORED)
-    session.save(name, small, {**card, "stored_as": str(STORED).removeprefix("torch.")}, None)
+    session.save(name, small, {**card, "stored_as": dtype_name(STORED)}, None)
 
 
 def choose(session: Session, net: nn.Module, settings: JointSettings) -> dict[str, Any]:
-    """Sets the thresholds to those chosen on the validation part; returns what the card says of it."""
+    """Sets the thresholds to those chosen on the validation part; returns facts for the card."""
     held_out = session.inputs("validation")
     x, y = session.tensors(held_out)
     model = cast(ManyExits, net)
-    said = every_logits(net, x)
+    outputs = every_logits(net, x)
     macs = cost(net, x[:1])["exits"]
     facts: dict[str, Any] = {"kind": settings.rule, "epsilon": settings.epsilon}
     if settings.rule == "grid":
         steps = [b - a for a, b in zip([0, *macs[:-1]], macs, strict=True)]
-        choice = choose_thresholds(said, y, steps, model.policy, settings.epsilon)
+        choice = choose_thresholds(outputs, y, steps, model.policy, settings.epsilon)
         thresholds = list(choice.thresholds)
         facts |= {"accuracy": choice.accuracy, "last_accuracy": choice.last_accuracy, "macs": round(choice.cost)}
     else:
-        budget = choose_budget(said, y, macs, settings.epsilon)
+        budget = choose_budget(outputs, y, macs, settings.epsilon)
         thresholds = list(budget.thresholds)
-        facts |= {**asdict(budget), "last_accuracy": accuracy(said[-1], y)}
+        facts |= {**asdict(budget), "last_accuracy": accuracy(outputs[-1], y)}
     model.policy.thresholds.copy_(torch.tensor(thresholds))
     facts["thresholds"] = model.policy.thresholds.tolist()
     facts["held_out_data"] = {"description": held_out.description, "content_hash": held_out.content_hash}
@@ -190,13 +187,13 @@ def choose(session: Session, net: nn.Module, settings: JointSettings) -> dict[st
 
 @dataclass(frozen=True)
 class Budget:
-    """A budgeted batch and what it gives on the data its thresholds were chosen on.
+    """A budgeted batch, and its results on the data on which its thresholds were chosen.
 
     Attributes:
         q: shares of inputs that leave at exit k are proportional to q^k.
         thresholds: one per exit but the last.
         accuracy: 0 to 1.
-        macs: of an input, on average.
+        macs: mean of an input.
     """
 
     q: float
@@ -205,39 +202,39 @@ class Budget:
     macs: float
 
 
-def budgets(said: Sequence[Tensor], labels: Tensor, costs: Sequence[float]) -> list[Budget]:
+def budgets(outputs: Sequence[Tensor], labels: Tensor, costs: Sequence[float]) -> list[Budget]:
     """MSDNet's sweep: q = p / 20 for p = 1 .. 39, each with its thresholds on held-out data.
 
     Args:
-        said: logits [n, C] of each exit.
+        outputs: logits [n, C] of each exit.
         labels: [n] long.
         costs: of an input that leaves at each exit.
     """
     found = []
     for p in range(1, 40):
         q = p / 20
-        thresholds = budgeted_thresholds(said, exit_fractions(q, len(said)))
-        found.append(Budget(q, tuple(thresholds), *outcome(said, labels, costs, thresholds)))
+        thresholds = budgeted_thresholds(outputs, exit_fractions(q, len(outputs)))
+        found.append(Budget(q, tuple(thresholds), *outcome(outputs, labels, costs, thresholds)))
     return found
 
 
 def outcome(
-    said: Sequence[Tensor], labels: Tensor, costs: Sequence[float], thresholds: Sequence[float]
+    outputs: Sequence[Tensor], labels: Tensor, costs: Sequence[float], thresholds: Sequence[float]
 ) -> tuple[float, float]:
-    """Accuracy and mean cost when inputs leave where their confidence reaches the threshold."""
-    taken = torch.full_like(labels, len(said) - 1)
+    """Accuracy and mean cost if inputs leave where their confidence reaches the threshold."""
+    taken = torch.full_like(labels, len(outputs) - 1)
     for k in reversed(range(len(thresholds))):
-        taken[said[k].softmax(-1).amax(-1) >= thresholds[k]] = k
-    answers = torch.stack([z.argmax(-1) for z in said])  # [exits, n]
+        taken[outputs[k].softmax(-1).amax(-1) >= thresholds[k]] = k
+    answers = torch.stack([z.argmax(-1) for z in outputs])  # [exits, n]
     right = answers.gather(0, taken.unsqueeze(0)).squeeze(0) == labels
     mean = torch.tensor(costs, dtype=torch.float64, device=labels.device)[taken].mean()
     return round(float(right.double().mean()), 5), round(float(mean), 1)
 
 
-def choose_budget(said: Sequence[Tensor], labels: Tensor, costs: Sequence[float], epsilon: float) -> Budget:
-    """Of the sweep the cheapest with (1 - epsilon) of the last exit's accuracy; where there is none, the best."""
-    found = budgets(said, labels, costs)
-    least = (1 - epsilon) * accuracy(said[-1], labels)
+def choose_budget(outputs: Sequence[Tensor], labels: Tensor, costs: Sequence[float], epsilon: float) -> Budget:
+    """The cheapest of the sweep with (1 - epsilon) of the last exit's accuracy; if there is none, the best one."""
+    found = budgets(outputs, labels, costs)
+    least = (1 - epsilon) * accuracy(outputs[-1], labels)
     enough = [b for b in found if b.accuracy >= least]
     return min(enough, key=lambda b: b.macs) if enough else max(found, key=lambda b: b.accuracy)
 
@@ -250,40 +247,33 @@ def every_logits(net: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def evaluate(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """For the card: accuracy of the net and of each exit, who leaves where, and what it costs.
+    """For the card: accuracy of the net and of each exit, the share of inputs at each exit, and computation.
 
     Args:
         net: with its thresholds, in evaluation mode.
         x: test inputs.
         y: [n] labels.
     """
-    ex = Execution(Masking(), record=True)
-    starts = iter(range(0, len(x), 250))
-    answers = logits(lambda part: ex.run(net, part, start=next(starts), items=len(x)), x)
-    assert ex.trace is not None
-    said, counted = every_logits(net, x), cost(net, x[:1])
-    point = next(iter(name for name, _ in ex.trace.entries))
-    taken = exits_taken(ex.trace, point, len(said))
-    shares = torch.bincount(taken, minlength=len(said)).double() / len(x)
+    answers, trace = recorded(net, x, Masking())
+    outputs, counted = every_logits(net, x), cost(net, x[:1])
+    point = next(iter(name for name, _ in trace.entries))
+    taken = exits_taken(trace, point, len(outputs))
+    shares = torch.bincount(taken, minlength=len(outputs)).double() / len(x)
     facts = {
         "accuracy": accuracy(answers, y),
         "exit_shares": [round(s, 4) for s in shares.tolist()],
         "exits": [
             {"accuracy_on_all": accuracy(z, y), "accuracy_on_its_own": _among(z, y, taken == k), "macs": macs}
-            for k, (z, macs) in enumerate(zip(said, counted["exits"], strict=True))
+            for k, (z, macs) in enumerate(zip(outputs, counted["exits"], strict=True))
         ],
         "macs": round(sum(s * m for s, m in zip(shares.tolist(), counted["exits"], strict=True))),
     }
-    rule = _accounting(net)
-    if rule is not None:
-        macs, words = rule(net, ex.trace, tuple(x.shape[1:]))
-        facts |= {"computation": round(macs / counted["macs"], 5), "computation_rule": f"{words}; relative to the twin"}
+    accounted = hooks.of(net).accounted_macs(trace, tuple(x.shape[1:]))
+    if accounted is not None:
+        macs, rule = accounted
+        facts |= {"computation": round(macs / counted["macs"], 5), "computation_rule": f"{rule}; relative to the twin"}
     return facts
 
 
-def _among(said: Tensor, labels: Tensor, mine: Tensor) -> float | None:
-    return accuracy(said[mine], labels[mine]) if bool(mine.any()) else None
-
-
-def _accounting(net: nn.Module) -> Callable[..., tuple[float, str]] | None:
-    return getattr(sys.modules[type(net).__module__], "accounted_macs", None)
+def _among(outputs: Tensor, labels: Tensor, rows: Tensor) -> float | None:
+    return accuracy(outputs[rows], labels[rows]) if bool(rows.any()) else None

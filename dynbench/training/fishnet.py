@@ -1,47 +1,47 @@
-"""FiShNet and what it is compared with: a network of the same width for each task, and one whose filters all share.
+"""FiShNet and its baselines: a network of the same width for each task, and one with all filters shared.
 
-All are trained on the same images, each of which answers every task, for as many epochs. The selection is learned along
-with the filters: straight-through, K of F filters per layer and task, from scores of their own learning rate.
+All are trained on the same images, each with an answer for every task, for the same number of epochs. The selection is
+learned with the filters: straight-through, K of F filters per layer and task, from scores with a separate learning
+rate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbench.data.digit_tasks import labels_of
 from dynbench.dynamic import Execution
-from dynbench.errors import UserError
 from dynbench.models.fishnet import (
     Apart,
     FiShNet,
     OneTrunk,
     cost_by_tasks,
-    each,
     fishnet,
     fishnet_apart,
     fishnet_one_trunk,
     folded,
 )
 from dynbench.strategies import Compaction
-from dynbench.training.session import Session, Settings, accuracy, logits
+from dynbench.training.evaluation import logits
+from dynbench.training.multitask import accuracy_by_task, answers_of, digits_of
+from dynbench.training.session import Session, Settings
 
-COUNTS = (1, 2, 4, 8, 16, 32)  # of tasks, for the table of costs
+COUNTS = (1, 2, 4, 8, 16, 32)  # numbers of tasks in the table of costs
 Learn = Callable[[nn.Module, Tensor], list[Tensor]]
 
 
 @dataclass
 class Sharing(Settings):
-    """How networks for several tasks are trained.
+    """Settings of networks for several tasks.
 
     Attributes:
-        selection: gradients of the scores by which tasks select are multiplied by so much.
+        selection: factor on the gradients of the scores by which tasks select filters.
     """
 
     batch_size: int = 128
@@ -50,10 +50,10 @@ class Sharing(Settings):
 
 
 class Joint:
-    """The sum over tasks of the cross-entropy of each one's answers.
+    """The sum over tasks of the cross-entropy.
 
     Args:
-        answers: [10, T] long, of each digit to each task.
+        answers: [10, T] long, the answer of each task for each digit.
         learn: `(model, images) -> logits` of each task.
     """
 
@@ -62,9 +62,9 @@ class Joint:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Images x [n, 3, H, W] of digits y [n] -> scalar."""
-        right = self.answers.to(y.device)[y].unbind(1)
-        each = [F.cross_entropy(z.float(), own) for z, own in zip(self.learn(model, x), right, strict=True)]
-        return torch.stack(each).sum()
+        labels = self.answers.to(y.device)[y].unbind(1)
+        losses = [F.cross_entropy(z.float(), own) for z, own in zip(self.learn(model, x), labels, strict=True)]
+        return torch.stack(losses).sum()
 
 
 def train(session: Session) -> None:
@@ -76,45 +76,41 @@ def train(session: Session) -> None:
         UserError: other inputs.
     """
     args: dict[str, Any] = session.workload.get("model_args", {})
-    inputs: dict[str, Any] = session.workload["inputs"]
-    names = inputs.get("options", {}).get("tasks")
-    if inputs["name"] != "digit_tasks" or not isinstance(names, list):
-        raise UserError("training: the inputs of a FiShNet are 'digit_tasks', its tasks a list of names")
-    options = {k: v for k, v in inputs["options"].items() if k not in ("of", "tasks", "asked")}
-    digits = {"name": inputs["options"].get("of", "cluttered_digits"), "options": options}
-    images = replace(session, workload={**session.workload, "inputs": digits})
-    settings = session.settings(Sharing, "all", epochs=8, items=4000)
-    answers = torch.from_numpy(labels_of(names, np.arange(10)))
     name, plain = str(session.workload["name"]), {k: v for k, v in args.items() if k != "bank"}
-    for part, build, given, learn in (
-        (f"{name}_one_trunk", fishnet_one_trunk, plain, _one_trunk),
-        (f"{name}_apart", fishnet_apart, plain, _apart),
-        (name, fishnet, args, _every_task),
+    images, names = digits_of(session)
+    settings = session.settings(Sharing, "all", epochs=8, items=4000)
+    answers = answers_of(names)
+    for part, build, learn in (
+        (f"{name}_one_trunk", fishnet_one_trunk, _one_trunk),
+        (f"{name}_apart", fishnet_apart, _apart),
     ):
-        if session.finished(part):
-            continue
-        torch.manual_seed(settings.seed)
-        net = build(**given)
-        if isinstance(net, FiShNet):
-            for bank in each(net.banks):
-                bank.scores.register_hook(lambda g: settings.selection * g)
-        facts = images.fit(part, net, Joint(answers, learn), settings)
-        facts |= evaluate(session, net, names)
-        session.say(f"{part}: test accuracy {facts['accuracy']:.4f}, by task {facts['accuracy_by_task']}")
-        model = f"dynbench.models.fishnet:{build.__name__}"
-        if isinstance(net, FiShNet):
-            facts |= {
-                "shared_filters": shared_filters(net, names),
-                "cost_by_tasks": cost_by_tasks(COUNTS, **_sizes(args)),
-            }
-            fold = folded(net)
-            card = session.card("dynbench.models.fishnet:fishnet_apart", args=plain, folded_from=name)
-            session.save(f"{name}_folded", fold, {**card, **evaluate(session, fold, names)})
-        session.save(part, net, session.card(model, args=given, **facts))
+        if not session.finished(part):
+            torch.manual_seed(settings.seed)
+            net = build(**plain)
+            facts = _fit(images, session, part, net, Joint(answers, learn), settings, names)
+            session.save(part, net, session.card(f"dynbench.models.fishnet:{build.__name__}", args=plain, **facts))
+    if session.finished(name):
+        return
+    torch.manual_seed(settings.seed)
+    own = fishnet(**args)
+    for bank in own.banks:
+        bank.scores.register_hook(lambda g: settings.selection * g)
+    facts = _fit(images, session, name, own, Joint(answers, _every_task), settings, names)
+    sizes = {k: v for k, v in args.items() if k not in ("tasks", "num_classes")}
+    facts |= {"shared_filters": shared_filters(own, names), "cost_by_tasks": cost_by_tasks(COUNTS, **sizes)}
+    fold = folded(own)
+    card = session.card("dynbench.models.fishnet:fishnet_apart", args=plain, folded_from=name)
+    session.save(f"{name}_folded", fold, {**card, **evaluate(session, fold, names)})
+    session.save(name, own, session.card("dynbench.models.fishnet:fishnet", args=args, **facts))
 
 
-def _sizes(args: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in args.items() if k not in ("tasks", "num_classes")}
+def _fit(
+    images: Session, session: Session, name: str, net: nn.Module, loss: Joint, settings: Sharing, names: list[str]
+) -> dict[str, Any]:
+    """Trains and evaluates a network; returns facts for its card."""
+    facts = images.fit(name, net, loss, settings) | evaluate(session, net, names)
+    session.say(f"{name}: test accuracy {facts['accuracy']:.4f}, by task {facts['accuracy_by_task']}")
+    return facts
 
 
 def _every_task(model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -133,40 +129,30 @@ def _one_trunk(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def evaluate(session: Session, net: nn.Module, names: list[str]) -> dict[str, Any]:
-    """For the card: accuracy of what is asked on the test part, over all and by task."""
+    """For the card: accuracy on the test part, over all tasks and by task."""
     x, y = session.tensors(session.inputs("test"))
-    said = logits(lambda part: Execution(Compaction()).run(net, part), x)
-    task = y // (said.shape[1] // len(names))
-    return {
-        "accuracy": accuracy(said, y),
-        "accuracy_by_task": {n: accuracy(said[task == t], y[task == t]) for t, n in enumerate(names)},
-        "parameters": sum(p.numel() for p in net.parameters()),
-    }
+    outputs = logits(lambda part: Execution(Compaction()).run(net, part), x)
+    return {**accuracy_by_task(outputs, y, names), "parameters": sum(p.numel() for p in net.parameters())}
 
 
 def shared_filters(net: FiShNet, names: list[str]) -> list[dict[str, Any]]:
-    """How far tasks share filters, layer by layer: of the K that a task selects, the share that another selects too.
+    """The sharing of filters between tasks, layer by layer.
 
     Returns:
-        For each layer `filters`, `selected`, how many any task selects (`used`), and `common` for each pair of tasks;
-        selections drawn at random would have K / F in common.
+        For each layer: `filters`; `selected`, the number K that a task selects; `used`, those that any task selects;
+        `common`, for each pair of tasks, the share of one's selection that the other selects too; `at_random`, that
+        share for random selections, K / F.
     """
     rows, tasks = [], torch.arange(len(names), device=net.heads.device)
-    for bank in each(net.banks):
-        mine = torch.zeros_like(bank.scores, dtype=torch.bool).scatter_(1, bank.selection(tasks), True)
-        k = int(mine[0].sum())
+    for bank in net.banks:
+        selected = torch.zeros_like(bank.scores, dtype=torch.bool).scatter_(1, bank.selection(tasks), True)
+        filters, k = selected.shape[1], int(selected[0].sum())
         common = {
-            f"{names[a]}, {names[b]}": round(int((mine[a] & mine[b]).sum()) / k, 4)
-            for a in range(len(names))
-            for b in range(a + 1, len(names))
+            f"{names[a]}, {names[b]}": round(int((selected[a] & selected[b]).sum()) / k, 4)
+            for a, b in combinations(range(len(names)), 2)
         }
+        used = int(selected.any(0).sum())
         rows.append(
-            {
-                "filters": mine.shape[1],
-                "selected": k,
-                "used": int(mine.any(0).sum()),
-                "at_random": round(k / mine.shape[1], 4),
-            }
-            | {"common": common}
+            {"filters": filters, "selected": k, "used": used, "at_random": round(k / filters, 4), "common": common}
         )
     return rows

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbench.dynamic import Execution, Route, points
+from dynbench.dynamic import Execution
+from dynbench.models.accounting import decided
 from dynbench.models.moe_gpt import GPT, Balance, accounted_macs, dense_gpt, moe_gpt
 from dynbench.strategies import Masking
-from dynbench.training.session import Session, Settings, accuracy, cross_entropy, logits
+from dynbench.training.evaluation import STORED, accuracy, dtype_name, logits, recorded, round_parameters
+from dynbench.training.session import Session, Settings, cross_entropy
 
-STORED = torch.float16  # halves the files; converted when loaded
+BATCH = 50  # windows at once in the evaluation
 
 
 @dataclass
 class Balanced(Settings):
-    """How language models are trained.
+    """Settings of language models.
 
     Attributes:
-        balance: weight alpha of the load-balancing loss (Switch, section 2.2); the twin has nothing to balance.
+        balance: weight alpha of the load-balancing loss (Switch, section 2.2), which the dense twin does not have.
     """
 
     balance: float = 0.01
 
 
 def train(session: Session) -> None:
-    """The mixture `moe_{suffix}` and its dense twin `dense_{suffix}`, trained alike.
+    """The mixture `moe_{suffix}` and its dense twin `dense_{suffix}`, trained in the same way.
 
     `[train.options.lm]` holds the settings of both.
     """
@@ -42,13 +43,7 @@ def train(session: Session) -> None:
     twin_args = {k: v for k, v in args.items() if k in ("layers", "width", "heads", "context", "vocab")}
     twin_args["ff_multiple"] = args.get("k", 2) * args.get("ff_multiple", 1)
     twin = f"dense_{session.suffix}"
-    if not session.finished(twin):
-        torch.manual_seed(settings.seed)
-        net = dense_gpt(**twin_args)
-        facts = session.fit(twin, net, cross_entropy, settings)
-        facts |= scores(session, net, net)
-        session.say(f"{twin}: {facts['bits_per_byte']:.3f} bits per byte")
-        session.save(twin, net, session.card("dynbench.models.moe_gpt:dense_gpt", args=twin_args, **facts), STORED)
+    train_dense(session, twin, twin_args, settings)
     name = f"moe_{session.suffix}"
     if not session.finished(name):
         torch.manual_seed(settings.seed)
@@ -59,45 +54,61 @@ def train(session: Session) -> None:
         session.save(name, net, session.card("dynbench.models.moe_gpt:moe_gpt", args=args, **facts), STORED)
 
 
+def train_dense(session: Session, name: str, args: dict[str, Any], settings: Settings) -> None:
+    """A dense language model."""
+    if session.finished(name):
+        return
+    torch.manual_seed(settings.seed)
+    net = dense_gpt(**args)
+    facts = session.fit(name, net, cross_entropy, settings)
+    facts |= static_scores(session, net)
+    session.say(f"{name}: {facts['bits_per_byte']:.3f} bits per byte")
+    session.save(name, net, session.card("dynbench.models.moe_gpt:dense_gpt", args=args, **facts), STORED)
+
+
 class Mixture:
-    """The next token's cross-entropy and the load-balancing loss of every router."""
+    """The next token's cross-entropy plus the load-balancing loss of every router."""
 
     def __init__(self, alpha: float) -> None:
         self.alpha = alpha
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Tokens x and the next ones y [n, T] -> scalar."""
-        balance = Balance(self.alpha)
-        said = Execution(Masking(), observe=balance).run(model, x)
-        return F.cross_entropy(said.float().flatten(0, 1), y.flatten()) + balance.loss
+        balance = Balance(cast(GPT, model).routes, self.alpha)
+        outputs = Execution(Masking(), observe=balance).run(model, x)
+        return F.cross_entropy(outputs.float().flatten(0, 1), y.flatten()) + balance.loss
 
 
-def scores(session: Session, net: nn.Module, run: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """For the card: how well the test part is predicted by the weights as they are stored."""
-    for p in net.parameters():
-        p.data = p.data.to(STORED).to(p.dtype)
-    x, y = session.tensors(session.inputs("test"))
-    said = logits(run, x, 50)
+def scores(net: nn.Module, outputs: Tensor, y: Tensor) -> dict[str, Any]:
+    """For the card: how well the next tokens y [n, T] are predicted by logits [n, T, vocab]."""
     return {
-        "stored_as": str(STORED).removeprefix("torch."),
-        "bits_per_byte": round(F.cross_entropy(said.flatten(0, 1), y.flatten()).item() / math.log(2), 5),
-        "accuracy": accuracy(said, y),
+        "stored_as": dtype_name(STORED),
+        "bits_per_byte": round(F.cross_entropy(outputs.flatten(0, 1), y.flatten()).item() / math.log(2), 5),
+        "accuracy": accuracy(outputs, y),
         "parameters": sum(p.numel() for p in net.parameters()),
     }
 
 
+def static_scores(session: Session, net: nn.Module) -> dict[str, Any]:
+    """For the card: the scores on the test part outside any execution, with weights as stored."""
+    round_parameters(net)
+    x, y = session.tensors(session.inputs("test"))
+    return scores(net, logits(net, x, BATCH), y)
+
+
 def evaluate(session: Session, net: GPT) -> dict[str, Any]:
-    """For the card: how well, how many MACs as the papers count them, and how evenly the experts are used."""
-    x, _ = session.tensors(session.inputs("test"))
-    ex = Execution(Masking(), record=True)
-    starts = iter(range(0, len(x), 50))
-    facts = scores(session, net, lambda part: ex.run(net, part, start=next(starts), items=len(x)))
-    assert ex.trace is not None
-    macs, rule = accounted_macs(net, ex.trace, tuple(x.shape[1:]))
+    """For the card: scores, MACs as the papers count them, and the share of choices of each expert."""
+    round_parameters(net)
+    x, y = session.tensors(session.inputs("test"))
+    outputs, trace = recorded(net, x, Masking(), BATCH)
+    macs, rule = accounted_macs(net, trace, tuple(x.shape[1:]))
     load = {}
-    for name, point in points(net).items():
-        if isinstance(point, Route):
-            chosen = ex.trace.entries[name, tuple(x.shape[1:])].value
-            count = chosen[chosen >= 0].bincount(minlength=len(point.experts)).double()
-            load[name] = [round(share, 4) for share in (count / count.sum()).tolist()]
-    return facts | {"accounted_macs": round(macs), "computation_rule": rule, "expert_shares": load}
+    for route in net.routes:
+        chosen = decided(trace, route.name).value
+        count = chosen[chosen >= 0].bincount(minlength=len(route.experts)).double()
+        load[route.name] = [round(share, 4) for share in (count / count.sum()).tolist()]
+    return scores(net, outputs, y) | {
+        "accounted_macs": round(macs),
+        "computation_rule": rule,
+        "expert_shares": load,
+    }

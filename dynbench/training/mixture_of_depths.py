@@ -1,4 +1,4 @@
-"""The Mixture-of-Depths language model, and its dense twin trained for as many steps."""
+"""The Mixture-of-Depths language model, and its dense twin trained for the same number of steps."""
 
 from __future__ import annotations
 
@@ -9,46 +9,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbench.dynamic import Execution
 from dynbench.models.mixture_of_depths import MoD, accounted_macs, mixture_of_depths
-from dynbench.models.moe_gpt import dense_gpt
 from dynbench.strategies import Compaction
-from dynbench.training.lm import STORED, scores
-from dynbench.training.session import Session, Settings, cross_entropy
+from dynbench.training.evaluation import STORED, recorded, round_parameters
+from dynbench.training.lm import BATCH, scores, train_dense
+from dynbench.training.session import Session, Settings
 
 TWIN = ("layers", "width", "heads", "context", "vocab")
 
 
 @dataclass
 class Predicting(Settings):
-    """How the networks are trained.
+    """Settings of the networks.
 
     Attributes:
-        predictor: weight of the predictors' loss, which reaches nothing but the predictors.
+        predictor: weight of the predictors' loss, whose gradient reaches only the predictors.
     """
 
     predictor: float = 1.0
 
 
 def train(session: Session) -> None:
-    """The network `mod_{suffix}` and its dense twin `mod_twin_{suffix}`, trained alike.
+    """The network `mod_{suffix}` and its dense twin `mod_twin_{suffix}`, trained in the same way.
 
     `[train.options.lm]` holds the settings of both.
     """
     args: dict[str, Any] = session.workload.get("model_args", {})
-    settings = session.settings(
-        Predicting, "lm", epochs=8, batch_size=32, lr=3e-3, warm_up=0.1, weight_decay=0.1, optimizer="adamw",
-        precision="float32",
-    )  # fmt: skip
+    adamw: dict[str, Any] = {"optimizer": "adamw", "precision": "float32", "weight_decay": 0.1}
+    settings = session.settings(Predicting, "lm", epochs=8, batch_size=32, lr=3e-3, warm_up=0.1, **adamw)
     twin_args = {"ff_multiple": args.get("ff_multiple", 4), **{k: v for k, v in args.items() if k in TWIN}}
     twin = f"mod_twin_{session.suffix}"
-    if not session.finished(twin):
-        torch.manual_seed(settings.seed)
-        dense = dense_gpt(**twin_args)
-        facts = session.fit(twin, dense, cross_entropy, settings)
-        facts |= scores(session, dense, dense)
-        session.say(f"{twin}: {facts['bits_per_byte']:.3f} bits per byte")
-        session.save(twin, dense, session.card("dynbench.models.moe_gpt:dense_gpt", args=twin_args, **facts), STORED)
+    train_dense(session, twin, twin_args, settings)
     name = f"mod_{session.suffix}"
     if not session.finished(name):
         torch.manual_seed(settings.seed)
@@ -61,7 +52,7 @@ def train(session: Session) -> None:
 
 
 class Both:
-    """The next token's cross-entropy, and that of the predictors' "will it be among the top k"."""
+    """The next token's cross-entropy plus that of the predictors, whose targets are the picked tokens."""
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
@@ -69,26 +60,25 @@ class Both:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Tokens x and the next ones y [n, T] -> scalar."""
         assert isinstance(model, MoD)
-        said, lessons = model.training_form(x)
-        loss = F.cross_entropy(said.float().flatten(0, 1), y.flatten())
-        for guess, picked in lessons:
+        outputs, targets = model.training_form(x)
+        loss = F.cross_entropy(outputs.float().flatten(0, 1), y.flatten())
+        for guess, picked in targets:
             loss = loss + self.weight * F.binary_cross_entropy_with_logits(guess.float(), picked.to(torch.float32))
         return loss
 
 
 @torch.inference_mode()
 def evaluate(session: Session, net: MoD) -> dict[str, Any]:
-    """For the card: how well with each sequence's top k, how well as decoding routes, and how often the two agree."""
+    """For the card: scores with the top k of each sequence and with routing as in decoding, and their agreement."""
+    round_parameters(net)
     x, y = session.tensors(session.inputs("test"))
-    ex = Execution(Compaction(), record=True)
-    starts = iter(range(0, len(x), 50))
-    facts = scores(session, net, lambda part: ex.run(net, part, start=next(starts), items=len(x)))
-    assert ex.trace is not None
-    macs, rule = accounted_macs(net, ex.trace, tuple(x.shape[1:]))
-    loss, agree, through, parts = 0.0, dict.fromkeys(net.routed, 0.0), dict.fromkeys(net.routed, 0.0), x.split(50)
-    for part, labels in zip(parts, y.split(50), strict=True):
-        said, went = net.causal(part)
-        loss += float(F.cross_entropy(said.flatten(0, 1), labels.flatten(), reduction="sum"))
+    outputs, trace = recorded(net, x, Compaction(), BATCH)
+    facts = scores(net, outputs, y)
+    macs, rule = accounted_macs(net, trace, tuple(x.shape[1:]))
+    loss, agree, through = 0.0, dict.fromkeys(net.routed, 0.0), dict.fromkeys(net.routed, 0.0)
+    for part, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
+        outputs, went = net.causal(part)
+        loss += float(F.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction="sum"))
         for k, (guess, picked) in zip(net.routed, net.training_form(part)[1], strict=True):
             agree[k] += float(((guess > 0) == picked).double().sum())
             through[k] += float(went[k].double().sum())

@@ -1,6 +1,6 @@
-"""Multi-task network: from a trained ResNet, all tasks together, and beside it the same without adapters.
+"""Multi-task network: from a trained ResNet, all tasks together; for comparison the same without adapters.
 
-Every image answers every task in training (the static twin), so a task learns as much as it would alone.
+Every image has an answer for every task in training (the static twin), so a task has as many examples as alone.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from torch import Tensor, nn
 from dynbench.data.digit_tasks import labels_of
 from dynbench.dynamic import Execution
 from dynbench.errors import UserError
-from dynbench.models.macs import static_macs
+from dynbench.models.accounting import static_macs
 from dynbench.models.multitask import MultiTaskResNet, cost_by_tasks, multitask
 from dynbench.models.resnet import ResNet
 from dynbench.strategies import Compaction
-from dynbench.training.session import Session, Settings, accuracy, logits
+from dynbench.training.evaluation import accuracy, logits
+from dynbench.training.session import Session, Settings
 from dynbench.training.supervised import train_resnet
 
-COUNTS = (1, 2, 4, 8, 16)  # of tasks, for the table of costs
+COUNTS = (1, 2, 4, 8, 16)  # numbers of tasks in the table of costs
 
 
 class Joint:
-    """The sum over tasks of the cross-entropy of each one's answers.
+    """The sum over tasks of the cross-entropy.
 
     Args:
-        answers: [10, T] long, of each digit to each task.
+        answers: [10, T] long, the answer of each task for each digit.
     """
 
     def __init__(self, answers: Tensor) -> None:
@@ -45,24 +46,39 @@ class Joint:
 
 
 def train(session: Session) -> None:
-    """ResNet, `resnet{depth}_{suffix}`; the workload's network, and `{name}_shared`, of which all blocks are shared.
+    """ResNet, `resnet{depth}_{suffix}`; the workload's network, and `{name}_shared`, in which all blocks are shared.
 
     `[train.options.resnet]` and `[train.options.tasks]` hold the stages' settings.
     """
     args: dict[str, Any] = session.workload.get("model_args", {})
+    images, names = digits_of(session)
+    ten_classes = replace(images, workload={**images.workload, "model_args": {}})
+    static = train_resnet(ten_classes, args.get("depth", 20))
+    name = str(session.workload["name"])
+    settings = session.settings(Settings, "tasks", epochs=2, lr=0.02)
+    answers = answers_of(names)
+    for part, extra in ((f"{name}_shared", {"shared": len(static.layers)}), (name, {})):
+        _train(images, session, part, {**args, **extra}, static, settings, Joint(answers), names)
+
+
+def digits_of(session: Session) -> tuple[Session, list[str]]:
+    """The same session with images of digits in place of digit tasks, and the names of the tasks.
+
+    Raises:
+        UserError: other inputs.
+    """
     inputs: dict[str, Any] = session.workload["inputs"]
     names = inputs.get("options", {}).get("tasks")
     if inputs["name"] != "digit_tasks" or not isinstance(names, list):
-        raise UserError("training: the inputs of a multi-task network are 'digit_tasks', its tasks a list of names")
+        raise UserError("training: the inputs of several tasks are 'digit_tasks', with a list of names as `tasks`")
     options = {k: v for k, v in inputs["options"].items() if k not in ("of", "tasks", "asked")}
     digits = {"name": inputs["options"].get("of", "cluttered_digits"), "options": options}
-    images = replace(session, workload={**session.workload, "inputs": digits, "model_args": {}})
-    static = train_resnet(images, args.get("depth", 20))
-    name = str(session.workload["name"])
-    settings = session.settings(Settings, "tasks", epochs=2, lr=0.02)
-    answers = torch.from_numpy(labels_of(names, np.arange(10)))
-    for part, extra in ((f"{name}_shared", {"shared": len(static.layers)}), (name, {})):
-        _train(images, session, part, {**args, **extra}, static, settings, Joint(answers), names)
+    return replace(session, workload={**session.workload, "inputs": digits}), names
+
+
+def answers_of(names: Sequence[str]) -> Tensor:
+    """The answer of each task for each digit, [10, T] long."""
+    return torch.from_numpy(labels_of(list(names), np.arange(10)))
 
 
 def _train(
@@ -89,18 +105,22 @@ def _train(
 
 
 def evaluate(session: Session, net: MultiTaskResNet, names: Sequence[str]) -> dict[str, Any]:
-    """For the card: accuracy of what is asked, over all and by task, and what an image costs."""
+    """For the card: accuracy for the requested tasks, over all and by task, and the cost of an image."""
     x, y = session.tensors(session.inputs("test"))
-    starts = iter(range(0, len(x), 250))
-    ex = Execution(Compaction(), record=True)
-    said = logits(lambda part: ex.run(net, part, start=next(starts), items=len(x)), x)
-    assert ex.trace is not None
-    task, shape = y // net.most, tuple(x.shape[1:])
-    trunk = _trunk_macs(net, shape)
+    outputs, shape = logits(lambda part: Execution(Compaction()).run(net, part), x), tuple(x.shape[1:])
+    trunk, whole = _trunk_macs(net, shape), static_macs(net, shape)
     return {
-        "accuracy": accuracy(said, y),
-        "accuracy_by_task": {n: accuracy(said[task == t], y[task == t]) for t, n in enumerate(names)},
-        "macs": {"one_asked": trunk + (static_macs(net, shape) - trunk) // len(names), "all": static_macs(net, shape)},
+        **accuracy_by_task(outputs, y, names),
+        "macs": {"one_asked": trunk + (whole - trunk) // len(names), "all": whole},
+    }
+
+
+def accuracy_by_task(outputs: Tensor, y: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """For the card: accuracy over all tasks and by task, of outputs [n, T * K] and labels t * K + answer [n]."""
+    task = y // (outputs.shape[1] // len(names))
+    return {
+        "accuracy": accuracy(outputs, y),
+        "accuracy_by_task": {n: accuracy(outputs[task == t], y[task == t]) for t, n in enumerate(names)},
     }
 
 
@@ -117,7 +137,7 @@ def _trunk_macs(net: MultiTaskResNet, shape: tuple[int, ...]) -> int:
 
 
 def single_task(images: Session, static: ResNet, answers: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """What the digit classifier alone gives: every task follows from the digit it names."""
+    """For the card: the accuracy of the digit classifier alone, as each task's answer follows from the digit."""
     x, y = images.tensors(images.inputs("test"))
     digit = logits(static, x).argmax(-1)
     right = answers.to(y.device)[digit] == answers.to(y.device)[y]  # [n, T]

@@ -1,6 +1,6 @@
 """NBDT: from a trained ResNet, a tree over its classifier's rows, then fine-tuning with the tree supervision loss.
 
-Wan et al., ICLR 2021, section 3. The tree is that of the trained network and stays as it is.
+Wan et al., ICLR 2021, section 3. The tree is that of the trained network and stays fixed.
 """
 
 from __future__ import annotations
@@ -10,23 +10,22 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from dynbench.dynamic import Execution
-from dynbench.errors import UserError
 from dynbench.models.nbdt import NBDT, Hierarchy, accounted_macs, nbdt, supervised_loss
 from dynbench.strategies import Masking
-from dynbench.training.session import Session, Settings, accuracy, logits
+from dynbench.training.evaluation import accuracy, logits, recorded
+from dynbench.training.session import Session, Settings
 from dynbench.training.supervised import test_accuracy, train_resnet
 
 
 @dataclass
 class TreeSettings(Settings):
-    """Fine-tuning.
+    """Settings of fine-tuning.
 
     Attributes:
         loss: 'soft' or 'hard'.
         beta: weight of the classifier's own loss.
-        omega: weight of the tree's.
-        as_code: with the traps of the authors' code (see `dynbench.models.nbdt`).
+        omega: weight of the tree's loss.
+        as_code: with the pitfalls of the authors' code (see `dynbench.models.nbdt`).
     """
 
     loss: Literal["soft", "hard"] = "soft"
@@ -36,8 +35,7 @@ class TreeSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loss not in ("soft", "hard"):
-            raise UserError(f"training: loss = {self.loss!r}; accepted: soft or hard")
+        self.check_choice("loss", ("soft", "hard"))
 
 
 class TreeSupervised:
@@ -77,17 +75,14 @@ def train(session: Session) -> None:
 
 
 def evaluate(session: Session, net: NBDT) -> dict[str, Any]:
-    """For the card: accuracy of every kind of inference, the length of paths, what an input costs."""
+    """For the card: accuracy with each kind of inference, the length of paths, the cost of an input."""
     x, y = session.tensors(session.inputs("test"))
-    ex = Execution(Masking(), record=True)
-    starts = iter(range(0, len(x), 250))
-    answers = logits(lambda part: ex.run(net, part, start=next(starts), items=len(x)), x)
-    assert ex.trace is not None
+    outputs, trace = recorded(net, x, Masking())
     z = logits(net.logits, x)
-    macs, rule = accounted_macs(net, ex.trace, tuple(x.shape[1:]))
-    lengths = net.tree.depths()[answers.argmax(-1)].double()
+    macs, rule = accounted_macs(net, trace, tuple(x.shape[1:]))
+    lengths = net.tree.depths()[outputs.argmax(-1)].double()
     return {
-        "accuracy": accuracy(answers, y),
+        "accuracy": accuracy(outputs, y),
         "accuracy_soft": accuracy(net.tree.log_probabilities(z), y),
         "accuracy_without_tree": accuracy(z, y),
         "path_length": {"mean": round(float(lengths.mean()), 3), "longest": int(net.tree.depths().max())},

@@ -1,7 +1,7 @@
-"""Neural module networks on SHAPES: modules learn from right answers alone, each wherever a question composes it.
+"""Neural module networks on SHAPES: modules learn from answers alone, each in all questions that use it.
 
-Ours: several questions about each generated scene, whose features are computed once; a first stage that leaves out
-relations of relations; Adam with weight decay instead of AdaDelta.
+Ours: several questions about each generated scene, whose features are computed once; a first stage without relations of
+relations; Adam with weight decay instead of AdaDelta.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from dynbench.dynamic import Execution
 from dynbench.dynamic.program import MODULE, NONE
 from dynbench.models.nmn import NMN, nmn
 from dynbench.strategies import Compaction
-from dynbench.training.session import Session, Settings, accuracy, logits
+from dynbench.training.evaluation import accuracy, logits
+from dynbench.training.session import Session, Settings
 
 STAGES: dict[str, dict[str, Any]] = {
     "simple": {"epochs": 3, "items": 6400, "related": (0.6, 0.4, 0.0)},
@@ -28,11 +29,11 @@ STAGES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Asking(Settings):
-    """How a module network learns to answer.
+    """Settings of a stage.
 
     Attributes:
-        questions: about each scene.
-        related: share of the questions with 0, 1 and 2 relations.
+        questions: number of questions about each scene.
+        related: shares of questions with 0, 1 and 2 relations.
     """
 
     batch_size: int = 32
@@ -65,7 +66,7 @@ def train(session: Session) -> None:
 
 
 def asking(session: Session, settings: Asking) -> Session:
-    """The same session, its training part with several questions about each scene."""
+    """The same session, with several questions about each scene of the training part."""
     inputs = session.workload["inputs"]
     options = {**inputs.get("options", {}), "questions": settings.questions, "related": settings.related}
     return replace(session, workload={**session.workload, "inputs": {**inputs, "options": options}})
@@ -76,12 +77,12 @@ def several(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     assert isinstance(model, NMN)
     y = y.view(len(x), -1)
     features = model.stem(x[:, :3]).repeat_interleave(y.shape[1], 0)  # [n Q, C, S, S]
-    said = model.program(features, x[:, 3:].flatten(0, 1))  # the static twin: the same function
-    return F.cross_entropy(said.float(), y.flatten())
+    outputs = model.program(features, x[:, 3:].flatten(0, 1))  # the static twin: the same function
+    return F.cross_entropy(outputs.float(), y.flatten())
 
 
 def evaluate(session: Session, net: NMN) -> dict[str, Any]:
-    """For the card: accuracy on the test part, by the number of modules as in the paper's table 2, and on others."""
+    """For the card: accuracy on the test part, by number of modules as in the paper's table 2; and on other data."""
     x, y = session.tensors(session.inputs("test"))
     facts = _scores(net, x, y)
     for title, split, other in (
@@ -94,11 +95,11 @@ def evaluate(session: Session, net: NMN) -> dict[str, Any]:
 
 
 def _scores(net: NMN, x: Tensor, y: Tensor) -> dict[str, Any]:
-    said = logits(lambda part: Execution(Compaction()).run(net, part), x)
+    outputs = logits(lambda part: Execution(Compaction()).run(net, part), x)
     nodes = (net.parse(x[:, 3])[:, :, MODULE] != NONE).sum(1).to(y.device)
-    by_nodes = {str(k): accuracy(said[nodes == k], y[nodes == k]) for k in nodes.unique().tolist()}
+    by_nodes = {str(k): accuracy(outputs[nodes == k], y[nodes == k]) for k in nodes.unique().tolist()}
     return {
-        "accuracy": accuracy(said, y),
+        "accuracy": accuracy(outputs, y),
         "accuracy_by_modules": by_nodes,
         "majority": round(max((y == k).double().mean().item() for k in y.unique()), 5),
         "static_twin": {"name": "the largest layout for everybody", "accuracy": accuracy(logits(net, x), y)},

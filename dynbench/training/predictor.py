@@ -1,12 +1,12 @@
-"""Which network for a budget: a predictor learns from a few that were trained and measured, and looks at all others.
+"""The network for a budget: a predictor learns from a few trained and measured networks, and ranks all others.
 
 The idea of Dai et al., "FBNetV3: Joint Architecture-Recipe Search using Predictor Pretraining", CVPR 2021 (arXiv
-2006.02049): a small MLP on an encoded architecture, pre-trained on statistics that cost nothing (MACs, parameters),
-then trained on few networks; an evolutionary search with it in place of training. Reconstruction, on the space of
-`dynbench.models.dmasking`: only the architecture is encoded, not the training recipe, the networks to learn from are
-drawn at random and not step by step where the predictor expects most, and latency is predicted beside accuracy.
+2006.02049): a small MLP on an encoded architecture, pre-trained on statistics that are free (MACs, parameters), then
+trained on few networks; an evolutionary search uses it in place of training. Reconstruction, on the space of
+`dynbench.models.dmasking`: only the architecture is encoded, not the training recipe; the networks for learning are
+drawn at random and not iteratively where the predictor expects the most; and latency is predicted as well as accuracy.
 
-Latencies are measured here, on the machine that it is for; accuracies are those on the card of a trained workload.
+Latencies are measured on this machine; accuracies are taken from the card of a trained workload.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from dynbench.models.dmasking import Architecture, Plain, Space, build, macs, pa
 from dynbench.training.dmasking import Alone, train_alone
 from dynbench.training.session import Session
 
-FREE = 3000  # architectures of which the statistics are learned; nothing is trained or measured for it
+FREE = 3000  # architectures whose statistics are learned in pre-training, without training or measuring them
 HIDDEN = 64
 FOLDS = 5
 WARM_UP = 3  # rounds
 POPULATION, GENERATIONS, PARENTS = 96, 40, 24
-CHANGE = 0.15  # of a question being answered anew in a child
+CHANGE = 0.15  # probability of a random option for a question of a child
 
 Picked = Sequence[int]  # an option index per question of the space
 
 
 def encode(space: Space, nets: Sequence[Picked]) -> Tensor:
-    """One-hot per question, side by side: [N, sum of options]."""
+    """One-hot encodings of all questions, concatenated: [N, sum of options]."""
     parts = [
         F.one_hot(column, len(options)) for column, (_, options) in zip(_columns(nets), space.questions(), strict=True)
     ]
@@ -56,18 +56,18 @@ def _columns(nets: Sequence[Picked]) -> Iterable[Tensor]:
 
 
 def statistics_of(space: Space, nets: Sequence[Picked]) -> Tensor:
-    """What is known of a network without running it: log MACs and log parameters, [N, 2]."""
+    """Statistics that are known without running a network: log MACs and log parameters, [N, 2]."""
     known = [[macs(space, a), params(space, a)] for a in map(space.choose, nets)]
     return torch.tensor(known, dtype=torch.float32).log()
 
 
 class Embedding(nn.Module):
-    """The encoder, pre-trained on the statistics of networks that nobody has to train.
+    """The encoder, pre-trained on the statistics of untrained networks.
 
     Args:
         space: the networks.
         seed: of weights and networks.
-        pretrained: False: random weights, to see what pre-training is worth.
+        pretrained: False: random weights, to show the effect of pre-training.
     """
 
     def __init__(self, space: Space, seed: int = 0, pretrained: bool = True) -> None:
@@ -100,7 +100,7 @@ class Embedding(nn.Module):
 
     @torch.no_grad()
     def forward(self, nets: Sequence[Picked]) -> Tensor:
-        """-> [N, HIDDEN + 2]: what the encoder says, and the statistics it was trained for."""
+        """-> [N, HIDDEN + 2]: the encoder's features, and the statistics on which it was trained."""
         h = self.layers(encode(self.space, nets))
         return torch.cat([h, self.known(h)], 1)
 
@@ -112,7 +112,7 @@ class Head:
         embedding: of the architectures.
         nets: with known values.
         values: of each.
-        ridge: how much is paid for large weights; relative to the number of values.
+        ridge: penalty of large weights, relative to the number of values.
     """
 
     def __init__(
@@ -132,25 +132,25 @@ class Head:
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's; None where all values of one are the same."""
+    """Spearman's rank correlation; None if all values of a or of b are the same."""
     if len(set(a)) < 2 or len(set(b)) < 2:
         return None
     return statistics.correlation(_ranks(a), _ranks(b))
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
-    """From 0; equal values share the mean of theirs."""
-    return [sum(v < mine for v in values) + (sum(v == mine for v in values) - 1) / 2 for mine in values]
+    """From 0; equal values share their mean rank."""
+    return [sum(v < value for v in values) + (sum(v == value for v in values) - 1) / 2 for value in values]
 
 
 @dataclass(frozen=True)
 class Trust:
-    """How well values are predicted that a head was not fitted to.
+    """The quality of predictions for networks that were not used in fitting.
 
     Attributes:
         rank_correlation: Spearman's.
-        error: median absolute difference, relative where values are logarithms.
-        networks: so many.
+        error: median absolute difference; relative if values are logarithms.
+        networks: number of networks.
     """
 
     rank_correlation: float | None
@@ -161,25 +161,25 @@ class Trust:
 def cross_validated(
     embedding: Embedding, nets: Sequence[Picked], values: Sequence[float], logarithms: bool = False
 ) -> Trust:
-    """Each value predicted by a head that was fitted to the other folds."""
-    said = [0.0] * len(nets)
+    """Predicts each value by a head fitted to the other folds."""
+    predicted = [0.0] * len(nets)
     for fold in range(FOLDS):
-        mine = range(fold, len(nets), FOLDS)
+        held_out = range(fold, len(nets), FOLDS)
         rest = [i for i in range(len(nets)) if i % FOLDS != fold]
-        if not mine:
+        if not held_out:
             continue
         head = Head(embedding, [nets[i] for i in rest], [values[i] for i in rest])
-        for i, v in zip(mine, head([nets[i] for i in mine]).tolist(), strict=True):
-            said[i] = v
-    apart = torch.tensor(said, dtype=torch.float64) - torch.tensor(values, dtype=torch.float64)
-    error = apart.exp().sub(1).abs().median() if logarithms else apart.abs().median()
-    return Trust(rank_correlation(said, values), float(error), len(nets))
+        for i, v in zip(held_out, head([nets[i] for i in held_out]).tolist(), strict=True):
+            predicted[i] = v
+    difference = torch.tensor(predicted, dtype=torch.float64) - torch.tensor(values, dtype=torch.float64)
+    error = difference.exp().sub(1).abs().median() if logarithms else difference.abs().median()
+    return Trust(rank_correlation(predicted, values), float(error), len(nets))
 
 
 def latencies_ms(
     nets: Sequence[nn.Module], x: Tensor, device: MeasuredDevice, rounds: int, seed: int = 0
 ) -> list[float]:
-    """Median milliseconds of a batch, of each network; in every round all, in another order."""
+    """Median milliseconds of a batch for each network; all networks in every round, in random order."""
     draw, spent = random.Random(seed), [list[int]() for _ in nets]
     with torch.inference_mode():
         for n in range(WARM_UP + rounds):
@@ -199,7 +199,7 @@ def evolve(
     limit: float,
     seed: int = 0,
 ) -> tuple[int, ...] | None:
-    """The highest score among networks that cost at most `limit`, as far as an evolutionary search finds it.
+    """The best network found by an evolutionary search among those that cost at most `limit`.
 
     Args:
         space: the networks.
@@ -209,7 +209,7 @@ def evolve(
         seed: of the search.
 
     Returns:
-        Its option indices; None: none was found that keeps the limit.
+        Its option indices; None if none within the limit was found.
     """
     draw = random.Random(seed)
     alive = {tuple(space.picked(space.random(draw))) for _ in range(POPULATION)}
@@ -234,7 +234,7 @@ def _ranked(
     cost: Callable[[Sequence[Picked]], Tensor],
     limit: float,
 ) -> list[tuple[int, ...]]:
-    """Those that keep the limit by their score, then the others by their cost."""
+    """Sorts networks: those within the limit by their score, then the others by their cost."""
     nets.sort()
     scores, costs = score(nets).tolist(), cost(nets).tolist()
     order = sorted(range(len(nets)), key=lambda i: (costs[i] > limit, -scores[i] if costs[i] <= limit else costs[i]))
@@ -243,20 +243,20 @@ def _ranked(
 
 @dataclass(frozen=True)
 class Best:
-    """What was picked for a budget.
+    """The network chosen for a budget.
 
     Attributes:
         architecture: the network.
         picked: its option indices.
         macs: of one input.
         predicted_ms: of a batch.
-        measured_ms: of a batch, in turn with the largest network.
+        measured_ms: of a batch, measured in turn with the largest network.
         largest_ms: of the largest network, in the same rounds.
         predicted_accuracy: on the workload's test part.
-        latency: how far to trust predicted latencies.
-        accuracy: how far to trust predicted accuracies.
+        latency: quality of predicted latencies.
+        accuracy: quality of predicted accuracies.
         accuracy_unpretrained: the same with an encoder that was not pre-trained.
-        sampled_ms: fastest and slowest of the networks that were measured to learn from.
+        sampled_ms: fastest and slowest of the networks measured for learning.
     """
 
     architecture: Architecture
@@ -282,24 +282,24 @@ def choose(
     rounds: int = 15,
     seed: int = 0,
 ) -> Best:
-    """Measures some networks, learns to predict, searches, and measures what was found.
+    """Measures some networks, learns to predict, searches, and measures the result.
 
     Args:
         space: the networks.
-        trained: those whose accuracy is known: rows with `picked` and `accuracy`.
+        trained: networks with known accuracy: rows with `picked` and `accuracy`.
         x: a batch of inputs, on the device.
-        device: to measure on.
-        max_latency_ms: that a batch may take.
-        samples: networks measured to learn from.
-        rounds: timed.
+        device: for the measurements.
+        max_latency_ms: limit for a batch.
+        samples: number of networks measured for learning.
+        rounds: number of timed rounds.
         seed: of networks, predictor and search.
 
     Raises:
-        UserError: too few networks to learn from, or none that is expected to keep the limit.
+        UserError: too few networks to learn from, or none expected within the limit.
     """
     known, values = _means(trained)
     if len(known) < 2 * FOLDS or samples < 2 * FOLDS:
-        raise UserError(f"{len(known)} trained and {samples} measured networks: a predictor wants {2 * FOLDS} of each")
+        raise UserError(f"{len(known)} trained and {samples} measured networks: a predictor needs {2 * FOLDS} of each")
     embedding, blank = Embedding(space, seed), Embedding(space, seed, pretrained=False)
     draw = random.Random(seed)
     some = [tuple(space.picked(space.random(draw))) for _ in range(samples)]
@@ -335,11 +335,11 @@ def choose(
 
 
 def _means(trained: Sequence[dict[str, Any]]) -> tuple[list[Picked], list[float]]:
-    """Each network once: one that was trained from several seeds would else vouch for itself."""
-    of: dict[tuple[int, ...], list[float]] = {}
+    """Each network once, with its mean accuracy: several seeds of one network must not be in different folds."""
+    accuracies: dict[tuple[int, ...], list[float]] = {}
     for row in trained:
-        of.setdefault(tuple(row["picked"]), []).append(float(row["accuracy"]))
-    return list(of), [statistics.fmean(values) for values in of.values()]
+        accuracies.setdefault(tuple(row["picked"]), []).append(float(row["accuracy"]))
+    return list(accuracies), [statistics.fmean(values) for values in accuracies.values()]
 
 
 def _net(space: Space, picked: Picked, x: Tensor) -> Plain:
@@ -348,13 +348,13 @@ def _net(space: Space, picked: Picked, x: Tensor) -> Plain:
 
 @dataclass(frozen=True)
 class Budget:
-    """What is asked for.
+    """The request of a search.
 
     Attributes:
-        max_latency_ms: that a batch may take.
-        batch: inputs at once.
-        samples: networks measured to learn from.
-        rounds: timed.
+        max_latency_ms: limit for a batch.
+        batch: inputs in a batch.
+        samples: number of networks measured for learning.
+        rounds: number of timed rounds.
         seed: of networks, predictor and search.
     """
 
@@ -367,15 +367,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was picked, and how good it is.
+    """The result of a search.
 
     Attributes:
-        budget: what was asked for.
-        choice: what was picked.
-        accuracy: trained as the others were; None: it was not.
-        networks: in the space.
-        most: MACs of the largest.
-        seconds: that all this took.
+        budget: the request.
+        choice: the chosen network.
+        accuracy: after training with the recipe of the others; None: it was not trained.
+        networks: number of networks in the space.
+        most: MACs of the largest network.
+        seconds: total time.
     """
 
     budget: Budget
@@ -386,7 +386,7 @@ class Answer:
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
-        """For a script."""
+        """The same as plain data."""
         return asdict(self)
 
 
@@ -402,14 +402,14 @@ def answer(
 
     Args:
         workload: the table of its file.
-        folder: that the file lies in.
-        device: to measure and train on.
-        budget: what is asked for.
-        train: train what was picked, by the workload's recipe for single networks.
+        folder: of the file.
+        device: for measurements and training.
+        budget: the request.
+        train: train the chosen network, by the workload's recipe for single networks.
         data_dir: folder of a data set that is not part of dynbench.
 
     Raises:
-        UserError: the workload's card lists no trained networks, or no network keeps the budget.
+        UserError: the workload's card lists no trained networks, or no network is within the budget.
     """
     began = time.monotonic()
     space, trained = _known(workload, folder)
@@ -427,7 +427,7 @@ def answer(
 
 
 def _known(workload: dict[str, Any], folder: Path) -> tuple[Space, list[dict[str, Any]]]:
-    """The space of a workload's card, and the networks that it says were trained."""
+    """The search space in a workload's card, and its trained networks."""
     card = folder / Path(workload.get("weights") or "no card").with_suffix(".json")
     try:
         facts = json.loads(card.read_text(encoding="utf-8"))

@@ -1,14 +1,13 @@
-"""What every recipe shares: where results go, how far it is, checkpoints, the training loop, model cards."""
+"""The part shared by all recipes: output files, progress, checkpoints, the training loop, model cards."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -24,8 +23,9 @@ from torch import Tensor, nn
 
 from dynbench.data import Dataset, load_inputs
 from dynbench.errors import UserError
+from dynbench.store.files import write_bytes
 
-# inputs of which every epoch gets new ones
+# inputs that are generated anew for every epoch
 FRESH = ("attribute_objects", "cluttered_digits", "digit_scenes", "shapes", "text")
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -36,16 +36,16 @@ class Settings:
 
     Attributes:
         epochs: passes over the training part.
-        items: training items per epoch; None: all there are.
+        items: training items per epoch; None: all.
         batch_size: items per step.
-        lr: the highest learning rate; it rises during `warm_up` of the steps and falls along a cosine.
+        lr: the highest learning rate; it rises during `warm_up` of the steps and then falls along a cosine.
         warm_up: share of the steps.
-        weight_decay: on everything but what is one-dimensional (norms, biases).
+        weight_decay: of all parameters but one-dimensional ones (norms, biases).
         optimizer: 'sgd' (Nesterov, momentum 0.9) or 'adamw'.
         precision: 'bfloat16' (autocast) or 'float32'.
-        crop: images are shifted by up to so many pixels.
-        flip: images are mirrored, every other one.
-        seed: of everything random.
+        crop: images are shifted by up to this many pixels.
+        flip: half of the images are mirrored, at random.
+        seed: of all random numbers.
     """
 
     epochs: int
@@ -62,11 +62,20 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, accepted in (("optimizer", ("sgd", "adamw")), ("precision", ("bfloat16", "float32"))):
-            if getattr(self, name) not in accepted:
-                raise UserError(f"training: {name} = {getattr(self, name)!r}; accepted: {' or '.join(accepted)}")
+            self.check_choice(name, accepted)
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"training: {name} = {getattr(self, name)}; it is 1 or more")
+
+    def check_choice(self, name: str, accepted: Sequence[str]) -> None:
+        """Checks a setting that is one of several words.
+
+        Raises:
+            UserError: it is none of them.
+        """
+        if (value := getattr(self, name)) not in accepted:
+            *others, last = accepted
+            raise UserError(f"training: {name} = {value!r}; accepted: {', '.join(others)} or {last}")
 
 
 S = TypeVar("S", bound=Settings)
@@ -78,11 +87,11 @@ class Session:
 
     Attributes:
         workload: the table of a workload file.
-        out: where weights and cards go, and checkpoints until a network is finished.
+        out: folder for weights and cards, and for checkpoints until a network is finished.
         device: to train on.
         data_dir: folder of a data set that is not part of dynbench.
-        resume: go on from checkpoints, and leave what is finished as it is.
-        progress: show a bar.
+        resume: continue from checkpoints, and keep finished networks.
+        progress: show a progress bar.
     """
 
     workload: dict[str, Any]
@@ -95,11 +104,11 @@ class Session:
 
     @property
     def suffix(self) -> str:
-        """What the weights' names end with: the last word of the workload's name, by custom its inputs."""
+        """The suffix of the weights' names: the last word of the workload's name, by convention its inputs."""
         return str(self.workload["name"]).rpartition("_")[2]
 
     def settings(self, kind: type[S], stage: str, **defaults: Any) -> S:
-        """`[train.options]` and over them `[train.options.STAGE]`; what neither says is as in `defaults`.
+        """The settings of a stage: `[train.options.STAGE]`, else `[train.options]`, else `defaults`.
 
         Raises:
             UserError: an unknown key, or a value that is not accepted.
@@ -130,7 +139,7 @@ class Session:
         return torch.from_numpy(data.inputs).to(self.device), torch.from_numpy(data.labels).to(self.device)
 
     def finished(self, name: str) -> bool:
-        """Whether this network's weights and card are there and are to be kept."""
+        """Whether this network's weights and card exist and are to be kept."""
         return self.resume and (self.out / f"{name}.json").is_file() and self.weights(name).is_file()
 
     def weights(self, name: str) -> Path:
@@ -138,21 +147,21 @@ class Session:
         return self.out / f"{name}.safetensors"
 
     def load(self, model: nn.Module, name: str) -> None:
-        """Puts finished weights into a model; what the file lacks stays as it is."""
+        """Loads finished weights into a model; tensors that the file lacks stay unchanged."""
         model.load_state_dict(load_file(self.weights(name)), strict=False)
 
     def save(
         self, name: str, model: nn.Module, card: dict[str, Any], dtype: torch.dtype | None = torch.float32
     ) -> None:
-        """Writes weights and card, in one dtype (None: each as it is); the checkpoint is no longer needed."""
+        """Writes weights, in one dtype (None: each in its own), and card; removes the checkpoint."""
         state = {k: _stored(v, dtype) for k, v in model.state_dict().items()}
-        _write(self.weights(name), save(state))
+        write_bytes(self.weights(name), save(state))
         self.write_card(name, card)
         self.forget(name)
 
     def write_card(self, name: str, card: dict[str, Any]) -> None:
         """Writes a model card."""
-        _write(self.out / f"{name}.json", (json.dumps(card, indent=2) + "\n").encode())
+        write_bytes(self.out / f"{name}.json", (json.dumps(card, indent=2) + "\n").encode())
 
     def forget(self, name: str) -> None:
         """Removes a checkpoint that is no longer needed."""
@@ -162,23 +171,23 @@ class Session:
         return self.out / f"{name}.checkpoint"
 
     def fit(self, name: str, model: nn.Module, loss: Loss, settings: Settings) -> dict[str, Any]:
-        """Trains a model on the workload's training part; a checkpoint is kept after every epoch.
+        """Trains a model on the workload's training part; a checkpoint is written after every epoch.
 
-        Everything random is a function of seed and epoch: interrupted training goes on exactly as it would have.
+        All random numbers are a function of seed and epoch: interrupted training continues exactly.
 
         Args:
             name: of the checkpoint.
             model: trained in place.
             loss: `(model, x, y) -> scalar`.
-            settings: how.
+            settings: of the training.
 
         Returns:
-            For the card: epochs, seconds, what the training data were.
+            For the card: epochs, seconds, and a description of the training data.
         """
         s, fresh = settings, self.workload["inputs"]["name"] in FRESH
         model.to(self.device)
         for p in model.parameters():
-            if p.dim() == 4:  # twice as fast on a CPU
+            if p.dim() == 4:  # convolutions in channels_last are twice as fast on a CPU
                 p.data = p.data.contiguous(memory_format=torch.channels_last)
         data = self.inputs("train", seed=1000 * s.seed, limit=s.items)
         x, y = self.tensors(data)
@@ -192,8 +201,8 @@ class Session:
         checkpoint = self._checkpoint(name)
         if self.resume and checkpoint.is_file():
             state = torch.load(checkpoint, map_location=self.device, weights_only=True)
-            for part, thing in parts.items():
-                thing.load_state_dict(state[part])
+            for part, stateful in parts.items():
+                stateful.load_state_dict(state[part])
             done, seconds = state["epochs"], state["seconds"]
         for epoch in range(done, s.epochs):
             began = time.monotonic()
@@ -215,10 +224,10 @@ class Session:
                     total += value.item()
                     advance(value.item())
             seconds += time.monotonic() - began
-            state = {part: thing.state_dict() for part, thing in parts.items()}
+            state = {part: stateful.state_dict() for part, stateful in parts.items()}
             buffer = io.BytesIO()
             torch.save({**state, "epochs": epoch + 1, "seconds": seconds}, buffer)
-            _write(checkpoint, buffer.getvalue())
+            write_bytes(checkpoint, buffer.getvalue())
             self.say(f"{name}: epoch {epoch + 1} of {s.epochs}, loss {total / steps:.3f}, {seconds:.0f} s")
         model.eval()
         return {
@@ -233,7 +242,7 @@ class Session:
         }
 
     def say(self, line: str) -> None:
-        """A line for who watches."""
+        """Prints a line of progress."""
         self.console.print(line, highlight=False, soft_wrap=True)
 
     @contextmanager
@@ -246,7 +255,7 @@ class Session:
             yield lambda loss: bar.update(task, advance=1, loss=loss)
 
     def card(self, model: str, **facts: Any) -> dict[str, Any]:
-        """A model card: what is the same for every network, and `facts`."""
+        """A model card: `facts` and the entries common to all networks."""
         test = self.inputs("test")
         name = self.workload["name"]
         cautions = []
@@ -271,7 +280,7 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def augment(x: Tensor, crop: int, flip: bool) -> Tensor:
-    """Images [n, C, H, W], each shifted by up to `crop` pixels, zero beyond the edge, mirrored every other time."""
+    """Images [n, C, H, W], each randomly shifted by up to `crop` pixels, padded with zeros, and mirrored if `flip`."""
     if x.dim() != 4:
         return x
     n, _, height, width = x.shape
@@ -280,26 +289,15 @@ def augment(x: Tensor, crop: int, flip: bool) -> Tensor:
         top, left = torch.randint(0, 2 * crop + 1, (2, n, 1)).to(x.device)
         rows = top + torch.arange(height, device=x.device)  # [n, H]
         columns = left + torch.arange(width, device=x.device)
-        everyone = torch.arange(n, device=x.device)[:, None, None]
-        x = padded[everyone, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        image = torch.arange(n, device=x.device)[:, None, None]
+        x = padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     if flip:
         x = torch.where((torch.rand(n) < 0.5).to(x.device)[:, None, None, None], x.flip(3), x)
     return x.contiguous(memory_format=torch.channels_last)
 
 
-@torch.inference_mode()
-def logits(run: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 250) -> Tensor:
-    """What a network says about all of x, batch by batch, in float32."""
-    return torch.cat([run(part).float() for part in x.split(batch_size)])
-
-
-def accuracy(said: Tensor, labels: Tensor) -> float:
-    """Share of right answers: logits [n, K], or [n, T, K] with labels [n, T]."""
-    return round((said.argmax(-1) == labels).double().mean().item(), 5)
-
-
 def one_cycle(total: int, warm_up: float, step: int) -> float:
-    """Share of the highest learning rate: from 0.1 to 1 and down to 0.001, along cosines (Smith and Topin, 2018)."""
+    """The factor on the highest learning rate: from 0.1 to 1, then to 0.001, along cosines (Smith and Topin, 2018)."""
     rise = warm_up * total
     low, at = (0.1, step / rise) if step < rise else (0.001, 1 - (step - rise) / max(total - rise, 1))
     return low + (1 - low) * (1 - math.cos(math.pi * at)) / 2
@@ -314,16 +312,6 @@ def _optimizer(model: nn.Module, s: Settings) -> torch.optim.Optimizer:
     if s.optimizer == "adamw":
         return torch.optim.AdamW(groups, s.lr, betas=(0.9, 0.95))
     return torch.optim.SGD(groups, s.lr, momentum=0.9, nesterov=True)
-
-
-def _write(file: Path, content: bytes) -> None:
-    """All of it or nothing: written aside, synced, renamed."""
-    aside = file.with_name(file.name + ".part")
-    with aside.open("wb") as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(aside, file)
 
 
 def _stored(value: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -1,9 +1,9 @@
 """Slimmable networks: all widths in every step; DS-Net: the same, and then the gate alone.
 
-Yu et al. 2019, algorithm 1; Yu and Huang 2019, algorithm 1 (sandwich rule, in-place distillation, statistics measured
-again afterwards); Li et al. 2021, section 3 (the gate). The gate is trained after the authors' code, on a network that
-stays as it is, with one thing ours: what the sampled width says is mixed from what every width says, not computed with
-gates on the channels, which comes to the same answer.
+Yu et al. 2019, algorithm 1; Yu and Huang 2019, algorithm 1 (sandwich rule, in-place distillation, recalibrated
+statistics); Li et al. 2021, section 3 (the gate). The gate is trained as in the authors' code, on a fixed network, with
+one difference: the output of the sampled width is selected from the outputs of all widths instead of computed with
+gates on the channels, with the same result.
 """
 
 from __future__ import annotations
@@ -17,26 +17,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbench.dynamic import DecisionPoint, Execution
 from dynbench.models.dsnet import DSNet, accounted_macs, dsnet, macs_by_width
 from dynbench.models.slimmable import Slimmable, at_level, macs_by_level, slimmable
 from dynbench.strategies import Compaction
-from dynbench.training.session import Session, Settings, accuracy, logits
+from dynbench.training.evaluation import accuracy, logits, recorded, with_decisions
+from dynbench.training.session import Session, Settings
 from dynbench.training.supervised import train_resnet
-
-BATCH = 250  # of what is only computed
 
 
 @dataclass
 class AllWidths(Settings):
-    """Of the network.
+    """Settings of the network.
 
     Attributes:
-        sampled: how many widths besides the smallest and the greatest are trained in a step, drawn anew for each
+        sampled: number of widths, besides the smallest and the largest, that are trained in a step, drawn at random
             (the sandwich rule: 2); None: all.
-        distil: the greatest width is taught by the labels, the others by what it says (in-place distillation).
-        calibration: batches of the training part that each width's statistics are measured on afterwards; 0: the
-            statistics stay as they were followed in training.
+        distil: the largest width learns from labels, the others from its outputs (in-place distillation).
+        calibration: number of training batches on which each width's statistics are measured afterwards; 0: running
+            averages from training are used.
     """
 
     sampled: int | None = None
@@ -46,13 +44,14 @@ class AllWidths(Settings):
 
 @dataclass
 class Gated(Settings):
-    """Of a gate.
+    """Settings of a gate.
 
     Attributes:
-        easy: weight of the loss that sends who the smallest width gets right there, and the rest to the greatest.
-        hard: weight of one of that rest (the authors: 1); more, where they are so few that everyone is likelier easy.
-        target: weight of the cross-entropy of what the sampled width says.
-        cost: weight of (MACs / MACs of the greatest width)^2.
+        easy: weight of the loss whose target is the smallest width for inputs that it classifies correctly (easy), and
+            the largest width for the others (hard).
+        hard: weight of a hard input in that loss (the authors: 1); more if there are so few that all look easy.
+        target: weight of the cross-entropy of the sampled width's output.
+        cost: weight of (MACs / MACs of the largest width)^2.
     """
 
     easy: float = 1.0
@@ -62,7 +61,7 @@ class Gated(Settings):
 
 
 def answers(net: Slimmable | DSNet, x: Tensor, levels: Iterable[int]) -> list[Tensor]:
-    """What each of these levels says about images x [n, 3, H, W]: logits [n, K]."""
+    """The outputs of levels for images x [n, 3, H, W]: logits [n, K] each."""
     if isinstance(net, Slimmable):
         return [at_level(net.body, level)(x) for level in levels]
     x, _ = net.front(x)
@@ -70,12 +69,12 @@ def answers(net: Slimmable | DSNet, x: Tensor, levels: Iterable[int]) -> list[Te
 
 
 def levels_of(net: Slimmable | DSNet) -> int:
-    """How many widths there are."""
+    """The number of widths."""
     return len((net.body if isinstance(net, Slimmable) else net.tail).classifier.inputs)
 
 
 class Sandwich:
-    """The sum over widths of the cross-entropy to the labels, or of all but the greatest to what that says."""
+    """The sum over widths of the cross-entropy with the labels, or with the outputs of the largest width."""
 
     def __init__(self, settings: AllWidths) -> None:
         self.settings = settings
@@ -88,11 +87,11 @@ class Sandwich:
             between = between[torch.randperm(len(between))[: self.settings.sampled]]
         widest, *others = answers(model, x, [top, *between.tolist(), 0])
         taught: Tensor = widest.detach().float().softmax(1) if self.settings.distil else y
-        return F.cross_entropy(widest.float(), y) + sum(F.cross_entropy(said.float(), taught) for said in others)
+        return F.cross_entropy(widest.float(), y) + sum(F.cross_entropy(z.float(), taught) for z in others)
 
 
 class GateLoss:
-    """Easy or hard, what the sampled width says, and what it costs; front and tail stay as they are."""
+    """Easy or hard, the sampled width's cross-entropy and its cost; front and tail are fixed."""
 
     def __init__(self, settings: Gated, macs: Tensor) -> None:
         self.settings, self.macs = settings, macs / macs.max()
@@ -104,17 +103,17 @@ class GateLoss:
         model.front.eval(), model.tail.eval()
         with torch.no_grad():
             x, cue = model.front(x)
-            said = torch.stack([at_level(model.tail, level)(x).float() for level in range(levels_of(model))], 1)
-            hard = said[:, 0].argmax(1) != y
+            outputs = torch.stack([at_level(model.tail, level)(x).float() for level in range(levels_of(model))], 1)
+            hard = outputs[:, 0].argmax(1) != y
             wanted = torch.where(hard, levels_of(model) - 1, 0)
         scores = model.gate(cue).float()  # [n, K]
         g = F.gumbel_softmax(scores, hard=True)
-        mixed = (g.unsqueeze(2) * said).sum(1)
+        mixed = (g.unsqueeze(2) * outputs).sum(1)
         cost = (g @ self.macs.to(g)).mean() ** 2
         weight = torch.ones_like(scores[0])
         weight[-1] = s.hard
-        sorted_out = F.cross_entropy(scores, wanted, weight)
-        return s.easy * sorted_out + s.target * F.cross_entropy(mixed, y) + s.cost * cost
+        easy = F.cross_entropy(scores, wanted, weight)
+        return s.easy * easy + s.target * F.cross_entropy(mixed, y) + s.cost * cost
 
 
 @torch.no_grad()
@@ -133,7 +132,7 @@ def calibrate(net: Slimmable | DSNet, batches: Iterable[Tensor]) -> None:
 
 
 def _network(session: Session, net: Any, name: str) -> dict[str, Any]:
-    """All widths of a network; what its card says of the training."""
+    """Trains all widths of a network; returns facts for its card."""
     settings = session.settings(AllWidths, "widths", epochs=10, lr=0.1)
     facts = session.fit(name, net, Sandwich(settings), settings)
     if settings.calibration:
@@ -143,7 +142,7 @@ def _network(session: Session, net: Any, name: str) -> dict[str, Any]:
 
 
 def train(session: Session) -> None:
-    """A ResNet of half the width, `resnet{depth}_{suffix}`, and under the workload's name the slimmable network.
+    """A ResNet of half the width, `resnet{depth}_{suffix}`, and the slimmable network, named as the workload.
 
     `[train.options.resnet]` and `[train.options.widths]` hold their settings.
     """
@@ -164,7 +163,7 @@ def train(session: Session) -> None:
 
 
 def _alone(session: Session, depth: Any) -> dict[str, Any]:
-    """A network of one width: the usual ResNet, of 16 channels in its first group."""
+    """A network of one width: the usual ResNet with 16 channels in its first group."""
     net = train_resnet(session, int(depth))
     x, y = session.tensors(session.inputs("test"))
     return {"name": f"resnet{depth}_{session.suffix}", "accuracy": accuracy(logits(net, x), y)}
@@ -175,14 +174,14 @@ def _answer(net: Slimmable | DSNet, level: int, x: Tensor) -> Tensor:
 
 
 def by_width(net: Any, x: Tensor, y: Tensor, widths: Iterable[float], macs: list[int]) -> dict[str, Any]:
-    """Accuracy and multiply-accumulates at each width, for all inputs alike."""
-    said = [logits(partial(_answer, net, k), x, BATCH) for k in range(levels_of(net))]
-    each = zip(widths, said, macs, strict=True)
+    """Accuracy and multiply-accumulates of each width on all inputs."""
+    outputs = [logits(partial(_answer, net, k), x) for k in range(levels_of(net))]
+    each = zip(widths, outputs, macs, strict=True)
     return {"by_width": {str(w): {"accuracy": accuracy(a, y), "macs": m} for w, a, m in each}}
 
 
 def train_dsnet(session: Session) -> None:
-    """`resnet{depth}_{suffix}` beside it, and under the workload's name the DS-Net: all widths, then the gate.
+    """A ResNet, `resnet{depth}_{suffix}`, and the DS-Net, named as the workload: all widths, then the gate.
 
     `[train.options.resnet]`, `[train.options.widths]` and `[train.options.gate]` hold the stages' settings.
     """
@@ -209,34 +208,20 @@ def train_dsnet(session: Session) -> None:
 
 
 def evaluate(net: DSNet, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """For the card: how right, what it costs, how many take each width, and whether that fits the input.
+    """For the card: accuracy, cost, the share of inputs at each width, and whether widths depend on the input.
 
-    `accuracy_with_the_decisions_of_another_input` is lower than `accuracy` as far as decisions fit the input.
+    `accuracy_with_the_decisions_of_another_input` is lower than `accuracy` as far as decisions fit their input.
     """
-    ex = Execution(Compaction(), record=True)
-    starts = iter(range(0, len(x), BATCH))
-    said = logits(lambda part: ex.run(net, part, start=next(starts), items=len(x)), x, BATCH)
-    assert ex.trace is not None
-    macs, rule = accounted_macs(net, ex.trace, tuple(x.shape[1:]))
-    mask = ex.trace.entries[net.point.name, ()].value
-    level, other = mask.sum(1), mask.roll(7, 0)
-    begin = iter(range(0, len(x), BATCH))
-
-    def swapped(part: Tensor) -> Tensor:
-        first = next(begin)
-
-        def choose(point: DecisionPoint, scores: Tensor) -> Tensor:
-            return other[first : first + len(part)]
-
-        answer: Tensor = Execution(Compaction(), choose=choose).run(net, part)
-        return answer
-
+    outputs, trace = recorded(net, x, Compaction())
+    macs, rule = accounted_macs(net, trace, tuple(x.shape[1:]))
+    mask = trace.entries[net.point.name, ()].value
+    level, of_another = mask.sum(1), {net.point.name: mask.roll(7, 0)}
     share = level.bincount(minlength=levels_of(net)).double() / len(level)
     return {
-        "accuracy": accuracy(said, y),
+        "accuracy": accuracy(outputs, y),
         "computation": round(macs / macs_by_width(net, tuple(x.shape[1:]))[-1], 5),
         "computation_rule": f"{rule}; of the greatest width",
         "macs": round(macs),
         "share_by_width": [round(s, 4) for s in share.tolist()],
-        "accuracy_with_the_decisions_of_another_input": accuracy(logits(swapped, x, BATCH), y),
+        "accuracy_with_the_decisions_of_another_input": accuracy(with_decisions(net, x, Compaction(), of_another), y),
     }

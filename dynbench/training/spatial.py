@@ -1,10 +1,9 @@
-"""Spatially dynamic ResNet: from a ResNet, its masks learned by the straight-through gradient under a budget.
+"""Spatially dynamic ResNet: from a ResNet, masks are learned by the straight-through gradient under a budget.
 
-Verelst and Tuytelaars, CVPR 2020, section 3.3. What differs from the authors' training, which takes some 350 epochs:
-it starts from a trained ResNet; masks are sampled with probability sigmoid(score), which is what their Gumbel noise
-does, and have the gradient of that probability (theirs: of the noisy score); the noise is off in a second stage of its
-own (theirs: in the last fifth); and the bounds on each block's share, which they let go during the first third, stay
-halfway.
+Verelst and Tuytelaars, CVPR 2020, section 3.3. Differences from the authors' training, which takes about 350 epochs: it
+starts from a trained ResNet; masks are sampled with probability sigmoid(score), equivalent to their Gumbel noise, and
+have the gradient of that probability (theirs: of the noisy score); a separate second stage has no noise (theirs: the
+last fifth); and the bounds on each block's share, which they relax during the first third, stay halfway.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbench.dynamic import DecisionPoint, Execution, straight_through
-from dynbench.models.macs import static_macs
+from dynbench.models.accounting import static_macs
 from dynbench.models.spatial import (
     MaskUnit,
     SpatialResNet,
@@ -28,19 +27,20 @@ from dynbench.models.spatial import (
     spatial_resnet,
 )
 from dynbench.strategies import Masking
-from dynbench.training.session import Session, Settings, accuracy, logits
+from dynbench.training.evaluation import accuracy, recorded
+from dynbench.training.session import Session, Settings
 from dynbench.training.supervised import test_accuracy, train_resnet
 
 
 @dataclass
 class Budgeted(Settings):
-    """A stage.
+    """Settings of a stage.
 
     Attributes:
         budget: share of the residual branches' MACs to compute.
-        pressure: weight of the squared distance from it, and of each block's from its bounds.
+        pressure: weight of the squared distance from the budget, and of each block's from its bounds.
         noise: sample the masks.
-        openness: bias of the scores at the beginning; None: as they are.
+        openness: initial bias of the scores; None: unchanged.
     """
 
     budget: float = 0.4
@@ -50,7 +50,7 @@ class Budgeted(Settings):
 
 
 def train(session: Session) -> None:
-    """ResNet of the workload's depth, `resnet{depth}_{suffix}`, and the spatial net, named as the workload.
+    """ResNet and spatial ResNet of the workload's depth, `resnet{depth}_{suffix}` and the workload's name.
 
     `[train.options.resnet]`, `[train.options.sampled]` and `[train.options.hard]` hold the stages' settings.
     """
@@ -94,7 +94,7 @@ def open_masks(net: SpatialResNet, openness: float) -> None:
 
 
 class Supervised:
-    """L + pressure (L_net + L_block) (section 3.3), the masks with their straight-through gradient.
+    """L + pressure (L_net + L_block) (section 3.3), with the straight-through gradient of the masks.
 
     L_net = (share of all residual branches' MACs - budget)^2; L_block is the sum over blocks (the paper's: the mean) of
     the squared distance of a block's own share from [budget / 2, (1 + budget) / 2].
@@ -115,45 +115,42 @@ class Supervised:
             kept[point.name] = straight_through(keep, scores.float())
 
         choose = sample if self.settings.noise else None
-        said = Execution(Masking(), choose=choose, observe=observe).run(model, x)
-        return F.cross_entropy(said.float(), y) + self._budget(model, pixel_masks(model, kept, tuple(x.shape[1:])))
+        outputs = Execution(Masking(), choose=choose, observe=observe).run(model, x)
+        return F.cross_entropy(outputs.float(), y) + self._budget(model, pixel_masks(model, kept, tuple(x.shape[1:])))
 
     def _budget(self, net: SpatialResNet, masks: dict[str, Tensor]) -> Tensor:
         branches = asked_macs(net, masks)
         asked, dense = torch.stack([a for a, _ in branches]), [d for _, d in branches]
         budget = self.settings.budget
-        share = asked / asked.new_tensor(dense)  # of each block
+        share = asked / asked.new_tensor(dense)  # for each block
         outside = F.relu(share - (1 + budget) / 2) + F.relu(budget / 2 - share)
         whole = asked.sum() / sum(dense)
         return self.settings.pressure * ((whole - budget) ** 2 + (outside**2).sum())
 
 
 def evaluate(session: Session, net: SpatialResNet) -> dict[str, Any]:
-    """For the card: accuracy, computation as the paper counts it, how masks differ between inputs and within a map."""
+    """For the card: accuracy, computation as the paper counts it, variation of masks between inputs and patches."""
     x, y = session.tensors(session.inputs("test"))
     shape = tuple(x.shape[1:])
-    ex = Execution(Masking(), record=True)
-    starts = iter(range(0, len(x), 250))
-    said = logits(lambda part: ex.run(net, part, start=next(starts), items=len(x)), x)
-    assert ex.trace is not None
-    macs, rule = accounted_macs(net, ex.trace, shape)
-    decided = decisions(ex.trace)
+    outputs, trace = recorded(net, x, Masking())
+    macs, rule = accounted_macs(net, trace, shape)
+    decided = decisions(trace)
     branches = asked_macs(net, pixel_masks(net, decided, shape))
     return {
-        "accuracy": accuracy(said, y),
+        "accuracy": accuracy(outputs, y),
         "computation": round(sum(float(a) for a, _ in branches) / sum(d for _, d in branches), 5),
         "computation_rule": "of the residual branches' MACs; convolutions before the last 3x3 on the dilated mask",
         "macs": round(macs),
         "macs_rule": rule,
-        "masks": {name: _differ(value.view(len(x), -1).float()) for name, value in decided.items()},
+        "masks": {name: _variation(value.view(len(x), -1).float()) for name, value in decided.items()},
     }
 
 
-def _differ(mask: Tensor) -> dict[str, float]:
-    """What is decided about a block's patches, mask [items, P] of 0 and 1.
+def _variation(mask: Tensor) -> dict[str, float]:
+    """The variation of a block's mask [items, P] of 0 and 1.
 
-    `share_std` is that of the share of patches computed, between inputs. `patches_that_vary`: the share of places that
-    are computed for some 5 to 95 % of all inputs: the others are decided whatever the input.
+    `share_std`: standard deviation between inputs of the share of patches computed. `patches_that_vary`: the share of
+    places computed for 5 to 95 % of the inputs; the others hardly depend on the input.
     """
     by_place = mask.mean(0)
     return {

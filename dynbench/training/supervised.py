@@ -7,14 +7,15 @@ from typing import Any
 import torch
 
 from dynbench.models.resnet import ResNet, resnet
-from dynbench.training.session import Session, Settings, accuracy, cross_entropy, logits
+from dynbench.training.evaluation import accuracy, logits
+from dynbench.training.session import Session, Settings, cross_entropy
 
 
 def train_resnet(session: Session, depth: int) -> ResNet:
-    """A ResNet of this depth, `resnet{depth}_{suffix}`; taken as it is when it is finished already.
+    """A ResNet of this depth, `resnet{depth}_{suffix}`; loaded if it is finished already.
 
     Args:
-        session: where and on what.
+        session: of the training.
         depth: of the network.
 
     Returns:

@@ -1,9 +1,8 @@
-"""TAFE-Net on pairs of attribute and object, some of which no training image shows.
+"""TAFE-Net on pairs of attribute and object, some of which are not in the training images.
 
-First a feature extractor, on images of other colours, as the paper's has learned from other images (ImageNet); from
-then on it is frozen. On its features, and seen pairs alone, TAFE-Net learns, and two plain classifiers to compare it
-with. As in the authors' code an image is compared with the pairs that its mini-batch shows; the meta-learner runs once
-for each of them.
+First a feature extractor is trained on images of other colours, as the paper's is trained on other images (ImageNet);
+then it is frozen. TAFE-Net, and two plain classifiers for comparison, are trained on its features of seen pairs. As in
+the authors' code an image is compared with the pairs in its mini-batch; the meta-learner runs once for each of them.
 """
 
 from __future__ import annotations
@@ -19,15 +18,16 @@ from torch import Tensor, nn
 from dynbench.data.attribute_objects import ATTRIBUTES, OBJECTS, pairs_of
 from dynbench.dynamic import Execution
 from dynbench.errors import UserError
-from dynbench.models.macs import static_macs
+from dynbench.models.accounting import static_macs
 from dynbench.models.tafenet import Classifier, TAFENet, tafenet, tafenet_classifier, tafenet_loss
 from dynbench.strategies import Compaction
-from dynbench.training.session import Session, Settings, accuracy, cross_entropy, logits
+from dynbench.training.evaluation import accuracy, logits
+from dynbench.training.session import Session, Settings, cross_entropy
 
 
 @dataclass
 class TaskSettings(Settings):
-    """How TAFE-Net is trained.
+    """Settings of TAFE-Net.
 
     Attributes:
         beta: weight of the embedding loss.
@@ -58,14 +58,14 @@ class PairsPresent:
         z = model.linear_0(x if model.cnn is None else model.cnn(x))
         scales, embedding = model.meta_learner(model.tasks(present))
         each = tuple(s.repeat(len(y), 1) for s in (*scales, embedding))  # [n T, width]
-        said, similarity = model.taught(z.repeat_interleave(len(present), 0), each[:-1], each[-1])
+        outputs, similarity = model.taught(z.repeat_interleave(len(present), 0), each[:-1], each[-1])
         right = (y.unsqueeze(1) == present).float()
         shape = right.shape
-        return tafenet_loss(said.float().view(shape), similarity.float().view(shape), right, self.beta)
+        return tafenet_loss(outputs.float().view(shape), similarity.float().view(shape), right, self.beta)
 
 
 def train(session: Session) -> None:
-    """The workload's TAFE-Net, its baselines `{name}_factors` and `{name}_pairs`, and `{name}_features` of all three.
+    """The workload's TAFE-Net, its baselines `{name}_factors` and `{name}_pairs`, and `{name}_features` for all three.
 
     `[train.options.features]`, `[train.options.plain]` and `[train.options.tasks]` hold the stages' settings.
 
@@ -130,38 +130,38 @@ def _classifier(
 
 
 def plain_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of pairs; of attribute and object, each as if the other were not. x [n, 3, H, W], pairs y [n]."""
+    """Cross-entropy of pairs, or of attribute and object separately; x [n, 3, H, W], pairs y [n]."""
     assert isinstance(model, Classifier)
     if not any(p.requires_grad for p in model.cnn.parameters()):
-        model.cnn.eval()  # frozen, batch statistics too
+        model.cnn.eval()  # frozen, including batch norm statistics
     if not model.factors:
         return cross_entropy(model, x, y)
-    attribute, thing = model.apart(x)
-    return F.cross_entropy(attribute.float(), y // len(OBJECTS)) + F.cross_entropy(thing.float(), y % len(OBJECTS))
+    attribute, obj = model.apart(x)
+    return F.cross_entropy(attribute.float(), y // len(OBJECTS)) + F.cross_entropy(obj.float(), y % len(OBJECTS))
 
 
 def evaluate(session: Session, run: Callable[[Tensor], Tensor]) -> dict[str, Any]:
     """For the card: accuracy on the test part, on pairs seen and unseen in training.
 
     Returns:
-        `accuracy`, of the test part as the workload shows it, among all pairs. `accuracy_of`: the same for images of
-        `seen` and of `unseen` pairs, and their harmonic mean (generalised zero-shot learning); `unseen_among_unseen`,
-        where only unseen pairs can be the answer (zero-shot learning); what guessing gives.
+        `accuracy`, on the workload's test part, among all pairs. `accuracy_of`: the same for images of `seen` and of
+        `unseen` pairs, and their harmonic mean (generalised zero-shot learning); `unseen_among_unseen`, with only
+        unseen pairs as answers (zero-shot learning); and chance levels.
     """
     x, y = session.tensors(session.inputs("test"))
-    said, everything = logits(run, x), len(pairs_of("all"))
+    outputs, pairs = logits(run, x), len(pairs_of("all"))
     unseen = torch.from_numpy(pairs_of("unseen")).to(y.device)
     new = torch.isin(y, unseen)
-    seen, generalised = accuracy(said[~new], y[~new]), accuracy(said[new], y[new])
-    among = unseen[said[new][:, unseen].argmax(1)]
+    seen, generalised = accuracy(outputs[~new], y[~new]), accuracy(outputs[new], y[new])
+    among = unseen[outputs[new][:, unseen].argmax(1)]
     return {
-        "accuracy": accuracy(said, y),
+        "accuracy": accuracy(outputs, y),
         "accuracy_of": {
             "seen": seen,
             "unseen": generalised,
             "harmonic_mean": round(2 * seen * generalised / max(seen + generalised, 1e-9), 5),
             "unseen_among_unseen": round((among == y[new]).double().mean().item(), 5),
-            "chance": round(1 / everything, 5),
+            "chance": round(1 / pairs, 5),
             "chance_among_unseen": round(1 / len(unseen), 5),
         },
     }

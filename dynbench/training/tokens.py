@@ -1,7 +1,7 @@
-"""The vision transformer whose tokens are pruned or merged, and DynamicViT's fine-tuning.
+"""The vision transformer whose tokens are pruned or merged, and the fine-tuning of DynamicViT.
 
-Rao et al., "DynamicViT", NeurIPS 2021, section 3.3: masks drawn by Gumbel-softmax, the whole network and the predictors
-fine-tuned together, with the network they start from as teacher. Merging (ToMe) needs no training.
+Rao et al., "DynamicViT", NeurIPS 2021, section 3.3: masks sampled by Gumbel-softmax, network and predictors fine-tuned
+together, with the initial network as teacher. Merging (ToMe) needs no training.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from dynbench.models.dynvit import DynamicViT, accounted_macs, dynvit
 from dynbench.models.tome import ToMe
 from dynbench.models.vit import ViT, vit
 from dynbench.strategies import Compaction
-from dynbench.training.session import Session, Settings, accuracy, cross_entropy, logits
+from dynbench.training.evaluation import accuracy, logits, recorded
+from dynbench.training.session import Session, Settings, cross_entropy
+
+ADAMW: dict[str, Any] = {"optimizer": "adamw", "precision": "float32", "weight_decay": 0.05}
 
 
 @dataclass
 class Pruned(Settings):
-    """How DynamicViT is fine-tuned; the losses' weights are those of the authors' code.
+    """Settings of DynamicViT's fine-tuning; the losses' weights are those of the authors' code.
 
     Attributes:
-        ratio_weight: of the squared distance between the share of tokens that stay and what is asked for.
-        distill_weight: of both distances to the teacher, of its answer and of its tokens.
+        ratio_weight: of the squared distance of the share of kept tokens from its target.
+        distill_weight: of both distances to the teacher, that of the answers and that of the tokens.
     """
 
     ratio_weight: float = 2.0
@@ -36,7 +39,7 @@ class Pruned(Settings):
 
 
 def train_vit(session: Session) -> None:
-    """The network without pruning or merging, `vit_{suffix}`, and a static one of fewer blocks, `vit_small_{suffix}`.
+    """The network without pruning or merging, `vit_{suffix}`, and one with fewer blocks, `vit_small_{suffix}`.
 
     `[train.options.vit]` holds the settings of both.
     """
@@ -45,7 +48,7 @@ def train_vit(session: Session) -> None:
 
 
 def train_dynvit(session: Session) -> None:
-    """The same, then DynamicViT, `dynvit_{suffix}`, from the first of them.
+    """The same, then DynamicViT, `dynvit_{suffix}`, which starts from the first of them.
 
     `[train.options.dynvit]` holds its settings.
     """
@@ -55,15 +58,12 @@ def train_dynvit(session: Session) -> None:
     name = f"dynvit_{session.suffix}"
     if session.finished(name):
         return
-    settings = session.settings(
-        Pruned, "dynvit", epochs=1, batch_size=64, lr=5e-4, warm_up=0.1, weight_decay=0.05, optimizer="adamw",
-        precision="float32",
-    )  # fmt: skip
+    settings = session.settings(Pruned, "dynvit", epochs=1, batch_size=64, lr=5e-4, warm_up=0.1, **ADAMW)
     torch.manual_seed(settings.seed)
     net = dynvit(**args).to(session.device)
     net.vit.load_state_dict(teacher.state_dict())
     facts = session.fit(name, net, Finetune(teacher, settings), settings)
-    facts |= evaluate(session, net, lambda part: Execution(Compaction()).run(net, part))
+    facts |= evaluate(session, net)
     facts["static_twin"] = {"name": f"vit_{session.suffix}", "accuracy": scored(session, teacher)}
     facts["pruned_without_fine_tuning"] = {"accuracy": untrained(session, args, teacher, net)}
     session.say(f"{name}: accuracy {facts['accuracy']}, not pruned {facts['static_twin']['accuracy']}")
@@ -71,24 +71,21 @@ def train_dynvit(session: Session) -> None:
 
 
 def own_arguments(session: Session) -> dict[str, Any]:
-    """What of the workload's arguments is about the network itself."""
+    """The workload's arguments for the network itself."""
     args: dict[str, Any] = session.workload.get("model_args", {})
     return {k: v for k, v in args.items() if k not in ("ratio", "places", "r", "inflect")}
 
 
 def backbone(session: Session, name: str, args: dict[str, Any]) -> ViT:
-    """A network without pruning or merging, `{name}_{suffix}`, by cross-entropy; read back where it is finished."""
+    """A network without pruning or merging, `{name}_{suffix}`, by cross-entropy; loaded if it is finished."""
     name = f"{name}_{session.suffix}"
-    settings = session.settings(
-        Settings, "vit", epochs=7, batch_size=64, lr=3e-3, warm_up=0.1, weight_decay=0.05, optimizer="adamw",
-        precision="float32",
-    )  # fmt: skip
+    settings = session.settings(Settings, "vit", epochs=7, batch_size=64, lr=3e-3, warm_up=0.1, **ADAMW)
     torch.manual_seed(settings.seed)
     net = vit(**args)
     if session.finished(name):
         session.load(net, name)
         return net.to(session.device).eval()
-    livelier(net)
+    scale_weights(net)
     facts = session.fit(name, net, cross_entropy, settings)
     facts |= {"accuracy": scored(session, net), "accuracy_when_merged": merged(session, net)}
     session.say(f"{name}: accuracy {facts['accuracy']}; merged without training: {facts['accuracy_when_merged']}")
@@ -96,8 +93,8 @@ def backbone(session: Session, name: str, args: dict[str, Any]) -> ViT:
     return net
 
 
-def livelier(net: ViT) -> None:
-    """Weights that keep the size of what goes through: from DeiT's small ones a network this narrow hardly learns."""
+def scale_weights(net: ViT) -> None:
+    """Initial weights that preserve the scale of activations: with DeiT's small ones a narrow network hardly learns."""
     for module in net.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
@@ -105,7 +102,7 @@ def livelier(net: ViT) -> None:
 
 
 def small(session: Session) -> ViT:
-    """A static network of fewer operations, `vit_small_{suffix}`: three quarters of the blocks."""
+    """A static network with fewer operations, `vit_small_{suffix}`: three quarters of the blocks."""
     args = own_arguments(session)
     depth = vit(**args).size.depth
     return backbone(session, "vit_small", {**args, "depth": max(3 * depth // 4, 1)})
@@ -118,7 +115,7 @@ def scored(session: Session, run: Callable[[Tensor], Tensor]) -> float:
 
 
 def merged(session: Session, net: ViT) -> dict[str, float]:
-    """Accuracy when every block merges r pairs, for several r, without training for it."""
+    """Accuracy if every block merges r pairs, for several r, without training for it."""
     found = {}
     for r in (1, 2, 4, 8, 12):
         model = ToMe(net, [r] * len(net.blocks)).eval()
@@ -127,7 +124,7 @@ def merged(session: Session, net: ViT) -> dict[str, float]:
 
 
 class Finetune:
-    """The answer's cross-entropy, how many tokens stay, and two distances to the teacher (eq. 12 to 16, as coded)."""
+    """Cross-entropy, the share of kept tokens, and two distances to the teacher (eq. 12 to 16, as in the code)."""
 
     def __init__(self, teacher: ViT, settings: Pruned) -> None:
         self.teacher, self.settings = teacher.eval(), settings
@@ -135,28 +132,29 @@ class Finetune:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Images x [n, C, H, W], labels [n] -> scalar."""
         assert isinstance(model, DynamicViT)
-        said, tokens, left, decided = model.masked(x)
+        outputs, tokens, left, decided = model.masked(x)
         with torch.no_grad():
             t = self.teacher.tokens(x)
             for block in self.teacher.blocks:
                 t = block(t)
             t = self.teacher.norm(t)
             wanted = self.teacher.head(t[:, 0])
-        loss = F.cross_entropy(said.float(), y)
+        loss = F.cross_entropy(outputs.float(), y)
         shares = [((d.mean(1) - n / d.shape[1]) ** 2).mean() for d, n in zip(decided, model.left, strict=True)]
         loss = loss + self.settings.ratio_weight * sum(shares) / len(shares)
-        answer = F.kl_div(said.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True)
+        answer = F.kl_div(outputs.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True)
         apart = ((tokens - t[:, 1:]) ** 2).mean(-1)  # [n, N]
         token = (apart * left.detach()).sum() / left.detach().sum().clamp(min=1)
         return loss + self.settings.distill_weight * (answer + token)
 
 
-def evaluate(session: Session, net: DynamicViT, run: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """For the card: how well, and how many MACs as the paper counts them."""
-    x, _ = session.tensors(session.inputs("test"))
-    macs, rule = accounted_macs(net, None, tuple(x.shape[1:]))
+def evaluate(session: Session, net: DynamicViT) -> dict[str, Any]:
+    """For the card: accuracy, and MACs as the paper counts them."""
+    x, y = session.tensors(session.inputs("test"))
+    outputs, trace = recorded(net, x, Compaction())
+    macs, rule = accounted_macs(net, trace, tuple(x.shape[1:]))
     return {
-        "accuracy": scored(session, run),
+        "accuracy": accuracy(outputs, y),
         "tokens_left": net.left,
         "accounted_macs": round(macs),
         "computation_rule": rule,
@@ -164,7 +162,7 @@ def evaluate(session: Session, net: DynamicViT, run: Callable[[Tensor], Tensor])
 
 
 def untrained(session: Session, args: dict[str, Any], teacher: ViT, trained: DynamicViT) -> float:
-    """Accuracy of the network before fine-tuning with the predictors it has after: what fine-tuning adds."""
+    """Accuracy of the network before fine-tuning with the predictors after it, to show the effect of fine-tuning."""
     net = dynvit(**args).to(session.device).eval()
     net.load_state_dict(trained.state_dict())
     net.vit.load_state_dict(teacher.state_dict())

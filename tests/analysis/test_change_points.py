@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynbench.analysis.change_points import SHORTEST, change_points, stand_alone
-from tests.bench.change_points import AT, RUNS, ours, rates, series
+from bench.change_points import AT, RUNS, ours, rates, series
+from dynbench.analysis.change_points import SHORTEST, change_points, outliers
 
 SEEDS = range(1000, 1120)  # other ones than it was chosen by
 positive = st.floats(1e-6, 1e6)
@@ -62,12 +62,12 @@ def test_a_run_that_stands_out_at_the_change_belongs_to_neither_level() -> None:
     assert found.after == pytest.approx(1.1, abs=0.02)
 
 
-def test_single_runs_stand_alone_and_levels_do_not() -> None:
+def test_single_runs_are_outliers_and_levels_are_not() -> None:
     x = series(4, step=0.1)
     x[[10, 50]] *= 1.3
-    alone = stand_alone(x)
-    assert alone[[10, 50]].all()
-    assert alone.sum() <= 4
+    found = outliers(x)
+    assert found[[10, 50]].all()
+    assert found.sum() <= 4
 
 
 def test_small_changes_are_not_told_however_sure() -> None:
@@ -80,7 +80,7 @@ def test_small_changes_are_not_told_however_sure() -> None:
 @pytest.mark.parametrize("n", range(2 * SHORTEST))
 def test_too_few_runs_have_no_change(n: int) -> None:
     assert change_points(np.arange(1, n + 1.0)) == []
-    assert stand_alone(np.ones(n)).shape == (n,)
+    assert outliers(np.ones(n)).shape == (n,)
 
 
 @settings(max_examples=60, derandomize=True, deadline=None)

@@ -3,59 +3,89 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dynbench.analysis.compare import compare
+from dynbench.analysis.compare import compare, exact_quantities
 from dynbench.errors import UserError
 from dynbench.store.run import Run, RunWriter
-from dynbench.store.schema import Interval, Manifest, RoundSample, Speedup, Unavailable
+from dynbench.store.schema import Interval, Manifest, RoundSample, Speedup
+from dynbench.unavailable import Unavailable
 from tests.analysis.cells import NO, RESNET, baseline, cell, info, latency
 from tests.analysis.cells import flops as flops_of
 from tests.cli import call
+from tests.store.records import store_samples
 
 ROUNDS = 40
 
 
-def make(path: Path, *, ours_ms: float = 8.0, base_ms: float = 10.0, control_us: float | None = 400.0, seed: int = 0,
-         noise: float = 0.005, manifest: dict[str, Any] | None = None, **flops: float) -> Run:  # fmt: skip
+def make(
+    path: Path,
+    *,
+    ours_ms: float = 8.0,
+    base_ms: float = 10.0,
+    control_us: float | None = 400.0,
+    seed: int = 0,
+    noise: float = 0.005,
+    manifest: dict[str, Any] | None = None,
+    engine: str = "eager",
+    **flops: float,
+) -> Run:
     """A run with one strategy and its baseline, as if timed."""
     draw = np.random.default_rng(seed)
     ours, base = (t * np.exp(draw.normal(0, noise, ROUNDS)) for t in (ours_ms, base_ms))
-    told = {
-        "dynbench_version": "0", "run_id": path.name, "command": [], "spec": {}, "started": "2026-01-01T00:00:00+00:00",
-        "seed": 0, "hardware": {"name": "a CPU"}, "software": {"python": "3.11.1", "torch": "2.13.0"}, "git": {},
-        "environment": {"threads": 1}, "workloads": {"skipnet38": info().model_dump()}, **(manifest or {}),
-    }  # fmt: skip
-    writer = RunWriter.create(path, Manifest.model_validate(told))
-    control = NO if control_us is None else control_us
+    about = {
+        "dynbench_version": "0",
+        "run_id": path.name,
+        "command": [],
+        "spec": {},
+        "started": "2026-01-01T00:00:00+00:00",
+        "seed": 0,
+        "hardware": {"name": "a CPU"},
+        "software": {"python": "3.11.1", "torch": "2.13.0"},
+        "git": {},
+        "environment": {"threads": 1},
+        "workloads": {"skipnet38": info().model_dump()},
+    }
+    writer = RunWriter.create(path, Manifest.model_validate(about | (manifest or {})))
     seen = {
-        "window_s": 1.0, "waited": 0.0, "stolen": 0.0, "switched_per_s": 0.0, "control_us": control,
-        "control_drift": 0.0, "clock_mhz": NO, "clock_drift": NO, "temperature_c": NO, "governor": "performance",
-    }  # fmt: skip
+        "window_s": 1.0,
+        "waited": 0.0,
+        "stolen": 0.0,
+        "switched_per_s": 0.0,
+        "control_us": NO if control_us is None else control_us,
+        "control_drift": 0.0,
+        "clock_mhz": NO,
+        "clock_drift": NO,
+        "temperature_c": NO,
+        "governor": "performance",
+    }
     again = Interval(value=1, low=0.995, high=1.005)
     ratio = base_ms / ours_ms
     against = Speedup(
         value=ratio, low=ratio / 1.005, high=ratio * 1.005, baseline=RESNET, primary=True, resolution=0.01
     )
     work = flops_of(**flops)
-    common: dict[str, Any] = {"witnesses": seen, "again": again}
+    common: dict[str, Any] = {"witnesses": seen, "again": again, "engine": engine}
     mine = cell("compaction", None, latency=latency(ours_ms), flops=work, speedups=[against], **common)
     theirs = baseline(latency=latency(base_ms), **common)
     for one in (mine, theirs):
         writer.append_cell(one)
-    writer.write_samples(mine.group_id, [
-        RoundSample(process=0, round=r, position=0, arm=arm, batch_id=0, start_ns=r, duration_ns=int(t * 1e6))
-        for arm, times in (("compaction", ours), (f"baseline:{RESNET}", base)) for r, t in enumerate(times)
-    ])  # fmt: skip
+    rows = [
+        RoundSample(process=0, round=r, position=0, arm=arm.key, batch_id=0, start_ns=r, duration_ns=int(t * 1e6))
+        for arm, times in ((mine.arm, ours), (theirs.arm, base))
+        for r, t in enumerate(times)
+    ]
+    store_samples(path, mine.group_id, rows)
     return Run.open(path)
 
 
 def outcomes(a: Run, b: Run, **options: Any) -> dict[str, str]:
-    return {c.cell.name: c.judged.outcome for c in compare(a, b, **options)[0]}
+    return {c.cell.arm.name: c.judged.outcome for c in compare(a, b, **options)[0]}
 
 
 def test_the_same_code_on_the_same_machine_is_the_same(tmp_path: Path) -> None:
@@ -65,7 +95,7 @@ def test_the_same_code_on_the_same_machine_is_the_same(tmp_path: Path) -> None:
 
 def test_code_that_became_slower_is_told_from_its_baseline(tmp_path: Path) -> None:
     a, b = make(tmp_path / "a"), make(tmp_path / "b", ours_ms=8.8, seed=1)
-    changes = {c.cell.name: c for c in compare(a, b)[0]}
+    changes = {c.cell.arm.name: c for c in compare(a, b)[0]}
     assert changes["compaction"].judged.outcome == "SLOWER" and changes[RESNET].judged.outcome == "SAME"
     assert changes["compaction"].time.value == pytest.approx(1.1, rel=0.01)
     assert changes["compaction"].against_baseline is not None
@@ -82,7 +112,7 @@ def test_a_machine_that_became_slower_is_no_change_of_code(tmp_path: Path) -> No
 
 def test_a_change_that_the_baseline_shares_is_not_blamed_on_the_code(tmp_path: Path) -> None:
     a, b = make(tmp_path / "a"), make(tmp_path / "b", ours_ms=9.6, base_ms=12.0, seed=1)  # the kernel saw nothing
-    found = {c.cell.name: c.judged for c in compare(a, b)[0]}
+    found = {c.cell.arm.name: c.judged for c in compare(a, b)[0]}
     assert found["compaction"].outcome == "AMBIGUOUS" and "does not see" in found["compaction"].reason
 
 
@@ -124,6 +154,30 @@ def test_runs_without_a_cell_in_common_are_refused(tmp_path: Path) -> None:
     (b.path / "cells.jsonl").write_text("")
     with pytest.raises(UserError, match="no measured cell in common"):
         compare(a, Run.open(b.path))
+
+
+def test_cells_are_matched_by_group_and_arm(tmp_path: Path) -> None:
+    a, b = make(tmp_path / "a"), make(tmp_path / "b", engine="compile")
+    with pytest.raises(UserError, match="no measured cell in common"):
+        compare(a, b)
+    eager = Run.open(a.path)
+    eager.cells.extend(b.cells)
+    found = compare(eager, b)
+    assert [c.cell.arm.engine for c in found.changes] == ["compile", "compile"]
+    assert [line.split(": only in ")[0] for line in found.single] == [c.cell_id for c in a.cells]
+
+
+def test_a_repeated_run_is_held_to_what_no_software_changes(tmp_path: Path) -> None:
+    a, b = make(tmp_path / "a"), make(tmp_path / "b", total=61.0)
+    changed = [c.model_copy(update={"operator_calls": 7.0}) for c in b.cells]
+    rows = exact_quantities(a, replace(b, cells=changed))
+    assert [r.what for r in rows if not r.same] == [f"required FLOPs of {a.cells[0].cell_id}"]
+    assert [(r.what, r.before) for r in rows if r.hashed] == [
+        ("inputs of skipnet38", "abc"),
+        ("weights of skipnet38", "none"),
+    ]
+    missing = exact_quantities(a, replace(b, cells=b.cells[:1]))
+    assert [r.after for r in missing if r.what == f"outcome of {a.cells[1].cell_id}"] == ["not there"]
 
 
 def test_the_command_prints_verdicts_and_ends_with_1_where_something_is_slower(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ def interval(value: float, half: float) -> Interval:
 @pytest.mark.parametrize(
     ("value", "half", "resolution", "outcome", "why"),
     [
-        (1.10, 0.02, 0.02, "SLOWER", "+10.0%"),
-        (0.90, 0.02, 0.02, "FASTER", "-10.0%"),
-        (1.00, 0.01, 0.01, "SAME", "less than the 3.0% that matter"),
-        (1.02, 0.005, 0.01, "SLOWER", "+2.0%"),  # certain, small as it is
+        (1.10, 0.02, 0.02, "SLOWER", "+10.0 %"),
+        (0.90, 0.02, 0.02, "FASTER", "-10.0 %"),
+        (1.00, 0.01, 0.01, "SAME", "less than the 3.0 % that matter"),
+        (1.02, 0.005, 0.01, "SLOWER", "+2.0 %"),  # certain, small as it is
         (1.00, 0.05, 0.01, "AMBIGUOUS", "more time or a quieter machine"),
         (1.06, 0.05, 0.02, "AMBIGUOUS", "there is a change, but not certainly one"),
         (1.06, 0.01, 0.08, "AMBIGUOUS", "too noisy"),

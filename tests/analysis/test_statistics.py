@@ -18,7 +18,8 @@ from dynbench.analysis.statistics import (
     samples_needed,
     tukey,
 )
-from dynbench.store.schema import Interval, Unavailable
+from dynbench.store.schema import Interval
+from dynbench.unavailable import Unavailable
 
 positive = st.floats(1e-3, 1e3)
 

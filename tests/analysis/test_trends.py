@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from dynbench.analysis.trends import FEWEST, changes, values
 from dynbench.store.history import Key, Point, RecordedRun, Series
-from dynbench.store.schema import Speedup
+from dynbench.store.schema import Arm, Speedup
 
 KEY = Key(
-    "net", "learned", "strategy", "compaction", "plain", "eager", "cpu", 8, "float32", 1, "static", "n", "i", "d", "m"
+    workload="net",
+    decisions="learned",
+    arm=Arm(kind="strategy", strategy="compaction"),
+    device="cpu",
+    batch_size=8,
+    dtype="float32",
+    threads=1,
+    baseline="static",
+    networks="n",
+    inputs="i",
+    decisions_hash="d",
+    machine="m",
 )
 
 

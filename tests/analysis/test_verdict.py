@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynbench.analysis.verdict import verdict
-from dynbench.store.schema import Cell, Speedup, Unavailable
+from dynbench.store.schema import Cell, Speedup
+from dynbench.unavailable import Unavailable
 from tests.analysis.cells import NO, RESNET, accuracy, baseline, cell, decisions, flops, info, latency
 
 SKIPNET = flops(dense=145.0, region=100.0, total=104.0, executed=104.0)  # ideal 1.45
@@ -77,44 +78,19 @@ def test_a_smaller_batch_is_told_where_it_ends_otherwise() -> None:
     assert "At batch 1 nothing is measurably faster: " in say(compaction(FASTER), compaction(SAME, batch_size=1))
 
 
-def test_exits_leave_early() -> None:
-    text = say(cell("cascading", FASTER, flops=SKIPNET), points={"Exits": 1}, title="IDK cascade")
+def test_what_a_network_does_comes_before_what_it_saves() -> None:
+    text = say(cell("cascading", FASTER, flops=SKIPNET), actions=["leaves early"], title="IDK cascade")
     assert text.startswith("IDK cascade leaves early and saves 31 % of the computation of ResNet-38 at 0.4 points")
-
-
-def test_experts_per_token_and_a_metric_where_lower_is_better() -> None:
-    bits = {"metric": "bits per byte", "higher_is_better": False}
-    text = say(
-        compaction(), points={"Route": 4}, title="MoE-GPT", model_args={"experts": 8, "k": 2},
-        accuracies={"dynamic": accuracy(2.31, **bits), RESNET: accuracy(2.25, **bits)},
-    )  # fmt: skip
-    assert text.startswith(
-        "MoE-GPT uses 2 of 8 experts per token and saves 31 % of the computation of ResNet-38, "
-        "at 2.310 against 2.250 bits per byte (lower is better)."
-    )
-
-
-def test_experts_are_counted_from_the_keep_rate_where_k_is_a_default() -> None:
-    text = say(
-        compaction(decisions=decisions(keep_rate=0.25)), points={"Route": 4}, model_args={"experts": 8}, inputs="scenes"
-    )
-    assert "uses 2 of 8 experts per item" in text
-    assert "uses some of its experts per item" in say(compaction(), points={"Route": 4}, inputs="scenes")
-
-
-def test_several_kinds_of_points_are_all_named() -> None:
-    text = say(compaction(), points={"Skip": 3, "Exits": 1, "Route": 2}, model_args={"experts": 4, "k": 1})
+    text = say(compaction(), actions=["uses 1 of 4 experts per item", "skips", "leaves early"])
     assert "uses 1 of 4 experts per item, skips, leaves early and saves 31 % of" in text
-    assert "decides what to compute and saves 31 % of" in say(compaction(), points={})
+    assert "decides what to compute and saves 31 % of" in say(compaction(), actions=[])
 
 
-def test_a_model_that_only_chooses_values_decides_what_to_look_at() -> None:
-    assert "decides what to look at and saves 31 % of" in say(compaction(), points={"Choice": 1})
-    assert "leaves early and saves 31 % of" in say(compaction(), points={"Choice": 1, "Loop": 1})
-
-
-def test_a_program_composes_modules() -> None:
-    assert "composes its modules for each item and saves 31 % of" in say(compaction(), points={"Program": 1})
+def test_a_metric_where_lower_is_better_is_called_so() -> None:
+    bits = {"metric": "bits per byte", "higher_is_better": False}
+    learned = {"dynamic": accuracy(2.31, **bits), RESNET: accuracy(2.25, **bits)}
+    text = say(compaction(), accuracies=learned)
+    assert "of the computation of ResNet-38, at 2.310 against 2.250 bits per byte (lower is better)." in text
 
 
 def test_made_up_decisions_are_called_so_and_have_no_accuracy() -> None:
@@ -144,10 +120,17 @@ def test_accuracy_says_what_it_can() -> None:
     assert ", with untrained weights." in say(compaction(), accuracies={}, weights=None)
 
 
-def test_the_baseline_named_dense_is_the_dense_network() -> None:
-    dense = compaction().model_dump()
-    dense["speedups"][0]["baseline"] = "dense"
-    assert "skips 31 % of the computation of the dense network" in say(Cell.model_validate(dense))
+def test_a_baseline_that_is_the_model_without_its_decisions_is_called_the_dense_network() -> None:
+    assert "of the computation of the dense network" in say(baseline(static_twin=True), compaction())
+    assert "of the computation of ResNet-38" in say(baseline(), compaction())
+
+
+def test_strategies_under_several_engines_are_told_apart() -> None:
+    compiled = compaction((1.4, 1.3, 1.5), engine="compile")
+    text = say(baseline(), compaction(), compiled, cell("per_sample", SLOWER, batch_size=1, engine="compile"))
+    assert "On this CPU compaction, compile turns that into 1.40x against ResNet-38 at batch 32" in text
+    assert ", compaction into 1.20x; " in text
+    assert "At batch 1 everything is slower: per-sample execution, compile gives 0.90x" in text
 
 
 def test_nothing_saved_is_not_called_a_saving() -> None:
@@ -209,7 +192,7 @@ def test_unavailable_numbers_do_not_matter_to_the_speedup() -> None:
 
 def test_static_networks_are_set_against_the_primary_one() -> None:
     dense = cell("dense", (5.3, 5.1, 5.5), batch_size=4)
-    other = cell("FBNetV2-L1", (2.0, 1.9, 2.1), arm="baseline", batch_size=4)
+    other = cell("FBNetV2-L1", (2.0, 1.9, 2.1), kind="baseline", batch_size=4)
     static = info(points={}, title="FBNetV2-F4", model="dynbench.models.fbnet:fbnet")
     said = verdict(static, [dense, other, baseline(4)], "this CPU")
     assert said == (
@@ -219,9 +202,13 @@ def test_static_networks_are_set_against_the_primary_one() -> None:
 
 
 def test_a_ratio_inside_the_resolution_is_no_gain_and_says_why() -> None:
-    small = cell("compaction", None, flops=flops(), latency=latency(), speedups=[
-        Speedup(value=1.04, low=1.02, high=1.06, baseline=RESNET, primary=True, resolution=0.067)
-    ])  # fmt: skip
+    small = cell(
+        "compaction",
+        None,
+        flops=flops(),
+        latency=latency(),
+        speedups=[Speedup(value=1.04, low=1.02, high=1.06, baseline=RESNET, primary=True, resolution=0.067)],
+    )
     said = verdict(info(), [small, baseline()], "this CPU")
     assert "no strategy is measurably faster than ResNet-38 at batch 32: compaction gives 1.04x" in said
     assert "(95 % CI 1.02 to 1.06; the baseline measured twice may differ by 6.7 %)" in said

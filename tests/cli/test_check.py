@@ -1,4 +1,4 @@
-"""`dynbench check`: exit codes, and where the summary goes; that it measures is tested in tests/experiment."""
+"""`dynbench check`: exit codes, and where the summary goes; that it measures is tested in tests/gate."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dynbench.experiment import check as experiment
-from dynbench.experiment.trees import git
-from dynbench.store.gate import CellCheck, Gate, to_markdown
+from dynbench.gate import check as gate_check
+from dynbench.gate.trees import git
+from dynbench.report.gate import to_markdown
+from dynbench.store.gate import CellCheck, Gate
 from dynbench.store.history import History
 from tests.cli import TINY, call
 from tests.cli.test_bad_input import refused
-from tests.store.test_gate import ANSWERS, cell, gate
+from tests.report.made_up_gate import ANSWERS, cell, gate
 
 Finds = Callable[..., dict[str, Any]]
 
@@ -34,7 +35,7 @@ def finds(monkeypatch: pytest.MonkeyPatch) -> Finds:
             asked.update(rest, options=options)
             return gate(*cells)
 
-        monkeypatch.setattr(experiment, "check", check)
+        monkeypatch.setattr(gate_check, "check", check)
         return asked
 
     return find
@@ -75,13 +76,13 @@ def test_a_history_that_breaks_leaves_the_verdict(
     file = tmp_path / "h.sqlite"
     for found, code in ((cell(), 2), (cell("SLOWER", 1.1), 1), (cell("AMBIGUOUS"), 3)):
         finds(found)
-        inner = experiment.check
+        inner = gate_check.check
 
         def check(*args: Any, inner: Any = inner, **rest: Any) -> Gate:
             file.write_text("while it was measured, somebody wrote over the database")
             return inner(*args, **rest)  # type: ignore[no-any-return]
 
-        monkeypatch.setattr(experiment, "check", check)
+        monkeypatch.setattr(gate_check, "check", check)
         file.unlink(missing_ok=True)
         result = call("check", TINY, "--base", "main", "--history", file)
         assert result.exit_code == code and "is no SQLite database, or is damaged" in result.stderr

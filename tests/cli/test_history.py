@@ -13,8 +13,8 @@ import dynbench.cli.history
 from dynbench.store.history import DEFAULT, History
 from tests.cli import QUICK, TINY, call
 from tests.cli.test_bad_input import refused
+from tests.report.made_up_gate import LESS, cell, gate
 from tests.store.histories import COMMIT, made_up_run
-from tests.store.test_gate import LESS, cell, gate
 
 
 @pytest.fixture

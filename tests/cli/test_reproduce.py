@@ -20,9 +20,9 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_is_repeated_with_the_same_decisions_and_flops(first: Path, tmp_path: Path) -> None:
     result = call("reproduce", first / "report.md", "--out", tmp_path / "second")
     assert result.exit_code == 0, result.output
-    told = json.loads((first / "manifest.json").read_text())["workloads"]["tiny"]
-    assert result.stdout.count(told["stream_hash"][:12]) == 2
-    assert result.stdout.count(told["trace_hashes"]["learned"][:12]) == 2
+    stored = json.loads((first / "manifest.json").read_text())["workloads"]["tiny"]
+    assert result.stdout.count(stored["stream_hash"][:12]) == 2
+    assert result.stdout.count(stored["trace_hashes"]["learned"][:12]) == 2
     assert "DIFFERENT" not in result.stdout
     found = (tmp_path / "second" / "manifest.json").read_text()
     assert json.loads(found)["command"][2:-2] == json.loads((first / "manifest.json").read_text())["command"][2:-2]
@@ -36,7 +36,7 @@ def test_other_decisions_or_flops_are_an_error(first: Path, tmp_path: Path) -> N
     (changed / "manifest.json").write_text(json.dumps(manifest))
     lines = [json.loads(line) for line in (first / "cells.jsonl").read_text().splitlines()]
     for cell in lines:
-        if cell["name"] == "compaction" and cell["flops"]:
+        if cell["cell_id"].endswith("/compaction") and cell["flops"]:
             cell["flops"]["executed"] += 2
     (changed / "cells.jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in lines))
     result = call("reproduce", first, "--with", changed)
@@ -50,7 +50,7 @@ def test_a_run_against_itself_has_no_time_flagged(first: Path) -> None:
     result = call("reproduce", first, "--with", first)
     assert result.exit_code == 0 and "flagged" not in result.stdout
     said = result.stdout.splitlines()[-1]
-    assert said.startswith("12 of 12 exact quantities are the same; 3 of 3 times, on the same machine")
+    assert said.startswith("15 of 15 exact quantities are the same; 3 of 3 times, on the same machine")
 
 
 def test_without_a_manifest_there_is_nothing_to_repeat(tmp_path: Path) -> None:

@@ -33,9 +33,11 @@ def test_a_third_of_the_pairs_is_unseen_two_of_each_attribute_and_of_each_object
 
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
-    split=st.sampled_from(["train", "validation", "test"]), pairs=st.sampled_from(["all", "seen", "unseen"]),
-    size=st.integers(16, 40), seed=st.integers(0, 9),
-)  # fmt: skip
+    split=st.sampled_from(["train", "validation", "test"]),
+    pairs=st.sampled_from(["all", "seen", "unseen"]),
+    size=st.integers(16, 40),
+    seed=st.integers(0, 9),
+)
 def test_a_part_shows_the_pairs_it_is_said_to(split: Any, pairs: Any, size: int, seed: int) -> None:
     data = load_inputs(NAME, split, limit=300, seed=seed, size=size, pairs=pairs)
     assert data.labels is not None and data.inputs.shape == (300, 3, size, size) and data.inputs.dtype == np.float32

@@ -21,9 +21,11 @@ def test_the_same_seed_gives_the_same_scenes_and_another_gives_others() -> None:
 
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(
-    digits=st.integers(1, 2), size=st.integers(24, 80), seed=st.integers(0, 9),
+    digits=st.integers(1, 2),
+    size=st.integers(24, 80),
+    seed=st.integers(0, 9),
     split=st.sampled_from(["train", "validation", "test"]),
-)  # fmt: skip
+)
 def test_digits_lie_in_their_boxes_inside_the_scene_and_apart(digits: int, size: int, seed: int, split: Any) -> None:
     options = {"digits": digits, "size": size, "clutter": 0, "noise": 0.0, "guidance": True}
     data = load_inputs("digit_scenes", split, limit=20, seed=seed, **options)
@@ -56,7 +58,7 @@ def test_a_pair_s_label_follows_its_rule() -> None:
     assert {rule: data.classes for rule, data in labels.items()} == {r: RULES[r] for r in labels}
 
 
-def test_half_of_the_pairs_are_equal_where_that_is_asked() -> None:
+def test_half_of_the_pairs_are_equal_under_the_rule_equal() -> None:
     data = load_inputs("digit_scenes", "train", limit=1000, digits=2, rule="equal")
     assert data.labels is not None and data.classes == 2
     assert 0.48 < data.labels.mean() < 0.62  # one in ten of the others happens to be

@@ -18,7 +18,7 @@ def test_an_unknown_name_split_or_option_is_answered_with_what_is_accepted() -> 
         load_inputs("clutered_digits", "test")
     with pytest.raises(UserError, match="train, validation, test"):
         load_inputs("digits", "tset")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="did you mean 'clutter'"):
+    with pytest.raises(UserError, match="did you mean clutter"):
         load_inputs("cluttered_digits", "test", cluter=3)
     with pytest.raises(UserError, match="limit is 1 or more"):
         load_inputs("digits", "test", limit=0)

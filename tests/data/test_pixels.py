@@ -58,7 +58,7 @@ def test_channels_keep_their_order() -> None:
     assert jpeg(red, 95)[:2] == b"\xff\xd8"
 
 
-def test_a_round_trip_tells_the_sizes_of_the_files() -> None:
+def test_a_round_trip_returns_the_sizes_of_the_files() -> None:
     pytest.importorskip("cv2")
     images = np.stack([scene(1), np.zeros_like(scene(1))])
     arrived, sizes = jpeg_round_trip(images, 75)
@@ -72,13 +72,13 @@ def test_what_is_no_jpeg_is_refused(channels: int, quality: int) -> None:
         jpeg(np.zeros((channels, 8, 8), np.uint8), quality)
 
 
-def test_bytes_that_are_no_jpeg_are_told() -> None:
+def test_bytes_that_are_not_a_jpeg_are_refused() -> None:
     pytest.importorskip("cv2")
-    with pytest.raises(UserError, match="no JPEG file"):
+    with pytest.raises(UserError, match="not a JPEG file"):
         from_jpeg(b"hello", 1)
 
 
-def test_a_missing_opencv_is_told_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_opencv_is_reported_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
     with pytest.raises(UserError, match=r"pip install 'dynbench\[vision\]'"):
         jpeg(scene(1), 50)

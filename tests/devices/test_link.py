@@ -112,36 +112,36 @@ def test_small_messages_are_charged_too(ends: tuple[socket.socket, socket.socket
     assert framed_bytes(2) < CHUNK
 
 
-def test_a_peer_that_closed_is_told(ends: tuple[socket.socket, socket.socket]) -> None:
+def test_a_peer_that_closed_is_lost(ends: tuple[socket.socket, socket.socket]) -> None:
     ends[1].close()
     with pytest.raises(PeerLost, match="closed the connection"):
         Line(ends[0], 5).receive()
 
 
-def test_a_peer_that_ends_within_a_message_is_told(ends: tuple[socket.socket, socket.socket]) -> None:
+def test_a_peer_that_ends_within_a_message_is_lost(ends: tuple[socket.socket, socket.socket]) -> None:
     ends[1].sendall(struct.pack(">Q", 100) + b"only this")
     ends[1].close()
     with pytest.raises(PeerLost, match="gone"):
         Line(ends[0], 5).receive()
 
 
-def test_sending_to_a_peer_that_is_gone_is_told(ends: tuple[socket.socket, socket.socket]) -> None:
+def test_sending_to_a_peer_that_is_gone_fails(ends: tuple[socket.socket, socket.socket]) -> None:
     ends[1].close()
     with pytest.raises(PeerLost, match="gone"):
         Line(ends[0], 5).send(bytes(10))
 
 
-def test_a_silent_peer_is_told_after_the_timeout(ends: tuple[socket.socket, socket.socket]) -> None:
+def test_a_silent_peer_is_lost_after_the_timeout(ends: tuple[socket.socket, socket.socket]) -> None:
     with pytest.raises(PeerLost, match="silent for 0.01 s"):
         Line(ends[0], 0.01).receive()
 
 
-def test_a_peer_that_takes_nothing_is_told(ends: tuple[socket.socket, socket.socket]) -> None:
-    with pytest.raises(PeerLost, match="took nothing for 0.01 s"):
+def test_a_peer_that_accepts_nothing_is_lost(ends: tuple[socket.socket, socket.socket]) -> None:
+    with pytest.raises(PeerLost, match="accepted nothing for 0.01 s"):
         Line(ends[0], 0.01).send(bytes(1 << 24))
 
 
-def test_a_length_that_is_none_is_refused_before_anything_is_kept_for_it(
+def test_an_absurd_length_is_refused_before_memory_is_allocated(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
     ends[1].sendall(struct.pack(">Q", LARGEST + 1))

@@ -1,4 +1,4 @@
-"""What the witnesses of a measurement say."""
+"""What the witnesses of a measurement observe."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from dynbench.devices.cpu import Cpu
 from dynbench.devices.cuda import Cuda
 from dynbench.devices.fake import FakeDevice
 from dynbench.devices.witnesses import CONTROL_CALLS, Watch
+from dynbench.unavailable import Unavailable
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, kernel_ns: list[int]) -> Watch:
     """A watch whose control kernel takes these times, one after the other."""
     device, times = FakeDevice(), iter([0, *kernel_ns])  # the first call is not timed
     monkeypatch.setattr(witnesses, "control_kernel", lambda d: lambda: d.work(next(times)))
-    monkeypatch.setattr(witnesses, "LOOK_S", math.inf)
+    monkeypatch.setattr(witnesses, "READING_INTERVAL_S", math.inf)
     watch = Watch(device)
     for _ in range(len(kernel_ns) // CONTROL_CALLS):
         watch.tick()
     return watch
 
 
-def test_the_control_kernel_tells_its_median_and_its_drift(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_control_kernel_has_a_median_and_a_drift(monkeypatch: pytest.MonkeyPatch) -> None:
     slower = [100_000] * 3 * CONTROL_CALLS + [150_000] * 3 * CONTROL_CALLS
     found = watched(monkeypatch, slower).end()
     assert found.control_us == pytest.approx(125) and found.control_drift == pytest.approx(0.5)
@@ -33,7 +34,7 @@ def test_the_control_kernel_tells_its_median_and_its_drift(monkeypatch: pytest.M
 
 def test_too_few_control_samples_are_said_to_be_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
     found = watched(monkeypatch, []).end()
-    assert found.control_us == found.control_drift == "unavailable: timed 0 times"
+    assert found.control_us == found.control_drift == Unavailable(unavailable="timed 0 times")
 
 
 def test_lost_time_is_a_share_of_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,64 +47,64 @@ def test_lost_time_is_a_share_of_the_window(monkeypatch: pytest.MonkeyPatch) -> 
     assert (found.window_s, found.stolen, found.waited) == pytest.approx((4.0, 0.1, 0.5))
 
 
-def test_a_system_that_tells_nothing_is_unavailable_and_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_system_does_not_report_is_unavailable_and_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(witnesses, "lost_s", lambda: (None, None))
     monkeypatch.setattr(witnesses.psutil, "cpu_freq", lambda: None)
     monkeypatch.setattr(witnesses.psutil, "sensors_temperatures", dict, raising=False)
     found = Watch(Cpu()).end()
     for fact in (found.stolen, found.waited, found.clock_mhz, found.clock_drift, found.temperature_c):
-        assert str(fact).startswith("unavailable: the system ")
+        assert isinstance(fact, Unavailable) and fact.unavailable.startswith("the system ")
 
 
 class FakeGpu(Cuda):
-    """A GPU in name only; what NVML says of it is made up by the test."""
+    """A GPU in name only; the test makes up its facts."""
 
     def synchronize(self) -> None:
         """Nothing was launched."""
 
 
-def watched_gpu(monkeypatch: pytest.MonkeyPatch, looks: list[dict[str, object]]) -> witnesses.Witnesses:
-    told = iter(looks)
+def watched_gpu(monkeypatch: pytest.MonkeyPatch, readings: list[dict[str, object]]) -> witnesses.Witnesses:
+    facts = iter(readings)
     monkeypatch.setattr(witnesses, "control_kernel", lambda device: lambda: None)
-    monkeypatch.setattr(witnesses, "clock_facts", lambda index: next(told))
+    monkeypatch.setattr(witnesses, "clock_facts", lambda index: next(facts))
     monkeypatch.setattr(witnesses, "nvml_facts", lambda index: {"temperature_c": 61})
-    monkeypatch.setattr(witnesses, "LOOK_S", -1.0)
+    monkeypatch.setattr(witnesses, "READING_INTERVAL_S", -1.0)
     watch = Watch(FakeGpu(0))
-    for _ in looks:
+    for _ in readings:
         watch.tick()
     return watch.end()
 
 
-def test_a_gpus_clock_is_looked_at_on_the_way_and_what_holds_it_down_is_counted(
+def test_a_gpus_clock_is_read_between_rounds_and_its_throttling_is_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     free: dict[str, object] = {"sm_clock_mhz": 1980, "throttled_by": []}
     held: dict[str, object] = {"sm_clock_mhz": 1485, "throttled_by": ["power cap"]}
     found = watched_gpu(monkeypatch, [free, free, free, held, held, free])
     assert (found.clock_mhz, found.clock_low_mhz, found.temperature_c) == (1980.0, 1485.0, 61.0)
-    assert found.clock_drift == pytest.approx(-0.25) and found.governor == "power cap (in 2 of 6 looks)"
+    assert found.clock_drift == pytest.approx(-0.25) and found.governor == "power cap (in 2 of 6 readings)"
     found = watched_gpu(monkeypatch, [free, held])
-    assert found.clock_low_mhz == 1485.0 and found.clock_drift == "unavailable: looked at 2 times"
+    assert found.clock_low_mhz == 1485.0 and found.clock_drift == Unavailable(unavailable="read 2 times")
     assert watched_gpu(monkeypatch, [free] * 4).governor == "nothing"
 
 
-def test_a_gpu_that_tells_nothing_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    why = "unavailable: NVML Shared Library Not Found"
+def test_a_gpu_whose_facts_cannot_be_read_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    why = Unavailable(unavailable="NVML Shared Library Not Found")
     found = watched_gpu(monkeypatch, [{"sm_clock_mhz": why, "throttled_by": why}] * 4)
     assert found.clock_mhz == found.clock_low_mhz == found.clock_drift == found.governor == why
 
 
-def test_looks_at_the_clock_are_not_taken_at_every_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_is_not_read_at_every_tick(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[float] = []
 
-    def look(device: object) -> witnesses.Look:
+    def read_clock(device: object) -> witnesses.ClockReading:
         taken.append(1000.0 + len(taken))
-        return witnesses.Look(taken[-1], [])
+        return witnesses.ClockReading(taken[-1], [])
 
     device = FakeDevice()
-    monkeypatch.setattr(witnesses, "look", look)
+    monkeypatch.setattr(witnesses, "read_clock", read_clock)
     monkeypatch.setattr(witnesses, "control_kernel", lambda device: lambda: device.work(1000))
-    monkeypatch.setattr(witnesses, "LOOK_S", 3600.0)
+    monkeypatch.setattr(witnesses, "READING_INTERVAL_S", 3600.0)
     watch = Watch(device)
     for _ in range(100):
         watch.tick()

@@ -37,9 +37,14 @@ def test_joined_patches_are_the_map(side: int, height: int, width: int) -> None:
 
 @settings(deadline=None)
 @given(
-    side=SIDES, height=SIZES, width=SIZES, before=st.integers(0, 3), more=st.integers(0, 3), stride=st.integers(1, 2),
+    side=SIDES,
+    height=SIZES,
+    width=SIZES,
+    before=st.integers(0, 3),
+    more=st.integers(0, 3),
+    stride=st.integers(1, 2),
     rows=st.lists(st.integers(0, 10**6), min_size=1, max_size=5),
-)  # fmt: skip
+)
 def test_a_window_is_what_unfolding_the_padded_map_gives(
     side: int, height: int, width: int, before: int, more: int, stride: int, rows: list[int]
 ) -> None:

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dynbench.counting.flops import FlopCounter
 from dynbench.dynamic import Each, Execution, Op, Program, Skip, Trace, points
 from dynbench.dynamic.program import ARGUMENTS, MODULE, NONE, WORD
 from dynbench.dynamic.sources import edge, keep_rate, synthetic
 from dynbench.meters.cost import cost
-from dynbench.meters.flops import FlopCounter
 from dynbench.meters.required import PartCosts
 from dynbench.strategies import STRATEGIES, Masking, PerSample
 from tests.networks import random_layouts

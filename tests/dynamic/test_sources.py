@@ -77,8 +77,8 @@ def test_every_point_has_its_own_rate() -> None:
 
 def test_every_step_of_a_loop_has_its_own_rate() -> None:
     n, rates = 20_000, (0.2, 0.7)
-    made = synthetic(like(n, a=(), c=(3,), d=(2, 3)), model(skip("a"), exits("c"), exits("d")),
-                     keep_rate=[0.4, rates, rates])  # fmt: skip
+    net = model(skip("a"), exits("c"), exits("d"))
+    made = synthetic(like(n, a=(), c=(3,), d=(2, 3)), net, keep_rate=[0.4, rates, rates])
     assert abs(float(table(made, "a").double().mean()) - 0.4) < 0.02
     inner = table(made, "d").unflatten(1, (2, 3))  # an Exits whose items are (sample, one of two)
     for step, rate in enumerate(rates):
@@ -90,8 +90,8 @@ def test_every_step_of_a_loop_has_its_own_rate() -> None:
 @pytest.mark.parametrize(
     ("point", "rates", "says"),
     [
-        (exits("a"), [0.5], "Exits 'a' has 1 values; 3 steps need one each, but for the last"),
-        (skip("a"), [0.5, 0.5], "Skip 'a' has 2 values; it has one"),
+        (exits("a"), [0.5], "Exits 'a' has 1 values; it takes a single one, or a list of 2"),
+        (skip("a"), [0.5, 0.5], "Skip 'a' has 2 values; it takes a single one"),
         (exits("a"), [0.5, 1.5], "lies outside 0 to 1"),
     ],
 )

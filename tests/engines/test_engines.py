@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbench.dynamic import Execution, Skip
+from dynbench.dynamic import Execution, Loop, Skip, points
+from dynbench.dynamic.items import first
+from dynbench.dynamic.regions import Region, find_regions
 from dynbench.dynamic.sources import edge
-from dynbench.engines import ENGINES, FORMS, apply_form
+from dynbench.engines import ENGINES, FORMS, CannotPrepare, apply_form, prepared
 from dynbench.engines import compile as compile_engine
-from dynbench.engines.compile import Compile, compiled_regions
+from dynbench.engines.compile import Compile
 from dynbench.engines.forms import fold_batchnorm, micro_batched
 from dynbench.models.resnet import resnet
 from dynbench.strategies import Compaction, Masking
@@ -122,26 +125,151 @@ def test_micro_batches_know_which_items_they_are() -> None:
         micro_batched(call, 0)
 
 
-def test_eager_changes_nothing() -> None:
+class Records:
+    """An engine that keeps what it is asked to prepare, and counts the calls."""
+
+    name = "records"
+    as_written = False
+
+    def __init__(self) -> None:
+        self.regions: list[Region] = []
+        self.calls = 0
+
+    def facts(self) -> dict[str, object]:
+        return {}
+
+    def refuses(self, device: str) -> str | None:
+        return None
+
+    def prepare(self, region: Region) -> Callable[..., Any]:
+        self.regions.append(region)
+        forward = region.module.forward
+
+        def call(*args: Any) -> Any:
+            self.calls += 1
+            return forward(*args)
+
+        return call
+
+
+def test_eager_runs_the_network_itself() -> None:
     net = nn.Linear(2, 2)
-    assert ENGINES["eager"].refuses("cpu") is None and ENGINES["eager"].prepare(net) is net
+    assert ENGINES["eager"].refuses("cpu") is None
+    assert prepared(net, ENGINES["eager"], lambda m: m(torch.zeros(1, 2))) is net
 
 
-def test_what_is_compiled_contains_no_decision_point_and_lies_apart() -> None:
-    net, _ = make("moe_exits")
-    found = compiled_regions(net)
-    names = {id(m): name for name, m in net.named_modules()}
-    parts = {names[id(m)] for m in found}
-    assert {"stages.0.attn.body", "stages.0.attn.gate", "stages.0.moe.inner.router", "stages.0.moe.inner.experts.3",
-            "heads.2"} <= parts  # fmt: skip
-    assert "stages.0" not in parts and "stages.0.attn" not in parts
-    inside = [id(m) for f in found for m in f.modules()]
+@torch.inference_mode()
+def test_a_region_contains_no_decision_point_and_lies_apart() -> None:
+    net, x = make("moe_exits")
+    found = find_regions(net, lambda m: masked(m, *x))
+    names = {r.name for r in found}
+    assert {
+        "stages.0.attn.body",
+        "stages.0.attn.gate",
+        "stages.0.moe.inner.router",
+        "stages.0.moe.inner.experts.3",
+        "heads.2",
+    } <= names
+    assert "stages.0" not in names and "stages.0.attn" not in names
+    inside = [id(m) for r in found for m in r.module.modules()]
     assert len(inside) == len(set(inside))
+    by_name = {r.name: r for r in found}
+    assert not by_name["heads.2"].fixed and not by_name["stages.0.attn.gate"].fixed
+    for region in found:  # what was seen can be called again
+        assert region.sizes and len(region.example) >= 1
+        region.module(*region.example)
 
 
+@torch.inference_mode()
+def test_a_region_knows_how_many_items_it_was_called_with() -> None:
+    net, (x,) = make("moe_exits", n=3)
+    by_name = {r.name: r for r in find_regions(net, lambda m: masked(m, x))}
+    tokens = first(x).shape[0] * first(x).shape[1]
+    assert by_name["stages.0.moe.inner.router"].sizes == [tokens]
+
+
+@torch.inference_mode()
 def test_a_static_net_is_one_region() -> None:
     net = resnet(depth=8)
-    assert compiled_regions(net) == [net]
+    (region,) = find_regions(net, lambda m: m(torch.zeros(2, 3, 32, 32)))
+    assert (region.name, region.module, region.sizes, region.fixed) == ("", net, [2], True)
+
+
+@torch.inference_mode()
+def test_the_fixed_parts_between_the_points_are_regions_too() -> None:
+    net, (x,) = make("pyramid")
+    fixed = {r.name for r in find_regions(net, lambda m: masked(m, x)) if r.fixed}
+    parts = {id(part) for point in points(net).values() for part in point.parts()}
+    assert fixed and all(id(net.get_submodule(name)) not in parts for name in fixed)
+
+
+@torch.inference_mode()
+def test_a_prepared_copy_shares_its_weights_and_leaves_the_network_as_it_is() -> None:
+    net, x = Skipping(3).eval(), torch.randn(6, 4)
+    expected = masked(net, x)
+    engine = Records()
+    own = prepared(net, engine, lambda m: masked(m, x))
+    assert own is not net and {id(p) for p in own.parameters()} == {id(p) for p in net.parameters()}
+    assert torch.equal(masked(own, x), expected) and engine.calls == 6  # a gate and a body each
+    engine.calls = 0
+    assert torch.equal(masked(net, x), expected) and engine.calls == 0
+
+
+class Behind(nn.Module):
+    """Calls a layer that it also holds elsewhere than among its submodules: a copy would call the original."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.Linear(4, 4)
+        self.layer, self.call = layer, lambda x: layer(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(x)
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.skip, self.behind = Skipping(1), Behind()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(self.skip(x))
+
+
+@torch.inference_mode()
+def test_a_layer_behind_a_closure_is_prepared_with_the_module_around_it() -> None:
+    net, x = Around().eval(), torch.randn(2, 4)
+    engine = Records()
+    own = prepared(net, engine, lambda m: masked(m, x))
+    assert "behind" in {r.name for r in engine.regions}
+    assert torch.equal(masked(own, x), masked(net, x))
+
+
+class HiddenBody(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        body = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.body = body
+        self.loop = Loop("loop", lambda state, k: body(state), None, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.loop(x)
+
+
+@torch.inference_mode()
+def test_a_network_whose_copy_would_not_reach_a_region_is_refused_by_its_name() -> None:
+    x = torch.randn(2, 4)
+    with pytest.raises(CannotPrepare, match="cannot prepare 'body'"):
+        prepared(HiddenBody().eval(), Records(), lambda m: masked(m, x))
+
+
+def test_a_network_that_cannot_be_copied_is_refused_with_the_reason() -> None:
+    class Uncopied(nn.Linear):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise RuntimeError("only one of me")
+
+    with pytest.raises(CannotPrepare, match="RuntimeError: only one of me"):
+        prepared(Uncopied(2, 2), Records(), lambda m: m(torch.zeros(1, 2)))
 
 
 def test_a_compiler_that_does_not_work_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +323,7 @@ def test_compiled_gates_run_though_the_decisions_are_replayed() -> None:
     expected = own.run(net, x)
     assert own.trace is not None
     none = edge(own.trace, net, "none")
-    compiled = Compile(backend).prepare(net)
+    compiled = prepared(net, Compile(backend), lambda m: masked(m, x))
     assert torch.allclose(Execution(Compaction()).run(compiled, x), expected, atol=1e-6)
     calls.update(gate=0, body=0)
     Execution(Compaction(), replay=none).run(compiled, x)
@@ -208,4 +336,5 @@ def test_compiled_regions_answer_the_same() -> None:
         pytest.skip(why)
     net, x = Skipping(2).eval(), torch.randn(6, 4)
     expected = Execution(Compaction()).run(net, x)
-    assert torch.allclose(Execution(Compaction()).run(ENGINES["compile"].prepare(net), x), expected, atol=1e-5)
+    compiled = prepared(net, ENGINES["compile"], lambda m: masked(m, x))
+    assert torch.allclose(Execution(Compaction()).run(compiled, x), expected, atol=1e-5)

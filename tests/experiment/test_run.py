@@ -12,7 +12,7 @@ from dynbench.errors import UserError
 from dynbench.experiment import Observer, Options, run_experiment
 from dynbench.experiment import manager as manager_module
 from dynbench.store.run import Run
-from dynbench.store.schema import Unavailable
+from dynbench.unavailable import Unavailable
 
 TINY = Path(__file__).parent / "tiny"
 QUICK = Options(threads=1, time_limit_s=0.4, precision=0.5)
@@ -46,13 +46,13 @@ def test_every_planned_cell_is_there_with_a_result_or_a_reason(run: Run) -> None
             assert cell.status == ("refused" if (name, b) == ("per_sample", 4) else "ok")
     assert "measured at batch 1" in str(by_id["tiny/learned/cpu/b4/float32/t1/per_sample"].reason)
     sweep = [c for c in run.cells if c.decisions.label == "synthetic keep=0.50"]
-    assert {c.name for c in sweep if c.status == "ok"} == {"dense", "masking", "compaction", "cascading", "plain"}
+    assert {c.arm.name for c in sweep if c.status == "ok"} == {"dense", "masking", "compaction", "cascading", "plain"}
     assert all(c.batch_size == 4 for c in sweep)
     assert run.manifest.status == "complete"
 
 
 def test_executed_and_required_work_add_up(run: Run) -> None:
-    cells = {(c.name, c.batch_size): c for c in run.cells if c.decisions.source == "learned"}
+    cells = {(c.arm.name, c.batch_size): c for c in run.cells if c.decisions.source == "learned"}
     one = cells["per_sample", 1]
     assert one.flops is not None
     assert one.flops.executed == pytest.approx(one.flops.required_total)
@@ -67,7 +67,7 @@ def test_executed_and_required_work_add_up(run: Run) -> None:
 
 
 def test_speedups_name_their_baseline_and_ratios_follow_from_the_samples(run: Run) -> None:
-    cell = next(c for c in run.cells if c.name == "compaction" and c.batch_size == 4)
+    cell = next(c for c in run.cells if c.arm.key == "compaction" and c.batch_size == 4)
     (speedup,) = cell.speedups
     assert (speedup.baseline, speedup.primary) == ("plain", True)
     assert speedup.low <= speedup.value <= speedup.high
@@ -80,7 +80,7 @@ def test_speedups_name_their_baseline_and_ratios_follow_from_the_samples(run: Ru
 
 def test_the_primary_baseline_is_measured_twice_and_tells_how_small_a_difference_can_be_told(run: Run) -> None:
     learned = [c for c in run.cells if c.status == "ok" and c.decisions.label == "learned"]
-    cell = next(c for c in learned if c.name == "compaction" and c.batch_size == 4)
+    cell = next(c for c in learned if c.arm.key == "compaction" and c.batch_size == 4)
     assert cell.again is not None and cell.again.low <= cell.again.value <= cell.again.high
     samples = run.samples(cell.group_id)
     totals = samples.groupby(["arm", "round"])["duration_ns"].sum().unstack("round")
@@ -88,7 +88,7 @@ def test_the_primary_baseline_is_measured_twice_and_tells_how_small_a_difference
     assert cell.again.value == pytest.approx(float(again), rel=0.05)
     (speedup,) = cell.speedups
     assert speedup.resolution == resolution(cell.again)
-    assert not [c for c in run.cells if "again" in c.name]  # no result of its own
+    assert not [c for c in run.cells if c.arm.again]  # no result of its own
     (sweep,) = {c.again for c in run.cells if c.status == "ok" and c.decisions.label != "learned"}
     assert sweep is None
 
@@ -104,8 +104,8 @@ def test_the_witnesses_of_a_group_are_stored_with_its_cells(run: Run) -> None:
 def test_answers_were_checked_and_accuracy_is_given_for_both_sides(run: Run) -> None:
     for cell in run.cells:
         if (
-            cell.arm == "strategy"
-            and cell.name != "dense"
+            cell.arm.kind == "strategy"
+            and not cell.static_twin
             and cell.status == "ok"
             and cell.decisions.source == "learned"
         ):
@@ -120,10 +120,14 @@ def test_missing_sensors_have_a_reason(run: Run) -> None:
     assert cell.latency is not None and isinstance(cell.latency.device_stream_ms, Unavailable)
 
 
-def test_a_finished_run_is_resumed_without_measuring_again(run: Run) -> None:
-    said = Said()
+def test_a_finished_run_is_resumed_without_measuring_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, asked = Said(), []
+    ask = manager_module.Worker.ask
+    monkeypatch.setattr(manager_module.Worker, "ask", lambda self, r, *a: asked.append(r["do"]) or ask(self, r, *a))
+    before = run.manifest.workloads["tiny"].accuracies
     run_experiment([str(TINY / "tiny.toml")], QUICK, run.path, command=[], resume=True, observer=said)
-    assert said.groups == []
+    assert said.groups == [] and asked == ["prepare", "describe"]
+    assert before and Run.open(run.path).manifest.workloads["tiny"].accuracies == before
     with pytest.raises(UserError, match="other workloads or options"):
         run_experiment(
             [str(TINY / "tiny.toml")], QUICK.model_copy(update={"seed": 1}), run.path, command=[], resume=True
@@ -180,7 +184,7 @@ def test_a_fault_costs_its_own_cell_and_the_rest_goes_on(
         monkeypatch.setattr(manager_module, "HANG_S", 10.0)  # on a busy machine the healthy cells take seconds too
     options = QUICK.model_copy(update={"decisions": ["learned"], "strategies": ["masking"]})
     run_experiment([str(workload(tmp_path, how))], options, tmp_path / "run", command=[])
-    cells = {c.name: c for c in Run.open(tmp_path / "run").cells}
+    cells = {c.arm.name: c for c in Run.open(tmp_path / "run").cells}
     assert cells["bad"].status == "failed" and reason in str(cells["bad"].reason)
     assert cells["masking"].status == "ok" and cells["plain"].status == "ok"
 
@@ -192,11 +196,8 @@ def test_a_model_function_that_raises_is_one_sentence(tmp_path: Path) -> None:
         run_experiment([str(file)], QUICK, tmp_path / "run", command=[])
 
 
+@pytest.mark.usefixtures("no_gpu")
 def test_cuda_where_there_is_none_is_one_sentence(tmp_path: Path) -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("a CUDA device is present")
     with pytest.raises(UserError, match="cuda"):
         run_experiment(
             [str(TINY / "tiny.toml")], QUICK.model_copy(update={"device": "cuda"}), tmp_path / "run", command=[]

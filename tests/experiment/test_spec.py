@@ -7,8 +7,23 @@ from typing import Any
 
 import pytest
 
+from dynbench.engines import ENGINES
 from dynbench.errors import UserError
-from dynbench.experiment.spec import Options, check_options, load_spec, parse_spec, workload_files
+from dynbench.experiment.spec import (
+    ENGINE_NAMES,
+    LOAD_NAMES,
+    STRATEGY_NAMES,
+    TARGET_NAMES,
+    Options,
+    check_options,
+    load_spec,
+    load_specs,
+    parse_spec,
+    workload_files,
+)
+from dynbench.launch import LAUNCHERS
+from dynbench.meters.loads import LOADS
+from dynbench.strategies import STRATEGIES
 
 GOOD: dict[str, Any] = {
     "schema": 1,
@@ -35,10 +50,10 @@ def test_the_smallest_workload_has_the_defaults_a_user_would_expect() -> None:
     [
         ({"run": {"batch_sizes": [0]}}, ["w.toml", "run.batch_sizes.0", "0", "greater than 0"]),
         ({"run": {"batch_sizes": []}}, ["w.toml", "run.batch_sizes", "at least one"]),
-        ({"run": {"strategies": ["compactoin"]}}, ["w.toml", "run.strategies.0", "compactoin", "compaction"]),
+        ({"run": {"strategies": ["compactoin"]}}, ["w.toml", "run.strategies", "'compactoin'", "mean compaction"]),
         ({"run": {"strategy": ["masking"]}}, ["w.toml", "unknown key run.strategy", "strategies"]),
         ({"run": {"keep_rates": [1.5]}}, ["w.toml", "run.keep_rates", "between 0 and 1"]),
-        ({"modle": "x"}, ["w.toml", "unknown key modle", "'model'"]),
+        ({"modle": "x"}, ["w.toml", "unknown key modle", "did you mean model"]),
         ({"model": "nocolon"}, ["w.toml", "model", "nocolon", "function"]),
         ({"schema": 2}, ["w.toml", "schema", "2", "1"]),
         ({"inputs": {}}, ["w.toml", "inputs.name", "missing"]),
@@ -74,6 +89,30 @@ def test_an_unknown_workload_gets_the_nearest_names() -> None:
         load_spec(known[:-1])
 
 
+def test_two_workloads_of_one_name_are_refused_and_the_same_file_twice_is_one(tmp_path: Path) -> None:
+    text = 'schema = 1\nname = "same"\ntitle = "T"\nmodel = "a.py:b"\ninputs = { name = "digits" }\n'
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text(text, encoding="utf-8")
+    two.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"one\.toml and .*two\.toml are both named 'same'"):
+        load_specs([str(one), str(two)])
+    assert len(load_specs([str(one), str(one)])) == 1
+
+
+def test_names_that_are_checked_without_importing_torch_are_those_that_there_are() -> None:
+    assert tuple(STRATEGIES) == STRATEGY_NAMES
+    assert tuple(ENGINES) == ENGINE_NAMES
+    assert tuple(LOADS) == LOAD_NAMES
+    assert tuple(LAUNCHERS) == TARGET_NAMES
+
+
+def test_a_reference_to_a_file_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    checked = check_options(Options(strategies=["masking", "mine.py:Mine"], engines=["pkg.mod:Engine"]))
+    assert checked.strategies == ["masking", f"{tmp_path}/mine.py:Mine"]
+    assert checked.engines == ["pkg.mod:Engine"]
+
+
 def test_every_workload_that_ships_is_valid_and_named_like_its_file() -> None:
     assert workload_files()
     for name, path in workload_files().items():
@@ -86,6 +125,9 @@ def test_every_workload_that_ships_is_valid_and_named_like_its_file() -> None:
         ({"strategies": ["maskin"]}, "did you mean masking"),
         ({"dtype": "float31"}, "did you mean float32"),
         ({"decisions": ["lerned"]}, "did you mean learned"),
+        ({"engines": ["eagr"]}, "unknown engine 'eagr'; did you mean eager"),
+        ({"load": "open"}, "unknown load 'open'; .*FILE.py:NAME"),
+        ({"target": "phone"}, "unknown target 'phone'; accepted: local"),
     ],
 )
 def test_unknown_options_get_the_nearest_names(changes: dict[str, Any], words: str) -> None:

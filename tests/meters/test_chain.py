@@ -126,8 +126,10 @@ def test_decision_points_are_cut_as_their_static_twins() -> None:
     net = Net().eval()
     chain = Chain(net, IMAGE)
     assert [layer.name for layer in chain.layers if "Conv2d" in layer.kind] == [
-        "skip.body", "exits.stages.0", "exits.stages.1",
-    ]  # fmt: skip
+        "skip.body",
+        "exits.stages.0",
+        "exits.stages.1",
+    ]
     assert sum("Linear" in layer.kind for layer in chain.layers) == 1  # the last head
     assert_halves_answer_as_the_whole(net, chain, IMAGE)
 
@@ -147,9 +149,13 @@ def test_any_chain_of_operations_can_be_cut_anywhere(kinds: list[str], seed: int
             super().__init__()
             torch.manual_seed(seed)
             self.layers = nn.ModuleList(
-                nn.MaxPool2d(3, 1, 1) if kind == "pool" else nn.BatchNorm2d(3) if kind == "norm"
-                else nn.Conv2d(3, 3, 3, padding=1) for kind in kinds
-            )  # fmt: skip
+                nn.MaxPool2d(3, 1, 1)
+                if kind == "pool"
+                else nn.BatchNorm2d(3)
+                if kind == "norm"
+                else nn.Conv2d(3, 3, 3, padding=1)
+                for kind in kinds
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             for kind, layer in zip(kinds, self.layers, strict=True):

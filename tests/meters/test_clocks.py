@@ -12,8 +12,8 @@ from dynbench.dynamic import Execution
 from dynbench.meters.energy import MIN_WINDOW_S, idle_power_w, measure_energy
 from dynbench.meters.latency import Timing, time_batches
 from dynbench.meters.phases import PhaseTimer
-from dynbench.store.schema import Unavailable
 from dynbench.strategies import Compaction
+from dynbench.unavailable import Unavailable
 from tests.networks import make
 
 MS = 1_000_000

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dynbench.counting.params import count_params
 from dynbench.dynamic import Weights, points
 from dynbench.meters.cost import cost
-from dynbench.meters.params import count_params
 from dynbench.models.resnet import resnet
 from tests.meters.test_required import Tiny
 from tests.networks import NETWORKS, make
@@ -21,8 +21,12 @@ def test_static_net_costs_its_closed_form() -> None:
     net = nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), fc)
     macs = 36 * 8 * 27 + 8 * 36 * 10
     assert cost(net, torch.zeros(1, 3, 8, 8)) == {
-        "params": 8 * 27 + 16 + 8 * 36 * 10 + 10, "macs": macs, "flops": 2 * macs, "exits": [], "decision_points": [],
-    }  # fmt: skip
+        "params": 8 * 27 + 16 + 8 * 36 * 10 + 10,
+        "macs": macs,
+        "flops": 2 * macs,
+        "exits": [],
+        "decision_points": [],
+    }
 
 
 @pytest.mark.parametrize(("depth", "gmacs"), [(18, 1.81), (50, 4.09), (152, 11.5)])

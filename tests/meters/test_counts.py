@@ -16,7 +16,7 @@ from dynbench.meters import memory
 from dynbench.meters.accuracy import accuracy, bits_per_byte, top1
 from dynbench.meters.memory import peak_bytes
 from dynbench.meters.syncs import Syncs, count_in, count_syncs, host_events
-from dynbench.store.schema import Unavailable
+from dynbench.unavailable import Unavailable
 
 MIB, ROOT = 2**20, Path(__file__).parents[2]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -51,10 +51,15 @@ def test_a_system_without_proc_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_waits_and_launches_are_counted_inside_the_range_only() -> None:
     events = [
-        ("cudaDeviceSynchronize", 5, 6), ("dynbench.counted", 10, 100), ("cudaLaunchKernel", 20, 21),
-        ("aten::mm", 19, 22), ("cuLaunchKernel", 30, 31), ("cudaMemcpyAsync", 40, 41),
-        ("cudaStreamSynchronize", 41, 60), ("cudaDeviceSynchronize", 101, 120),
-    ]  # fmt: skip
+        ("cudaDeviceSynchronize", 5, 6),
+        ("dynbench.counted", 10, 100),
+        ("cudaLaunchKernel", 20, 21),
+        ("aten::mm", 19, 22),
+        ("cuLaunchKernel", 30, 31),
+        ("cudaMemcpyAsync", 40, 41),
+        ("cudaStreamSynchronize", 41, 60),
+        ("cudaDeviceSynchronize", 101, 120),
+    ]
     assert count_in(events) == Syncs(1.0, 2.0)
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dynbench.counting.flops import FlopCounter
 from dynbench.dynamic import Execution, Exits, Skip, Trace, Width
 from dynbench.dynamic.sources import edge
-from dynbench.meters.flops import FlopCounter
 from dynbench.meters.required import PartCosts
-from dynbench.store.schema import Unavailable
 from dynbench.strategies import Cascading, Compaction, Masking, PerSample
+from dynbench.unavailable import Unavailable
 from tests.networks import NETWORKS, Generated, Unweighed, make
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from dynbench.dynamic import Ahead, Execution, Skip, points
 from dynbench.dynamic.sources import synthetic
+from dynbench.models.accounting import static_macs
 from dynbench.models.blockdrop import BlockDrop, PooledShortcut, accounted_macs, blockdrop, plain
 from dynbench.models.convnet_aig import convnet_aig
-from dynbench.models.macs import static_macs
 from dynbench.strategies import Compaction, Masking
 from dynbench.training import train_workload
 from dynbench.training.blockdrop import Curriculum, Learner, Reinforce, Together
@@ -159,9 +159,9 @@ def test_accounting_counts_the_policy() -> None:
     traces, dense = dict(forced(net, x)), static_macs(net, (3, 32, 32))
     policy = static_macs(net.policy, (3, 32, 32))
     assert policy == 442368 + 4718592 + 2 * 3538944 + 64 * 6
-    assert accounted_macs(net, traces["all"])[0] == dense + policy
-    assert accounted_macs(net, traces["none"])[0] == 442368 + 640 + policy
-    assert "policy" in accounted_macs(net, traces["none"])[1]
+    assert accounted_macs(net, traces["all"], (3, 32, 32))[0] == dense + policy
+    assert accounted_macs(net, traces["none"], (3, 32, 32))[0] == 442368 + 640 + policy
+    assert "policy" in accounted_macs(net, traces["none"], (3, 32, 32))[1]
 
 
 @pytest.mark.parametrize(
@@ -237,9 +237,15 @@ def test_it_is_trained_from_its_static_twin_with_a_card(tmp_path: Path) -> None:
     table = {"recipe": "dynbench.training.blockdrop:train", "options": {"epochs": 1, "items": 64, "batch_size": 32}}
     args = {"depth": 8, "shortcut": "projection"}
     train_workload(
-        {"name": "drop8_tiny", "inputs": {"name": "digits", "options": {"size": 16}}, "model_args": args,
-         "train": table}, tmp_path, progress=False,
-    )  # fmt: skip
+        {
+            "name": "drop8_tiny",
+            "inputs": {"name": "digits", "options": {"size": 16}},
+            "model_args": args,
+            "train": table,
+        },
+        tmp_path,
+        progress=False,
+    )
     names = ("drop8_tiny", "resnet8_tiny")
     assert {p.name for p in tmp_path.iterdir()} == {f"{n}.{kind}" for n in names for kind in ("json", "safetensors")}
     blockdrop(**args).load_state_dict(load_file(tmp_path / "drop8_tiny.safetensors"))  # type: ignore[arg-type]

@@ -135,11 +135,14 @@ def test_a_block_that_changes_shape_subsamples_and_puts_zero_channels_in_front()
 @pytest.mark.parametrize(
     ("kind", "before"),
     [
-        (("lenet", "code"), [1, 3]), (("lenet", "paper"), [1, 3]),
-        (("alexnet", "code"), [2, 3, 5]), (("alexnet", "paper"), [1, 2, 5]),
-        (("resnet110", "code"), [1, 37, 109]), (("resnet110", "paper"), [3, 37, 109]),
+        (("lenet", "code"), [1, 3]),
+        (("lenet", "paper"), [1, 3]),
+        (("alexnet", "code"), [2, 3, 5]),
+        (("alexnet", "paper"), [1, 2, 5]),
+        (("resnet110", "code"), [1, 37, 109]),
+        (("resnet110", "paper"), [3, 37, 109]),
     ],
-)  # fmt: skip
+)
 def test_branches_sit_behind_so_many_convolutions_of_the_backbone(kind: Any, before: list[int]) -> None:
     with torch.device("meta"):
         net = branchynet(*kind)
@@ -176,13 +179,15 @@ def test_the_authors_clock_covers_the_backbone_only() -> None:
     _, learned = run(net, x, "masking")
     backbone = [2_457_600 + 13_107_200, 3_538_944, 28_247_296 - 19_103_744]  # layers of the code, by exit
     nobody, everybody = edge(learned, net, "all"), edge(learned, net, "none")
-    assert accounted_macs(net, nobody)[0] == sum(backbone) == cost(net, x)["macs"]
-    assert accounted_macs(net, everybody)[0] == backbone[0]
+    assert accounted_macs(net, nobody, net.shape)[0] == sum(backbone) == cost(net, x)["macs"]
+    assert accounted_macs(net, everybody, net.shape)[0] == backbone[0]
     assert not any(m.training for m in net.modules())
     one = edge(learned, net, "one")
     left = one.entries["exit", (3,)].value.view(-1, 3)[:, 0].double().mean()
     assert 0 < left < 1
-    assert accounted_macs(net, one)[0] == pytest.approx(float(left * backbone[0] + (1 - left) * sum(backbone)))
+    assert accounted_macs(net, one, net.shape)[0] == pytest.approx(
+        float(left * backbone[0] + (1 - left) * sum(backbone))
+    )
 
 
 @pytest.mark.parametrize(

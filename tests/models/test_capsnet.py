@@ -17,8 +17,13 @@ from dynbench.strategies import Cascading, Compaction
 from tests.models.same_answer import DYNAMIC, assert_same_answer, decided_both_ways, run
 
 SMALL: dict[str, Any] = {
-    "size": 19, "channels": 6, "capsule_types": 3, "capsule_dim": 4, "digit_dim": 5, "num_classes": 7,
-}  # fmt: skip
+    "size": 19,
+    "channels": 6,
+    "capsule_types": 3,
+    "capsule_dim": 4,
+    "digit_dim": 5,
+    "num_classes": 7,
+}
 TOLERANCE = 0.008  # inputs of `images` leave at different iterations
 
 

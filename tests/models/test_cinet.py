@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dynbench.dynamic import Execution, Trace
+from dynbench.models.accounting import static_macs
 from dynbench.models.cinet import (
     UNIT,
     CiNet,
@@ -23,7 +24,6 @@ from dynbench.models.cinet import (
     declared_costs,
     on_grid,
 )
-from dynbench.models.macs import static_macs
 from dynbench.strategies import STRATEGIES, Masking
 from tests.models.same_answer import DYNAMIC, assert_same_answer, decided_both_ways, run
 
@@ -142,7 +142,7 @@ def test_images_of_other_sizes_and_a_tenth_of_either_side(image: Any, patch: int
 def test_what_the_device_computes_is_accounted() -> None:
     net = make()
     convolutions = 8 * 8 * 9 * 1 * 4 + 4 * 4 * 9 * 4 * 6 + 4 * 4 * 9 * 6 * 1  # 24 / 3 = 8, halved by the second
-    macs, rule = accounted_macs(net, Trace())
+    macs, rule = accounted_macs(net, Trace(), net.shape)
     assert macs == convolutions and "extractor" in rule
     assert static_macs(net, (1, 24, 24)) == convolutions + 16 * 9 * 6 + 4 * 9 * 6 * 8 + 80
 
@@ -173,7 +173,7 @@ def test_the_thumbnail_has_as_many_pixels_of_the_whole_image() -> None:
         ({"down": 30}, "down=30"),
         ({"widths": []}, "widths=0"),
         ({"classifier_widths": [4, 0]}, "classifier_widths=0"),
-        ({"network": {"name": "LTE"}}, "declared are name, up_mbit_s and round_trip_ms"),
+        ({"network": {"name": "LTE"}}, "declare name, up_mbit_s and round_trip_ms"),
         ({"network": {**LTE, "up_mbit_s": 0}}, "up_mbit_s=0 is above 0"),
         ({"network": {**LTE, "round_trip_ms": -1}}, "round_trip_ms=-1 0 or more"),
     ],
@@ -184,7 +184,7 @@ def test_bad_arguments_are_told(args: dict[str, Any], message: str) -> None:
 
 
 def test_bad_images_and_thumbnails_are_told() -> None:
-    with pytest.raises(ValueError, match="made for"):
+    with pytest.raises(ValueError, match="this network takes"):
         make()(images(1, 1, 20, 24))
     with pytest.raises(ValueError, match="every size"):
         Thumbnail(patch=0)

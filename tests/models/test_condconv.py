@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dynbench.dynamic import Execution, Weights, points
-from dynbench.meters.flops import FlopCounter
+from dynbench.counting.flops import FlopCounter
+from dynbench.dynamic import Trace, Weights, points
 from dynbench.meters.required import PartCosts
+from dynbench.models.accounting import static_macs
 from dynbench.models.condconv import (
     CondResNet,
     Conv2d,
@@ -27,9 +28,8 @@ from dynbench.models.condconv import (
     conditional,
     efficientnet,
 )
-from dynbench.models.macs import static_macs
 from dynbench.models.resnet import resnet
-from dynbench.strategies import STRATEGIES, PerSample
+from dynbench.strategies import STRATEGIES
 from dynbench.training import train_workload
 from tests.models.same_answer import TOLERANCE, run
 
@@ -202,7 +202,7 @@ def test_the_last_three_stages_are_conditional_and_a_block_s_convolutions_share_
 
 def test_every_input_costs_the_same_routing_and_mixing_included() -> None:
     net = condconv("cifar_resnet8", 4, num_classes=10)
-    macs, rule = accounted_macs(net, Execution(PerSample(), record=True).trace)  # type: ignore[arg-type]
+    macs, rule = accounted_macs(net, Trace(), (3, 32, 32))
     kernels = 9 * 64 * (32 + 64)
     assert macs == static_macs(resnet(8), (3, 32, 32)) + 4 * kernels + 4 * 32
     assert "mixing" in rule
@@ -241,7 +241,7 @@ def test_an_inverted_residual_without_expansion_has_two_kernels() -> None:
         ({"network": "vgg"}, "efficientnet_b0, or cifar_resnet8"),
         ({"network": "cifar_resnet9"}, r"6n\+2"),
         ({"network": "cifar_resnet8", "stages": 4}, "1 to 3 groups"),
-        ({"network": "cifar_resnet8", "width": 2.0}, "of EfficientNet"),
+        ({"network": "cifar_resnet8", "width": 2.0}, "for EfficientNet only"),
         ({"experts": 0}, "1 kernel or more"),
         ({"routing": "top1"}, "'sigmoid' or 'softmax'"),
         ({"stages": 8}, "up to 7 stages"),

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dynbench.dynamic import Execution, Skip, points
+from dynbench.models.accounting import static_macs
 from dynbench.models.convnet_aig import ConvNetAIG, Gate, accounted_macs, convnet_aig
-from dynbench.models.macs import static_macs
 from dynbench.models.resnet import resnet
 from dynbench.strategies import Masking
 from dynbench.training import train_workload
@@ -147,11 +147,11 @@ def test_the_target_rate_loss_moves_every_gate_towards_its_target() -> None:
 def test_accounting_counts_what_runs_and_no_gates() -> None:
     net, x = make(), images(8)
     traces, dense = dict(forced(net, x)), static_macs(net, (3, 32, 32))
-    assert accounted_macs(net, traces["all"])[0] == dense
+    assert accounted_macs(net, traces["all"], (3, 32, 32))[0] == dense
     block, down = 4718592, 131072
-    assert accounted_macs(net, traces["none"])[0] == dense - 4 * block - 2 * (3538944 + down) + 2 * down
-    macs, rule = accounted_macs(net, traces["one"])  # one input of eight runs everything
-    assert macs == pytest.approx(dense / 8 + 7 / 8 * accounted_macs(net, traces["none"])[0])
+    assert accounted_macs(net, traces["none"], (3, 32, 32))[0] == dense - 4 * block - 2 * (3538944 + down) + 2 * down
+    macs, rule = accounted_macs(net, traces["one"], (3, 32, 32))  # one input of eight runs everything
+    assert macs == pytest.approx(dense / 8 + 7 / 8 * accounted_macs(net, traces["none"], (3, 32, 32))[0])
     assert "gates not counted" in rule
 
 
@@ -166,9 +166,15 @@ def test_a_network_there_is_not_is_refused_with_the_choices(args: dict[str, Any]
 def test_it_is_trained_from_its_static_twin_with_a_card(tmp_path: Path) -> None:
     table = {"recipe": "dynbench.training.convnet_aig:train", "options": {"epochs": 1, "items": 64, "batch_size": 32}}
     train_workload(
-        {"name": "aig8_tiny", "inputs": {"name": "digits", "options": {"size": 16}}, "model_args": {"depth": 8},
-         "train": table}, tmp_path, progress=False,
-    )  # fmt: skip
+        {
+            "name": "aig8_tiny",
+            "inputs": {"name": "digits", "options": {"size": 16}},
+            "model_args": {"depth": 8},
+            "train": table,
+        },
+        tmp_path,
+        progress=False,
+    )
     names = ("aig8_tiny", "resnet8_tiny")
     assert {p.name for p in tmp_path.iterdir()} == {f"{n}.{kind}" for n in names for kind in ("json", "safetensors")}
     net = convnet_aig(8)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynbench.counting.flops import FlopCounter
 from dynbench.dynamic import Execution, Exits, Loop, Trace, points
-from dynbench.meters.flops import FlopCounter
 from dynbench.meters.required import PartCosts
 from dynbench.models.decoder import (
     Confidence,
@@ -207,7 +207,7 @@ def test_three_measures_of_confidence() -> None:
         best = logits.softmax(-1).sort(descending=True).values
         t = step // 2
         assert torch.equal(leaves, best[:, 0] - best[:, 1] >= 0.18 + 0.1 * math.exp(-4 * t / 6))
-        assert torch.allclose(logits, net["softmax"].cached.say(x)) and depth.unique().tolist() == [step % 2]
+        assert torch.allclose(logits, net["softmax"].cached.logits(x)) and depth.unique().tolist() == [step % 2]
     for step, (logits, x, _, same, before, leaves) in enumerate(seen["saturation"]):
         assert logits is None and torch.equal(x, same)
         cosine = (x * before).sum(1) / x.norm(dim=1) / before.norm(dim=1)

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dynbench.counting.flops import FlopCounter
 from dynbench.dynamic import Execution, Width, points
 from dynbench.engines.forms import apply_form
-from dynbench.meters.flops import FlopCounter
 from dynbench.meters.required import PartCosts
+from dynbench.models.accounting import static_macs
 from dynbench.models.deepmoe import DeepMoEResNet, DeepMoEVGG, Mixture, accounted_macs, deepmoe, sliced
-from dynbench.models.macs import static_macs
 from dynbench.models.resnet import resnet
 from dynbench.strategies import STRATEGIES, Masking, PerSample
 from tests.models.same_answer import DYNAMIC, TOLERANCE, assert_same_answer, decided_both_ways, forced, run
@@ -205,9 +205,14 @@ def test_gates_start_as_in_m3vit_and_learn_through_what_their_channels_are_multi
 
 
 @given(
-    st.integers(1, 3), st.integers(0, 5), st.integers(0, 6), st.integers(1, 2), st.booleans(), st.booleans(),
+    st.integers(1, 3),
+    st.integers(0, 5),
+    st.integers(0, 6),
+    st.integers(1, 2),
+    st.booleans(),
+    st.booleans(),
     st.integers(0, 9),
-)  # fmt: skip
+)
 @settings(max_examples=60, deadline=None)
 def test_a_sliced_convolution_is_the_whole_one_on_some_channels(
     kernel: int, ins: int, outs: int, stride: int, bias: bool, normed: bool, seed: int

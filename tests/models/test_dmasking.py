@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dynbench.dynamic import Execution, Trace, Width, points
 from dynbench.meters.required import PartCosts
+from dynbench.models.accounting import static_macs
 from dynbench.models.dmasking import (
     IMAGE,
     Architecture,
@@ -32,7 +33,6 @@ from dynbench.models.dmasking import (
     spread,
     subsample,
 )
-from dynbench.models.macs import static_macs
 from dynbench.strategies import STRATEGIES, Masking
 from tests.models.same_answer import assert_same_answer, forced, run
 
@@ -40,6 +40,7 @@ OPTIONS = ((4, 8, 12), (8, 16, 20))
 SPACE = Space((16, 24, 32), ((4, 8), (4, 8), (8, 16)), OPTIONS, 2)
 SMALL: dict[str, Any] = {"resolution": 16, "channels": (4, 8, 8), "options": OPTIONS}
 MINE = (8, 4, 16, 20)
+SHAPE = (3, IMAGE, IMAGE)
 
 
 def stirred(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -97,7 +98,7 @@ def test_with_one_option_each_the_supernet_is_the_network_of_those_options(seed:
     x = images(3)
     said, cost = mother(x, one_hot(SPACE, a))
     assert torch.allclose(said, net(x), atol=2e-5)
-    assert float(cost) == macs(SPACE, a) == static_macs(net, (3, IMAGE, IMAGE))
+    assert float(cost) == macs(SPACE, a) == static_macs(net, SHAPE)
     assert params(SPACE, a) == sum(p.numel() for p in net.parameters())
 
 
@@ -173,7 +174,7 @@ def test_what_is_found_is_the_likeliest_option_of_each_question() -> None:
         ({"channels": ((4,), (4,))}, "one list for the stem and for each stage"),
         ({"resolutions": (20, 64)}, "resolution 64"),
         ({"resolutions": (18,)}, "resolution 18"),
-        ({"blocks": 0}, "one block at least"),
+        ({"blocks": 0}, "at least one stage and one block"),
     ],
 )
 def test_a_space_that_makes_no_sense_is_refused(args: dict[str, Any], message: str) -> None:
@@ -255,7 +256,7 @@ def test_the_gate_does_not_look_at_the_input_and_what_it_found_is_part_of_the_we
 
 def test_required_work_is_what_per_sample_executes_and_that_of_the_network_found() -> None:
     net, x = make(), images(4)
-    alone = static_macs(plain(SMALL["resolution"], SMALL["channels"], MINE), (3, IMAGE, IMAGE))
+    alone = static_macs(plain(SMALL["resolution"], SMALL["channels"], MINE), SHAPE)
     _, trace = run(net, x, "per_sample")
     required = PartCosts(net, x).required(trace)
     assert required.region == required.total == 2 * alone * 4
@@ -268,15 +269,15 @@ def test_accounted_is_the_network_of_the_widths_that_were_decided() -> None:
     assert isinstance(net, DMasking)
     _, trace = run(net, x, "per_sample")
     alone = plain(SMALL["resolution"], SMALL["channels"], MINE)
-    macs_, rule = accounted_macs(net, trace)
-    assert macs_ == static_macs(alone, (3, IMAGE, IMAGE)) == accounted_macs(alone, Trace())[0] and "just these" in rule
+    macs_, rule = accounted_macs(net, trace, SHAPE)
+    assert macs_ == static_macs(alone, SHAPE) == accounted_macs(alone, Trace(), SHAPE)[0] and "just these" in rule
     for _, forced_trace in forced(net, x):
         executed = _executed(net, x, forced_trace) / 2 / len(x)
-        assert accounted_macs(net, forced_trace)[0] == pytest.approx(executed)
+        assert accounted_macs(net, forced_trace, SHAPE)[0] == pytest.approx(executed)
 
 
 def _executed(net: nn.Module, x: Tensor, trace: Trace) -> float:
-    from dynbench.meters.flops import FlopCounter
+    from dynbench.counting.flops import FlopCounter
 
     with torch.inference_mode(), FlopCounter() as counter:
         Execution(STRATEGIES["per_sample"](), replay=trace).run(net, x)

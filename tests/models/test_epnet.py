@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynbench.meters.cost import cost
+from dynbench.models.accounting import static_macs
 from dynbench.models.epnet import EPNet, MDPPolicy, ThresholdPolicy, accounted_macs, epnet, part_macs
-from dynbench.models.macs import static_macs
 from dynbench.models.resnet import resnet
 from tests.models.same_answer import DYNAMIC, assert_same_answer, decided_both_ways, forced, run
 
@@ -132,14 +132,14 @@ def test_accounting_follows_the_exits_taken() -> None:
 def test_imagenet_networks_have_exits_too() -> None:
     with torch.device("meta"):
         net = epnet(18, 1000, "imagenet", every=2)
-        assert [f"{c / 1e9:.1f}" for c in part_macs(net).upto()][-1] == "1.8"
+        assert [f"{c / 1e9:.1f}" for c in part_macs(net, (3, 224, 224)).upto()][-1] == "1.8"
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         ({"policy": "entropy"}, "policy='entropy'.*'mdp'.*'threshold'"),
-        ({"every": 18}, "of 18 blocks an exit stands behind every 1 to 17"),
+        ({"every": 18}, "of 18 blocks an exit comes after every 1 to 17"),
         ({"every": 0}, "every=0"),
         ({"pool": 0}, "pool=0: it is 1 or more"),
         ({"width": -1}, "width=-1"),

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dynbench.dynamic import Execution
+from dynbench.models.accounting import static_macs
 from dynbench.models.garn import GARN, guidance
-from dynbench.models.macs import static_macs
 from dynbench.models.ram import RAM, UNIT
 from dynbench.strategies import Masking
 from tests.models.same_answer import DYNAMIC, assert_same_answer

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dynbench.models.accounting import static_macs
 from dynbench.models.idk import (
     CERTAINTY,
     IDKCascade,
@@ -26,7 +27,6 @@ from dynbench.models.idk import (
     reach_rates,
     unaided,
 )
-from dynbench.models.macs import static_macs
 from dynbench.models.resnet import resnet
 from dynbench.models.skipnet import skipnet
 from tests.models.same_answer import DYNAMIC, assert_same_answer, decided_both_ways, forced, run
@@ -117,9 +117,9 @@ def confident(labels: Tensor, p: float, right: bool = True) -> Tensor:
 def known_case() -> tuple[list[Tensor], Tensor]:
     """The fast model is sure and right on 60 of 100, less so on 20, wrong on the rest; the accurate one is right."""
     labels = torch.arange(100) % 4
-    fast = torch.cat([
-        confident(labels[:60], 0.95), confident(labels[60:80], 0.7), confident(labels[80:], 0.5, right=False)
-    ])  # fmt: skip
+    fast = torch.cat(
+        [confident(labels[:60], 0.95), confident(labels[60:80], 0.7), confident(labels[80:], 0.5, right=False)]
+    )
     return [fast, confident(labels, 0.99)], labels
 
 
@@ -187,11 +187,11 @@ def test_accounting_adds_the_cost_of_every_classifier_met() -> None:
     net, x = make("entropy"), images()
     c = [static_macs(m, (3, 32, 32)) for m in net.classifiers]
     traces = dict(forced(net, x))
-    assert accounted_macs(net, traces["none"])[0] == c[0]
-    assert accounted_macs(net, traces["all"])[0] == sum(c)
+    assert accounted_macs(net, traces["none"], (3, 32, 32))[0] == c[0]
+    assert accounted_macs(net, traces["all"], (3, 32, 32))[0] == sum(c)
     knows = run(net, x, "per_sample")[1].entries["cascade", (3,)].value.view(-1, 3)
     idk = [float((~knows[:, 0]).double().mean()), float((~knows[:, 0] & ~knows[:, 1]).double().mean())]
-    macs, _ = accounted_macs(net, run(net, x, "masking")[1])
+    macs, _ = accounted_macs(net, run(net, x, "masking")[1], (3, 32, 32))
     assert macs == pytest.approx(c[0] + idk[0] * c[1] + idk[1] * c[2])
 
 
@@ -290,7 +290,7 @@ def test_a_cascade_worked_out_from_what_its_levels_say_is_the_cascade_that_runs(
     ("args", "message"),
     [
         ({"depths": (), "expert": EXPERT}, "at least two levels"),
-        ({"expert": {"latency": 1}}, "declared are latency_s and cost"),
+        ({"expert": {"latency": 1}}, "declare latency_s and cost"),
         ({"expert": {"latency_s": -1, "cost": 0}}, "latency_s=-1; it is a number of 0 or more"),
         ({"expert": EXPERT, "thresholds": (0.5, 0.5)}, "4 levels need one each, but for the last"),
         ({"rule": "margin"}, "rule='margin'.*'probability', 'entropy', 'learned'"),

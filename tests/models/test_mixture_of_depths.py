@@ -147,10 +147,16 @@ def test_decoding_accounts_for_the_blocks_that_ran() -> None:
     assert accounted_macs(net, trace, (6,))[0] == pytest.approx(want)
 
 
-@pytest.mark.parametrize(("args", "message"), [
-    ({"heads": 3}, "heads=3"), ({"capacity": 0.0}, "capacity=0.0"), ({"capacity": 1.5}, "capacity=1.5"),
-    ({"every": 0}, "every=0"), ({"every": 5}, "every=5 of 4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"heads": 3}, "heads=3"),
+        ({"capacity": 0.0}, "capacity=0.0"),
+        ({"capacity": 1.5}, "capacity=1.5"),
+        ({"every": 0}, "every=0"),
+        ({"every": 5}, "every=5 of 4"),
+    ],
+)
 def test_a_network_there_is_not_is_refused_with_the_reason(args: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mixture_of_depths(**{**SMALL, **args})

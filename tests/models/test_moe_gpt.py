@@ -165,7 +165,7 @@ def test_balance_pushes_probability_away_from_the_busiest_expert() -> None:
 
 def test_balance_adds_up_all_routers_and_reaches_their_weights() -> None:
     net, x = make().train(), tokens()
-    balance = Balance(alpha=0.5)
+    balance = Balance(net.routes, alpha=0.5)
     Execution(Compaction(), observe=balance).run(net, x)
     parts = [load_balancing_loss(scores, 2, 0.5) for _, scores, _ in routed(net, x)]
     assert isinstance(balance.loss, Tensor)
@@ -178,9 +178,10 @@ def test_balance_adds_up_all_routers_and_reaches_their_weights() -> None:
 def test_balance_is_of_what_was_wanted_before_anything_is_dropped() -> None:
     x, losses = torch.randn(9, 16), []
     for factor in (None, 0.25):
-        balance = Balance()
+        (route, _) = make(capacity_factor=factor).routes
+        balance = Balance([route])
         with torch.no_grad():
-            Execution(Compaction(), observe=balance).run(points(make(capacity_factor=factor))["moe0"], x)
+            Execution(Compaction(), observe=balance).run(route, x)
         losses.append(balance.loss)
     assert losses[0] == losses[1]
 
@@ -199,13 +200,13 @@ def test_the_dense_twin_has_as_many_active_parameters() -> None:
     _, trace = run(net, tokens(), "compaction")
     routers = 2 * 4 * 16
     linear = sum(m.weight.numel() for m in twin.modules() if isinstance(m, torch.nn.Linear))
-    macs, rule = accounted_macs(net, trace)
+    macs, rule = accounted_macs(net, trace, (net.context,))
     assert macs == 8 * (linear + routers) and "active parameters" in rule
 
 
 def test_dropped_choices_are_not_accounted_for() -> None:
     free, tight = make(), make(capacity_factor=0.5)
-    macs = [accounted_macs(net, run(net, tokens(4), "compaction")[1])[0] for net in (free, tight)]
+    macs = [accounted_macs(net, run(net, tokens(4), "compaction")[1], (net.context,))[0] for net in (free, tight)]
     assert macs[1] < macs[0]
 
 

@@ -88,8 +88,10 @@ def test_for_any_grid_computing_lazily_answers_alike_and_every_cell_is_computed_
     factors = flags["growth_factors"]
     setting = Setting(
         **{**flags, "growth_factors": (1,), "scales": 1, "bottleneck_factors": (1,), "prune": "max"},
-        channels=4, growth=2, num_classes=3,
-    )  # fmt: skip
+        channels=4,
+        growth=2,
+        num_classes=3,
+    )
     assume(flags["prune"] == "max" or setting.layers >= len(factors))
     flags = {**flags, "bottleneck_factors": factors, "channels": 4, "growth": 2, "num_classes": 3}
     torch.manual_seed(0)
@@ -165,9 +167,14 @@ def test_classifiers_read_so_many_channels(name: str, widths: list[int]) -> None
 
 def test_settings_have_the_published_numbers_of_layers() -> None:
     assert {name: s.layers for name, s in SETTINGS.items()} == {
-        "cifar100_7": 16, "cifar100_10": 22, "cifar100_5_lin_grow": 15, "cifar100_7_lin_grow": 28,
-        "imagenet_4": 20, "imagenet_6": 30, "imagenet_7": 35,
-    }  # fmt: skip
+        "cifar100_7": 16,
+        "cifar100_10": 22,
+        "cifar100_5_lin_grow": 15,
+        "cifar100_7_lin_grow": 28,
+        "imagenet_4": 20,
+        "imagenet_6": 30,
+        "imagenet_7": 35,
+    }
     assert SETTINGS["cifar100_7_lin_grow"].steps == [1, 2, 3, 4, 5, 6, 7]
     assert SETTINGS["cifar100_7"].steps == [4, 2, 2, 2, 2, 2, 2]
 

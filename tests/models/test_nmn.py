@@ -58,7 +58,11 @@ def about(scene: Tensor, question: str) -> Tensor:
         (
             "(is blue (above (left_of circle)))",
             [
-                [FIND, BLUE], [FIND, CIRCLE], [TRANSFORM, LEFT, 1], [TRANSFORM, ABOVE, 2], [COMBINE, 0, 0, 3],
+                [FIND, BLUE],
+                [FIND, CIRCLE],
+                [TRANSFORM, LEFT, 1],
+                [TRANSFORM, ABOVE, 2],
+                [COMBINE, 0, 0, 3],
                 [MEASURE, 0, 4],
             ],
         ),
@@ -67,7 +71,7 @@ def about(scene: Tensor, question: str) -> Tensor:
         ("(color (above circle))", [[FIND, CIRCLE], [TRANSFORM, ABOVE, 0], [DESCRIBE, 0, 1]]),
         ("(shape (and red blue))", [[FIND, RED], [FIND, BLUE], [COMBINE, 0, 0, 1], [DESCRIBE, 1, 2]]),
     ],
-)  # fmt: skip
+)
 def test_a_question_s_layout_follows_its_parse(question: str, rows: list[list[int]]) -> None:
     net = make()
     wanted = [[*row, *[NONE] * (4 - len(row))] for row in rows] + [[NONE] * 4] * (6 - len(rows))
@@ -77,9 +81,22 @@ def test_a_question_s_layout_follows_its_parse(question: str, rows: list[list[in
 
 @pytest.mark.parametrize(
     "question",
-    ["red", "(red)", "(is purple red)", "(is red", "(is red blue))", "(is red blue green)", "(is above red)",
-     "(is (above red blue))", "(color red blue)", "()", "(is ())", "(is (and red))", "((is) red)"],
-)  # fmt: skip
+    [
+        "red",
+        "(red)",
+        "(is purple red)",
+        "(is red",
+        "(is red blue))",
+        "(is red blue green)",
+        "(is above red)",
+        "(is (above red blue))",
+        "(color red blue)",
+        "()",
+        "(is ())",
+        "(is (and red))",
+        "((is) red)",
+    ],
+)
 def test_what_is_no_question_is_told(question: str) -> None:
     with pytest.raises(ValueError, match="is not a question|a question is|is none of"):
         make().rows(question)
@@ -274,7 +291,7 @@ def test_attention_is_not_normalised_and_describe_averages() -> None:
     [
         ({"modules": "nmn3"}, "'cvpr16' or 'n2nmn'"),
         ({"stem": "vgg"}, "'lenet' or 'cells'"),
-        ({"answers": 1}, "answers=1; it is 2 or more"),
+        ({"answers": 1}, "answers=1: it is 2 or more"),
         ({"hidden": 0}, "hidden=0"),
         ({"embedding": 0}, "embedding=0"),
         ({"image": 35, "stem": "cells"}, "multiple of 10"),
@@ -330,9 +347,11 @@ def test_edge_traces_are_programs_of_the_stream() -> None:
 def test_modules_learn_several_questions_about_a_scene(tmp_path: Path) -> None:
     quick = {"epochs": 1, "items": 64, "questions": 2}
     table = {
-        "name": "nmn_tiny", "inputs": {"name": "shapes"}, "model_args": SMALL["mixed"],
+        "name": "nmn_tiny",
+        "inputs": {"name": "shapes"},
+        "model_args": SMALL["mixed"],
         "train": {"recipe": "dynbench.training.nmn:train", "options": {"simple": quick, "all": quick}},
-    }  # fmt: skip
+    }
     train_workload(table, tmp_path, progress=False)
     assert {p.name for p in tmp_path.iterdir()} == {"nmn_tiny.json", "nmn_tiny.safetensors"}
     card = json.loads((tmp_path / "nmn_tiny.json").read_text())
@@ -358,8 +377,9 @@ def test_the_loss_is_the_mean_over_scenes_and_questions() -> None:
     one = Dataset(data.inputs[:, :4], data.labels[:, 0], "", 2)
     assert torch.allclose(
         several(net, torch.from_numpy(one.inputs), torch.from_numpy(one.labels)),
-        torch.stack(singles[::2]).mean(), atol=1e-6,
-    )  # fmt: skip
+        torch.stack(singles[::2]).mean(),
+        atol=1e-6,
+    )
 
 
 def test_the_layout_is_recorded_and_replayed_in_any_batching() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from dynbench.dynamic import points
 from dynbench.meters.cost import cost
-from dynbench.models.macs import static_macs
+from dynbench.models.accounting import static_macs
 from dynbench.models.resnet import resnet
 from dynbench.models.skipnet import skipnet
 
@@ -26,11 +26,23 @@ FIGURES: list[tuple[str, dict[str, Any], str, float, float, str]] = [
     ("ResNet-110", {"depth": 110}, "params", 1_730_714, EXACT, DEFINITION),
     ("ResNet-152", {"depth": 152}, "macs", 352_240_256, EXACT, DEFINITION),
     ("ResNet-110", {"depth": 110}, "macs", 2.5e8, 2e-2, "SkipNet paper: '2.5e8 FLOPs', which are MACs; two digits"),
-    ("ResNet-50", {"depth": 50, "dataset": "imagenet", "num_classes": 1000}, "macs", 4.089e9, WITHIN_1_PERCENT,
-     "counted from the definition, stride on the 3x3"),
-    ("ResNet-101", {"depth": 101, "dataset": "imagenet", "num_classes": 1000}, "macs", 7.801e9, WITHIN_1_PERCENT,
-     "counted from the definition, stride on the 3x3"),
-]  # fmt: skip
+    (
+        "ResNet-50",
+        {"depth": 50, "dataset": "imagenet", "num_classes": 1000},
+        "macs",
+        4.089e9,
+        WITHIN_1_PERCENT,
+        "counted from the definition, stride on the 3x3",
+    ),
+    (
+        "ResNet-101",
+        {"depth": 101, "dataset": "imagenet", "num_classes": 1000},
+        "macs",
+        7.801e9,
+        WITHIN_1_PERCENT,
+        "counted from the definition, stride on the 3x3",
+    ),
+]
 
 
 @pytest.mark.parametrize(("name", "args", "quantity", "figure", "tolerance", "where"), FIGURES)
@@ -51,10 +63,17 @@ def test_static_networks_and_static_twins_cost_what_is_published(
 @pytest.mark.parametrize(
     ("depth", "dataset", "decisions"),
     [
-        (38, "cifar", 17), (74, "cifar", 35), (110, "cifar", 53), (152, "cifar", 74),
-        (18, "imagenet", 7), (34, "imagenet", 15), (50, "imagenet", 15), (101, "imagenet", 32), (152, "imagenet", 49),
+        (38, "cifar", 17),
+        (74, "cifar", 35),
+        (110, "cifar", 53),
+        (152, "cifar", 74),
+        (18, "imagenet", 7),
+        (34, "imagenet", 15),
+        (50, "imagenet", 15),
+        (101, "imagenet", 32),
+        (152, "imagenet", 49),
     ],
-)  # fmt: skip
+)
 def test_skipnet_decides_about_every_block_but_the_first(depth: int, dataset: str, decisions: int) -> None:
     with torch.device("meta"):
         net = skipnet(depth, dataset=dataset)

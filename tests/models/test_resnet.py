@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dynbench.models.macs import static_macs
+from dynbench.models.accounting import static_macs
 from dynbench.models.resnet import resnet
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dynbench.dynamic import Execution, Skip, Trace, points
-from dynbench.models.macs import static_macs
+from dynbench.models.accounting import static_macs
 from dynbench.models.resnet import resnet
 from dynbench.models.skipnet import SkipNet, accounted_macs, from_author_checkpoint, skipnet, unskipped
 from dynbench.strategies import Masking
@@ -126,11 +126,15 @@ def test_gates_pressed_one_by_one_cannot_make_up_for_each_other() -> None:
 def test_soft_gates_are_trained_beside_the_skipnet_where_asked(tmp_path: Path) -> None:
     options = {"epochs": 1, "items": 16, "batch_size": 16, "supervised": {"each": True}, "soft": {"target": 0.4}}
     train_workload(
-        {"name": "ff8_tiny", "inputs": {"name": "digits", "options": {"size": 16}},
-         "model_args": {"depth": 8, "gate": "ff1"},
-         "train": {"recipe": "dynbench.training.skipnet:train", "options": options}},
-        tmp_path, progress=False,
-    )  # fmt: skip
+        {
+            "name": "ff8_tiny",
+            "inputs": {"name": "digits", "options": {"size": 16}},
+            "model_args": {"depth": 8, "gate": "ff1"},
+            "train": {"recipe": "dynbench.training.skipnet:train", "options": options},
+        },
+        tmp_path,
+        progress=False,
+    )
     names = ("ff8_tiny", "ff8_tiny_soft", "resnet8_tiny")
     assert {p.name for p in tmp_path.iterdir()} == {f"{n}.{kind}" for n in names for kind in ("json", "safetensors")}
     unskipped(8, "ff1").load_state_dict(load_file(tmp_path / "ff8_tiny_soft.safetensors"))
@@ -257,18 +261,18 @@ def test_accounting_counts_blocks_the_first_included_and_no_gates() -> None:
     net, x = make(), images(8)
     dense, blocks = static_macs(net, (3, 32, 32)), 6
     traces = dict(forced(net, x))
-    assert accounted_macs(net, traces["all"])[0] == dense
-    assert accounted_macs(net, traces["none"])[0] == pytest.approx(dense / blocks)
+    assert accounted_macs(net, traces["all"], (3, 32, 32))[0] == dense
+    assert accounted_macs(net, traces["none"], (3, 32, 32))[0] == pytest.approx(dense / blocks)
     _, trace = run(net, x, "per_sample")
     run_blocks = sum(float(e.value.float().mean()) for e in trace.entries.values())
-    macs, rule = accounted_macs(net, trace)
+    macs, rule = accounted_macs(net, trace, (3, 32, 32))
     assert macs == pytest.approx((run_blocks + 1) / blocks * dense) and "gates not counted" in rule
 
 
 def test_accounting_goes_with_the_size_of_the_input() -> None:
     net = make()
     trace: Trace = dict(forced(net, images()))["all"]
-    assert accounted_macs(net, trace, (3, 64, 64))[0] > 3.9 * accounted_macs(net, trace)[0]
+    assert accounted_macs(net, trace, (3, 64, 64))[0] > 3.9 * accounted_macs(net, trace, (3, 32, 32))[0]
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynbench.counting.flops import FlopCounter
 from dynbench.dynamic import Execution, Trace
-from dynbench.meters.flops import FlopCounter
 from dynbench.meters.required import PartCosts
+from dynbench.models.accounting import static_macs
 from dynbench.models.dsnet import DSNet, dsnet, dsnet_mobilenet, likeliest, macs_by_width
 from dynbench.models.dsnet import accounted_macs as dsnet_macs
-from dynbench.models.macs import static_macs
 from dynbench.models.slimmable import (
     Slimmable,
     SwitchableBatchNorm2d,
@@ -223,13 +223,13 @@ def test_what_is_accounted_is_the_mean_over_the_widths_taken() -> None:
     x = images(4, 32)
     net = told_apart(slimmable(base=8))
     macs, traces = macs_by_level(net.body, (3, 32, 32)), dict(forced(net, x))
-    assert accounted_macs(net, traces["all"])[0] == macs[-1]
-    assert accounted_macs(net, traces["one"])[0] == pytest.approx((macs[-1] + 3 * macs[0]) / 4)
+    assert accounted_macs(net, traces["all"], (3, 32, 32))[0] == macs[-1]
+    assert accounted_macs(net, traces["one"], (3, 32, 32))[0] == pytest.approx((macs[-1] + 3 * macs[0]) / 4)
     gated = deciding(told_apart(dsnet(base=8, front=8)), x)
     each = macs_by_width(gated, (3, 32, 32))
     _, trace = run(gated, x, "compaction")
     levels = trace.entries["width", ()].value.sum(1).tolist()
-    assert dsnet_macs(gated, trace)[0] == pytest.approx(sum(each[level] for level in levels) / 4)
+    assert dsnet_macs(gated, trace, (3, 32, 32))[0] == pytest.approx(sum(each[level] for level in levels) / 4)
 
 
 def test_the_gate_chooses_the_likeliest_width_from_what_the_front_saw() -> None:

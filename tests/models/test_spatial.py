@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dynbench.counting.flops import FlopCounter
 from dynbench.dynamic import Execution
-from dynbench.meters.flops import FlopCounter
-from dynbench.models.macs import static_macs
+from dynbench.models.accounting import static_macs
 from dynbench.models.resnet import BasicBlock, Bottleneck, resnet
 from dynbench.models.spatial import (
     MaskUnit,

@@ -11,8 +11,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from dynbench.counting.flops import FlopCounter
 from dynbench.dynamic import Execution
-from dynbench.meters.flops import FlopCounter
 from dynbench.meters.required import PartCosts
 from dynbench.models import speculative as module
 from dynbench.models.decoder import Decoder

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dynbench.counting.flops import FlopCounter
 from dynbench.dynamic import Execution, Trace
-from dynbench.meters.flops import FlopCounter
 from dynbench.meters.required import PartCosts
-from dynbench.models.macs import static_macs
+from dynbench.models.accounting import static_macs
 from dynbench.models.tafenet import (
     Compositions,
     TAFENet,
@@ -93,8 +93,9 @@ def test_strategies_answer_alike(strategy: str, tasks: Any) -> None:
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     tasks=st.one_of(st.integers(1, 5), st.lists(st.integers(1, 3), min_size=2, max_size=3)),
-    widths=st.lists(st.integers(1, 9), min_size=1, max_size=4), n=st.integers(1, 4),
-)  # fmt: skip
+    widths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    n=st.integers(1, 4),
+)
 @torch.inference_mode()
 def test_any_size_answers_as_published(tasks: Any, widths: list[int], n: int) -> None:
     net = make(tasks=tasks, widths=widths, embedding=6)
@@ -233,10 +234,10 @@ def test_a_classifier_of_factors_names_pairs_by_both() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"tasks": 0}, "so many classes"),
+        ({"tasks": 0}, "a number of classes"),
         ({"tasks": [6]}, "attributes, objects"),
         ({"tasks": [6, 0]}, "1 or more each"),
-        ({"embedding": 7}, "2 word vectors"),
+        ({"embedding": 7}, "2, the number of word vectors"),
         ({"widths": []}, "widths"),
         ({"hidden": 0}, "hidden=0"),
         ({"cnn": [4, 0]}, "cnn"),

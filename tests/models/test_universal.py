@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dynbench.counting.flops import FlopCounter
 from dynbench.dynamic import Execution, Loop, Trace
 from dynbench.meters.cost import cost
-from dynbench.meters.flops import FlopCounter
 from dynbench.meters.required import PartCosts
 from dynbench.models.universal import (
     ACT,
@@ -299,7 +299,9 @@ def test_macs_have_their_closed_form(width: int, ff_multiple: float, steps: int)
     keys = 2 * width**2
     assert table["macs"] == t * (steps * (step + keys) + width * 11)  # keys for the first step, none after the last
     assert table["decision_points"][0]["region_macs"] == steps * step + (steps - 1) * keys
-    macs, rule = accounted_macs(net, run(net, tokens(), "masking", dict(forced(net, tokens()))["all"])[1])
+    macs, rule = accounted_macs(
+        net, run(net, tokens(), "masking", dict(forced(net, tokens()))["all"])[1], (net.context,)
+    )
     assert macs == t * (width * 11 + steps * (linear + keys)) and "ponder steps" in rule
 
 
@@ -308,9 +310,9 @@ def test_accounted_macs_follow_the_mean_number_of_steps() -> None:
         net, x = make(name), tokens()
         trace = run(net, x, "compaction")[1]
         traces = dict(forced(net, x))
-        least, most = (accounted_macs(net, traces[kind])[0] for kind in ("none", "all"))
+        least, most = (accounted_macs(net, traces[kind], (net.context,))[0] for kind in ("none", "all"))
         share = (float(ponder_steps(net, trace).double().mean()) - 1) / 4
-        assert accounted_macs(net, trace)[0] == pytest.approx(least + share * (most - least))
+        assert accounted_macs(net, trace, (net.context,))[0] == pytest.approx(least + share * (most - least))
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,10 @@ from hypothesis import strategies as st
 from skimage.data import astronaut
 from torch import Tensor
 
-from dynbench import devices
+from dynbench import hooks
 from dynbench.data import load_inputs
 from dynbench.dynamic import Execution, points
 from dynbench.errors import UserError
-from dynbench.experiment.build import prepare
-from dynbench.experiment.diagnose import Facts, diagnose
-from dynbench.experiment.measure import make_arms
-from dynbench.experiment.plan import describe
-from dynbench.experiment.spec import Options, load_spec
 from dynbench.models.viola_jones import (
     Cascade,
     Feature,
@@ -337,22 +332,13 @@ def test_accounting_counts_the_rectangles_of_the_stages_met() -> None:
     assert weak.flatten().tolist() == [by_hand[int(p) + 1] for p in answer[..., 0].flatten()]
 
 
-# As a workload.
+# What it tells the harness about itself.
 
 
-def test_the_workload_says_whose_weights_it_uses_and_what_cannot_be_counted() -> None:
-    spec = load_spec("viola_jones")
-    small = spec.inputs.model_copy(update={"options": {"height": 26, "width": 26, "reduce": 4}})
-    spec = spec.model_copy(update={"inputs": small})
-    p = prepare(spec, Options(strategies=["cascading"], batch_sizes=[1]))
-    assert p.items == 2
-    info = describe(p, None)
-    assert info.weights == "haarcascade_frontalface_default.xml" and info.weights_sha256
-    source = p.sources[0]
-    arms, _ = make_arms(p, source, 1, p.trace(source, 1))
-    arm = next(a for a in arms if a.cell.name == "OpenCV")
-    work = diagnose(p, source, arm, p.batches(1), devices.device("cpu"), Facts.of(p, source, 1))
-    assert "OpenCV" in work.executed.unavailable and "OpenCV" in work.columns["bytes_touched"].unavailable  # type: ignore[union-attr]
+def test_the_model_names_its_weights_and_the_baseline_what_it_computes_in() -> None:
+    ours = hooks.of(viola_jones())
+    assert ours.weights_file == cascade_file("frontalface_default") and ours.outside_torch is None
+    assert hooks.of(opencv()).outside_torch == "OpenCV"
 
 
 # What cannot be read is refused.

@@ -1,4 +1,4 @@
-"""The GitHub Action: its steps are run here as a runner would; of the installation only what pip is asked for."""
+"""The GitHub Action: its steps run here as on a runner; pip is replaced by a program that records its arguments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_every_input_is_described_and_every_expression_names_an_input() -> None:
     text = (ROOT / "action.yml").read_text(encoding="utf-8")
     used = set(re.findall(r"inputs\.(\w+)", text))
     assert used == set(ACTION["inputs"])
-    for step in ACTION["runs"]["steps"]:  # what a user gives reaches the shell by the environment, never as its text
+    for step in ACTION["runs"]["steps"]:  # inputs reach the shell as environment variables, never as its text
         assert "${{" not in step["run"] and step["shell"] == "bash"
 
 
@@ -58,16 +58,24 @@ def test_all_steps_judge_a_pull_request(tmp_path: Path) -> None:
     (bin_ / "dynbench").write_text(f'#!/bin/sh\nexec {sys.executable} -m dynbench "$@"\n')
     for file in bin_.iterdir():
         file.chmod(0o755)
-    given = {"workload": "tiny.toml", "base": "origin/main", "arguments": "--time 5 --batch 4",
-             "install": "-r requirements.txt"}  # fmt: skip
+    given = {
+        "workload": "tiny.toml",
+        "base": "origin/main",
+        "arguments": "--time 5 --batch 4",
+        "install": "-r requirements.txt",
+    }
     env = {
-        **os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "GITHUB_ACTION_PATH": str(ROOT),
-        "GITHUB_STEP_SUMMARY": str(tmp_path / "page.md"), "DYNBENCH_CACHE": str(tmp_path / "cache"),
-    }  # fmt: skip
+        **os.environ,
+        "PATH": f"{bin_}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "GITHUB_ACTION_PATH": str(ROOT),
+        "GITHUB_STEP_SUMMARY": str(tmp_path / "page.md"),
+        "DYNBENCH_CACHE": str(tmp_path / "cache"),
+    }
     codes = []
     for step in ACTION["runs"]["steps"]:
-        told = {k: re.sub(r"\$\{\{ inputs\.(\w+) \}\}", lambda m: given[m[1]], v) for k, v in step["env"].items()}
-        done = subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], cwd=clone, env={**env, **told})
+        inputs = {k: re.sub(r"\$\{\{ inputs\.(\w+) \}\}", lambda m: given[m[1]], v) for k, v in step["env"].items()}
+        done = subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], cwd=clone, env={**env, **inputs})
         codes.append(done.returncode)
     assert codes == [0, 0, 1]  # other answers
     assert (tmp_path / "python").read_text() == f"-m pip install {ROOT} -r requirements.txt\n"

@@ -1,4 +1,4 @@
-"""`make` on a machine where something is missing says what, in one sentence, and installs only once."""
+"""`make` reports in one sentence what the machine lacks, and installs only once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is n
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What `make` looks at, and a folder of tools to run it with."""
+    """The files that `make` reads, and a folder of tools to run it with."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     tools = tmp_path / "tools"
@@ -31,7 +31,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def make(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """`make` with no tools but those of the checkout."""
-    env = {"PATH": str(checkout / "tools")}  # and nothing that a `make test` around this one sets
+    env = {"PATH": str(checkout / "tools")}  # without the variables of a surrounding `make test`
     return subprocess.run(["make", *words], cwd=checkout, env=env, capture_output=True, text=True)
 
 
@@ -42,8 +42,8 @@ def tool(checkout: Path, name: str, script: str) -> None:
     file.chmod(0o755)
 
 
-def told(checkout: Path, *words: str) -> str:
-    """The one sentence with which `make run` ends."""
+def refusal(checkout: Path, *words: str) -> str:
+    """The sentence with which `make run` fails."""
     done = make(checkout, "run", *words)
     assert done.returncode != 0
     (sentence,) = (line for line in done.stderr.splitlines() if not line.startswith("make"))
@@ -57,31 +57,31 @@ def python(checkout: Path, options: str = "") -> None:
     tool(checkout, "git", "exit 0")
 
 
-def test_a_missing_python_is_told(checkout: Path) -> None:
-    assert told(checkout) == (
+def test_a_missing_python_is_reported(checkout: Path) -> None:
+    assert refusal(checkout) == (
         "dynbench: there is no python3; Python 3.11 or newer is needed (apt install python3 python3-venv)"
     )
 
 
-def test_a_python_that_is_too_old_is_told(checkout: Path) -> None:
+def test_a_python_that_is_too_old_is_reported(checkout: Path) -> None:
     tool(checkout, "python3", 'case "$1" in --version) echo Python 3.9.2;; *) exit 1;; esac')
-    assert "Python 3.9.2 is too old: Python 3.11 or newer is needed" in told(checkout)
+    assert "Python 3.9.2 is too old: Python 3.11 or newer is needed" in refusal(checkout)
 
 
-def test_a_missing_venv_module_is_told(checkout: Path) -> None:
+def test_a_missing_venv_module_is_reported(checkout: Path) -> None:
     tool(checkout, "python3", 'case "$*" in *ensurepip*) exit 1;; *) exit 0;; esac')
-    assert told(checkout) == "dynbench: Python's venv module is missing (apt install python3-venv)"
+    assert refusal(checkout) == "dynbench: Python's venv module is missing (apt install python3-venv)"
 
 
-def test_a_missing_git_is_told(checkout: Path) -> None:
+def test_a_missing_git_is_reported(checkout: Path) -> None:
     python(checkout)
     (checkout / "tools" / "git").unlink()
-    assert "git is missing" in told(checkout)
+    assert "git is missing" in refusal(checkout)
 
 
-def test_a_torch_that_is_to_be_kept_but_is_not_there_is_told(checkout: Path) -> None:
+def test_a_torch_that_is_to_be_kept_but_is_not_there_is_reported(checkout: Path) -> None:
     python(checkout, options="-S")  # without the site's packages
-    assert "cannot import torch" in told(checkout, "SYSTEM_TORCH=1")
+    assert "cannot import torch" in refusal(checkout, "SYSTEM_TORCH=1")
 
 
 def test_a_second_call_installs_nothing(checkout: Path) -> None:

@@ -1,31 +1,44 @@
 """What is installed is complete: as a wheel, from a source distribution, and editable.
 
-The clean environments borrow the libraries of this one, so that nothing is downloaded.
+The clean environments use the libraries of this one, so that nothing is downloaded.
 """
 
 from __future__ import annotations
 
+import email.parser
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from dynbench.errors import UserError
+from dynbench.experiment.spec import DEFAULT_SUITE
+from dynbench.paths import REPOSITORY, project_dir, weights_path
+
 ROOT = Path(__file__).parents[2]
 DATA = ("workloads", "hardware")
-BUILT_FROM = ("dynbench", *DATA, "pyproject.toml", "README.md", "LICENSE", "constraints.txt")
+DOCUMENTS = ("docs", "README.md", "CHANGELOG.md", "LICENSE", "constraints.txt")
+BUILT_FROM = ("dynbench", *DATA, "pyproject.toml", *DOCUMENTS)
+MOST_BYTES = 15e6  # of a wheel
+
+
+def run(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A command in an environment in which no checkout can be imported."""
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PIP_CONSTRAINT")}
+    return subprocess.run([str(w) for w in words], cwd=cwd, env=env, capture_output=True, text=True)
 
 
 def call(*words: object, cwd: Path) -> str:
-    """Output of a command that must succeed, in an environment that knows no checkout."""
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PIP_CONSTRAINT")}
-    done = subprocess.run([str(w) for w in words], cwd=cwd, env=env, capture_output=True, text=True)
+    """The output of a command that must succeed."""
+    done = run(*words, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -52,16 +65,16 @@ class Environment:
         call(*pip, "install", *plain, *what, cwd=self.folder)
 
     def dynbench(self, *args: object, cwd: Path) -> str:
-        """What the installed command says."""
+        """The output of the installed command."""
         return call(self.folder / "bin/dynbench", *args, cwd=cwd)
 
     def titles(self, cwd: Path) -> dict[str, str]:
-        """The workloads it knows."""
+        """The titles of its workloads, by name."""
         rows = json.loads(self.dynbench("list", "workloads", "--json", cwd=cwd))
         return {row["name"]: row["title"] for row in rows}
 
     def package(self) -> Path:
-        """Where its dynbench lies."""
+        """The folder of its dynbench."""
         code = "import dynbench, pathlib; print(pathlib.Path(dynbench.__file__).parent)"
         return Path(call(self.folder / "bin/python", "-c", code, cwd=self.folder).strip())
 
@@ -91,15 +104,44 @@ def workload_names() -> set[str]:
     return {f.stem for f in (ROOT / "workloads").glob("*.toml")}
 
 
-def test_a_wheel_holds_the_data_inside_the_package_and_nothing_beside_it(source: Path, wheel: Path) -> None:
+def weights_in(table: object) -> set[str]:
+    """The files that a workload's table names as weights, of its own model and of its baselines."""
+    if isinstance(table, list):
+        return set().union(*map(weights_in, table))
+    if not isinstance(table, dict):
+        return set()
+    own = {table["weights"]} if "weights" in table else set()
+    return own.union(table.get("weights_by_part", {}).values(), *map(weights_in, table.values()))
+
+
+def weights_of_the_default_suite() -> set[str]:
+    """Relative to the folder of the workloads."""
+    files = (ROOT / "workloads" / f"{name}.toml" for name in DEFAULT_SUITE)
+    return weights_in([tomllib.loads(file.read_text(encoding="utf-8")) for file in files])
+
+
+def test_a_wheel_holds_the_data_inside_the_package_and_the_weights_of_the_default_suite(
+    source: Path, wheel: Path
+) -> None:
     inside = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     files = {
         f"{d}/{f.relative_to(source / d)}" for d in ("dynbench", *DATA) for f in (source / d).rglob("*") if f.is_file()
     }
-    expected = {f"dynbench/_{f}" if f.startswith(DATA) else f for f in files}
-    assert inside == expected
-    assert "dynbench/data/excerpt.txt" in inside
+    carried = {f"workloads/{name}" for name in weights_of_the_default_suite()}
+    assert carried <= files
+    expected = {f for f in files if not f.endswith(".safetensors")} | carried
+    assert inside == {f"dynbench/_{f}" if f.startswith(DATA) else f for f in expected}
+    assert {"dynbench/data/excerpt.txt", "dynbench/py.typed"} <= inside
     assert any(f.startswith("dynbench/report/templates/") for f in inside)
+    assert wheel.stat().st_size < MOST_BYTES
+
+
+def test_a_wheel_says_where_the_project_is(wheel: Path) -> None:
+    (name,) = (n for n in zipfile.ZipFile(wheel).namelist() if n.endswith(".dist-info/METADATA"))
+    metadata = email.parser.Parser().parsestr(zipfile.ZipFile(wheel).read(name).decode())
+    urls = dict(url.split(", ") for url in metadata.get_all("Project-URL", []))
+    assert urls.keys() == {"Homepage", "Repository", "Documentation", "Changelog", "Issues"}
+    assert urls["Repository"] == REPOSITORY and all(url.startswith(REPOSITORY) for url in urls.values())
 
 
 def test_a_wheel_works_in_a_clean_environment_from_another_folder(wheel: Path, tmp_path: Path) -> None:
@@ -108,12 +150,29 @@ def test_a_wheel_works_in_a_clean_environment_from_another_folder(wheel: Path, t
     assert env.package().is_relative_to(tmp_path / "env")
     assert env.titles(tmp_path).keys() == workload_names()
     assert "moe_text" in env.dynbench("run", "moe_text", "--batch", "1", "--dry-run", cwd=tmp_path)
+    refused = run(env.folder / "bin/dynbench", "verify", "epnet_digits", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1] == (
+        "Error: the weights epnet_digits.safetensors are not installed: a package has those of the default suite only; "
+        f"all are in the repository: git clone {REPOSITORY} && pip install -e dynbench"
+    )
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_source_distribution_makes_the_same_wheel(source: Path, wheel: Path, tmp_path: Path) -> None:
+def test_weights_are_found_in_the_checkout_and_missing_ones_of_a_user_s_own_workload_are_just_missing(
+    tmp_path: Path,
+) -> None:
+    for name in weights_of_the_default_suite():
+        assert weights_path(project_dir("workloads"), name) == ROOT / "workloads" / name
+    with pytest.raises(UserError) as caught:
+        weights_path(tmp_path, "mine.safetensors")
+    assert str(caught.value) == f"there is no weights file {tmp_path}/mine.safetensors"
+
+
+def test_a_source_distribution_is_as_small_and_makes_the_same_wheel(source: Path, wheel: Path, tmp_path: Path) -> None:
     call(sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", tmp_path, cwd=source)
     (packed,) = tmp_path.glob("*.tar.gz")
+    assert packed.stat().st_size < MOST_BYTES
     with tarfile.open(packed) as tar:
         tar.extractall(tmp_path / "unpacked", filter="data")
     (folder,) = (tmp_path / "unpacked").iterdir()

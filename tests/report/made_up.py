@@ -21,10 +21,12 @@ from dynbench.store.schema import (
     Phases,
     RoundSample,
     Speedup,
-    Unavailable,
     Warning_,
     WorkloadInfo,
 )
+from dynbench.unavailable import Unavailable
+from tests.analysis.cells import arm
+from tests.store.records import store_samples
 
 ITEMS, ROUNDS = 64, 20
 DENSE = 111.2e6
@@ -42,7 +44,7 @@ CPU = Unavailable(unavailable="a CPU has no device events")
 
 def manifest(*workloads: WorkloadInfo, **changes: Any) -> Manifest:
     """Of a made-up machine."""
-    table: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "dynbench_version": "0.1.0",
         "run_id": "made-up",
         "command": ["dynbench", "run", "a b.toml", "--device", "cpu"],
@@ -61,12 +63,12 @@ def manifest(*workloads: WorkloadInfo, **changes: Any) -> Manifest:
         "command_s": 200.0,
         "timed_s": 151.0,
     }
-    return Manifest.model_validate(table | changes)
+    return Manifest.model_validate(fields | changes)
 
 
 def info(name: str = SKIPPED, **changes: Any) -> WorkloadInfo:
     """A made-up workload."""
-    table: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "name": name,
         "title": TITLES[name],
         "paper": "Nobody et al., A Made-up Paper, 2026",
@@ -74,6 +76,7 @@ def info(name: str = SKIPPED, **changes: Any) -> WorkloadInfo:
         "model_args": {"depth": 38},
         "provenance": "reconstruction from memory",
         "points": {"Skip": 17},
+        "actions": ["skips"],
         "inputs": "2000 made-up scenes of 32 x 32",
         "stream_hash": "feedfacefeedface",
         "stream_items": ITEMS,
@@ -83,8 +86,14 @@ def info(name: str = SKIPPED, **changes: Any) -> WorkloadInfo:
         "claims": [
             Claim(metric="computation", value=70.272, unit="% of blocks", where="table 1", how="counted"),
             Claim(
-                metric="speed-up", value=1.5, unit="x", where="figure 2", how="timed", status="recalled",
-                batch_size=32, hardware="made-up GPU",
+                metric="speed-up",
+                value=1.5,
+                unit="x",
+                where="figure 2",
+                how="timed",
+                status="recalled",
+                batch_size=32,
+                hardware="made-up GPU",
             ),
         ],
         "accuracies": {
@@ -93,32 +102,40 @@ def info(name: str = SKIPPED, **changes: Any) -> WorkloadInfo:
             "ResNet-20": Accuracy(value=0.887, metric="top-1 accuracy", items=1000),
         },
         "trace_hashes": {"learned": "cafecafecafecafe"},
-    }  # fmt: skip
-    return WorkloadInfo.model_validate(table | changes)
+    }
+    return WorkloadInfo.model_validate(fields | changes)
 
 
-def cell(name: str, batch: int, speed: float | None, *, workload: str = SKIPPED, **changes: Any) -> Cell:
-    """A measured cell; `speed` against ResNet-38, None for ResNet-38 itself."""
+def cell(
+    name: str, batch: int, speed: float | None, *, kind: str = "strategy", workload: str = SKIPPED, **changes: Any
+) -> Cell:
+    """A measured cell.
+
+    Args:
+        name: of the strategy or the baseline.
+        batch: in items.
+        speed: against ResNet-38; None for ResNet-38 itself.
+        kind: of the arm.
+        workload: its name.
+        changes: fields of the cell; `engine`, `form` and `live` of its arm.
+    """
+    what = arm(name, kind, **{key: changes.pop(key) for key in ("engine", "form", "live") if key in changes})
     decisions = changes.pop("decisions", Decisions(source="learned", label="learned", keep_rate=0.69))
     keep = decisions.keep_rate or 0.5
     group = f"{workload}/{decisions.label}/cpu/b{batch}/float32/t1"
-    arm = changes.get("arm", "strategy")
     stream_ms = 320.0 / (speed or 1.0)
     bodies = DENSE * (0.05 + 0.95 * keep)
     executed = {"masking": DENSE + 1e5, "dense": DENSE}.get(name, bodies + 1e5)
     if changes.get("primary"):
         bodies = executed = DENSE
-    flops = Flops(
-        dense=DENSE, required_region=bodies, required_total=bodies + 1e5, executed=executed,
-        accounted=0.7 * DENSE, accounted_rule="(blocks run + 1) / blocks",
-    )  # fmt: skip
-    table: dict[str, Any] = {
-        "cell_id": f"{group}/{'baseline:' if arm == 'baseline' else ''}{name}",
+    fields: dict[str, Any] = {
+        "cell_id": f"{group}/{what.key}",
         "group_id": group,
         "workload": workload,
         "decisions": decisions,
-        "arm": arm,
-        "name": name,
+        "arm": what,
+        "static_twin": what.strategy == "dense",
+        "item_by_item": what.strategy == "per_sample",
         "batch_size": batch,
         "threads": 1,
         "status": "ok",
@@ -126,13 +143,22 @@ def cell(name: str, batch: int, speed: float | None, *, workload: str = SKIPPED,
         "rounds": ROUNDS,
         "stream_items": ITEMS,
         "latency": Latency(
-            stream_ms=stream_ms, item_ms=stream_ms / ITEMS, batch_p50_ms=stream_ms / ITEMS * batch,
+            stream_ms=stream_ms,
+            item_ms=stream_ms / ITEMS,
+            batch_p50_ms=stream_ms / ITEMS * batch,
             batch_p90_ms=stream_ms / ITEMS * batch * 1.3,
             batch_p99_ms=Unavailable(unavailable="p99 needs 662 samples, there are 160") if batch > 1 else 9.5,
             device_stream_ms=CPU,
         ),
         "speedups": [] if speed is None else [speedup(speed)],
-        "flops": flops,
+        "flops": Flops(
+            dense=DENSE,
+            required_region=bodies,
+            required_total=bodies + 1e5,
+            executed=executed,
+            accounted=0.7 * DENSE,
+            accounted_rule="(blocks run + 1) / blocks",
+        ),
         "bytes_touched": 3.4e6,
         "operator_calls": 7611.0,
         "host_syncs": CPU,
@@ -140,14 +166,14 @@ def cell(name: str, batch: int, speed: float | None, *, workload: str = SKIPPED,
         "params": 620_000,
         "memory": Memory(peak_bytes=31.5e6 if batch == 32 else Unavailable(unavailable="only at the largest batch")),
         "energy": Energy(item_j=NO_RAPL, idle_share=NO_RAPL, window_s=NO_RAPL),
-    }  # fmt: skip
-    if arm != "baseline":
+    }
+    if kind != "baseline":
         ideal = DENSE / bodies
-        table |= {"ideal": ideal, "efficiency": None if speed is None else speed / ideal}
-        table |= {"path_label": "bodies run of 17", "batch_paths": PATHS if batch == 1 else []}
-        table |= {"phases": Phases(decide_ms=20, gather_ms=9, body_ms=170, scatter_ms=14, sync_ms=6, other_ms=60)}
-        table |= {"max_error": 2.4e-7, "tolerance": 1.1e-5}
-    return Cell.model_validate(table | changes)
+        fields |= {"ideal": ideal, "efficiency": None if speed is None else speed / ideal}
+        fields |= {"path_label": "bodies run of 17", "batch_paths": PATHS if batch == 1 else []}
+        fields |= {"phases": Phases(decide_ms=20, gather_ms=9, body_ms=170, scatter_ms=14, sync_ms=6, other_ms=60)}
+        fields |= {"max_error": 2.4e-7, "tolerance": 1.1e-5}
+    return Cell.model_validate(fields | changes)
 
 
 PATHS = [float(random.Random(i).choice((9, 10, 11, 12, 12, 12, 13, 14))) for i in range(ITEMS)]
@@ -161,20 +187,18 @@ def speedup(value: float, baseline: str = "ResNet-38", primary: bool = True) -> 
 def refused(name: str, batch: int, reason: str, *, status: str = "refused", **changes: Any) -> Cell:
     """A cell without a measurement."""
     bare = cell(name, batch, 1.0, **changes)
-    kept = {k: getattr(bare, k) for k in ("cell_id", "group_id", "workload", "decisions", "name", "batch_size")}
-    return Cell.model_validate({**kept, "arm": bare.arm, "threads": 1, "status": status, "reason": reason})
+    kept = {k: getattr(bare, k) for k in ("cell_id", "group_id", "workload", "decisions", "arm", "batch_size")}
+    return Cell.model_validate({**kept, "threads": 1, "status": status, "reason": reason})
 
 
 def group(batch: int, *, workload: str = SKIPPED, primary: bool = True, **changes: Any) -> list[Cell]:
     """All cells of a batch size."""
     found = [cell(n, batch, s[batch], workload=workload, **changes) for n, s in SPEED.items() if batch in s]
     if primary:
-        found.append(cell("ResNet-38", batch, None, workload=workload, arm="baseline", primary=True, **changes))
-    small = Flops(
-        dense=DENSE, required_region=0.72 * DENSE, required_total=0.72 * DENSE, executed=0.72 * DENSE,
-        accounted=0.72 * DENSE,
-    )  # fmt: skip
-    found.append(cell("ResNet-20", batch, 1.4, workload=workload, arm="baseline", **changes | {"flops": small}))
+        found.append(cell("ResNet-38", batch, None, workload=workload, kind="baseline", primary=True, **changes))
+    less = 0.72 * DENSE
+    small = Flops(dense=DENSE, required_region=less, required_total=less, executed=less, accounted=less)
+    found.append(cell("ResNet-20", batch, 1.4, workload=workload, kind="baseline", **changes | {"flops": small}))
     found.append(refused("cascading", batch, "this model has none that halts", workload=workload, **changes))
     if batch > 1:
         found.append(refused("per_sample", batch, "measured at batch 1", workload=workload, **changes))
@@ -186,13 +210,17 @@ def sweep(workload: str = SKIPPED) -> list[Cell]:
     found = []
     for rate in (0.25, 0.5, 0.75, 1.0):
         decisions = Decisions(
-            source="synthetic", label=f"synthetic keep={rate:.2f}", keep_rate=rate, requested={"keep_rate": rate}
+            source="synthetic",
+            label=f"synthetic keep={rate:.2f}",
+            keep_rate=rate,
+            sweep=True,
+            requested={"keep_rate": rate},
         )
         found += [
             cell("dense", 32, 1.0, workload=workload, decisions=decisions),
             cell("masking", 32, 0.9, workload=workload, decisions=decisions),
             cell("compaction", 32, 1 / (0.2 + rate), workload=workload, decisions=decisions),
-            cell("ResNet-38", 32, None, workload=workload, decisions=decisions, arm="baseline", primary=True),
+            cell("ResNet-38", 32, None, workload=workload, decisions=decisions, kind="baseline", primary=True),
         ]
     return found
 
@@ -204,25 +232,24 @@ def samples(cells: list[Cell], rounds: int = ROUNDS) -> dict[str, list[RoundSamp
     for c in cells:
         if c.status != "ok" or c.batch_size != 1 or c.latency is None:
             continue
-        arm = f"baseline:{c.name}" if c.arm == "baseline" else c.name
-        dynamic = c.arm == "strategy" and c.name in ("compaction", "per_sample", "cascading")
+        dynamic = c.arm.strategy in ("compaction", "per_sample", "cascading")
         for r in range(rounds):
             for b in range(ITEMS):
                 depth = c.batch_paths[b] / 12 if dynamic and c.batch_paths else 1.0
                 ns = int(c.latency.item_ms * 1e6 * depth * random_.lognormvariate(0, 0.06))
                 found.setdefault(c.group_id, []).append(
-                    RoundSample(process=1, round=r, position=0, arm=arm, batch_id=b, start_ns=0, duration_ns=ns)
+                    RoundSample(process=1, round=r, position=0, arm=c.arm.key, batch_id=b, start_ns=0, duration_ns=ns)
                 )
     return found
 
 
-def write_run(path: Path, told: Manifest, cells: list[Cell]) -> Path:
+def write_run(path: Path, about: Manifest, cells: list[Cell]) -> Path:
     """Writes a run directory as measuring would."""
-    writer = RunWriter.create(path, told)
+    writer = RunWriter.create(path, about)
     for c in cells:
         writer.append_cell(c)
     for group_id, rows in samples(cells).items():
-        writer.write_samples(group_id, rows)
+        store_samples(path, group_id, rows)
     return path
 
 
@@ -230,17 +257,28 @@ def whole_run(path: Path) -> Path:
     """Three workloads: one with everything, a cascade, and experts at one batch size without claims."""
     noisy = Warning_(id="DB-PREC-01", text="confidence interval of +-4 %; asked for was +-2 %", remedy="more time")
     skipped = [c for b in (1, 8, 32) for c in group(b)] + sweep()
-    skipped += [cell("compaction, live decisions", 32, 1.2, arm="control", warnings=[noisy])]
+    skipped += [cell("compaction", 32, 1.2, kind="control", live=True, warnings=[noisy])]
     cascaded = [
-        c.model_copy(update={"name": "cascading", "cell_id": c.cell_id.replace("compaction", "cascading")})
-        if c.name == "compaction" else c
-        for b in (1, 8) for c in group(b, workload=CASCADED) if c.name != "cascading"
-    ]  # fmt: skip
+        cell("cascading", c.batch_size, SPEED["compaction"][c.batch_size], workload=CASCADED)
+        if c.arm.strategy == "compaction"
+        else c
+        for b in (1, 8)
+        for c in group(b, workload=CASCADED)
+        if c.arm.strategy != "cascading"
+    ]
     same = [128.0] * ITEMS
     experts = group(1, workload=EXPERTS, batch_paths=same, path_label="experts visited of 512")
-    told = manifest(
+    about = manifest(
         info(),
-        info(CASCADED, points={"Exits": 1}, provenance="paper"),
-        info(EXPERTS, points={"Route": 4}, claims=[], model_args={"experts": 8, "k": 2}, accuracies={}, card={}),
+        info(CASCADED, points={"Exits": 1}, actions=["leaves early"], provenance="paper"),
+        info(
+            EXPERTS,
+            points={"Route": 4},
+            actions=["uses 2 of 8 experts per item"],
+            claims=[],
+            model_args={"experts": 8, "k": 2},
+            accuracies={},
+            card={},
+        ),
     )
-    return write_run(path, told, [*skipped, *cascaded, *experts])
+    return write_run(path, about, [*skipped, *cascaded, *experts])

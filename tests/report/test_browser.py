@@ -15,9 +15,15 @@ BROWSER = next((b for b in ("chromium", "chromium-browser", "google-chrome") if 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="neither chromium nor google-chrome is installed")
 PHONE_PX = 390
 QUIET = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SCRIPT = """
 const frame = document.querySelector("iframe");
 frame.addEventListener("load", () => {
@@ -54,10 +60,19 @@ def found(html: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
     (folder / "outer.html").write_text(f"<!doctype html><meta charset=utf-8><body>{outer}</body>", encoding="utf-8")
     assert BROWSER is not None
     done = subprocess.run(
-        [BROWSER, *QUIET, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=20000", "--dump-dom",
-         (folder / "outer.html").as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+        [
+            BROWSER,
+            *QUIET,
+            f"--user-data-dir={folder / 'profile'}",
+            "--virtual-time-budget=20000",
+            "--dump-dom",
+            (folder / "outer.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     said = re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
     assert said is not None and said[1], done.stderr[-2000:]
     result: dict[str, Any] = json.loads(html_.unescape(said[1]))

@@ -14,7 +14,8 @@ from dynbench.report.drawings import Absent, Paths, Speedups, Work
 from dynbench.report.tables import Section, Table
 from dynbench.report.values import Value
 from dynbench.store.run import Run
-from dynbench.store.schema import Accuracy, Cell, Decisions, DeclaredCost, Flops, Manifest, Unavailable, Warning_
+from dynbench.store.schema import Accuracy, Cell, Decisions, DeclaredCost, Flops, Manifest, Warning_
+from dynbench.unavailable import Unavailable
 from tests.report import made_up
 
 
@@ -61,11 +62,11 @@ def test_a_verdict_is_the_sentence_of_the_analysis_and_its_figure_comes_from_the
     first = report.verdicts[0]
     assert first.sentence == verdict(made_up.info(), run.cells, "this CPU (Made-up CPU, 1 thread)")
     best = next(
-        c for c in run.cells if c.name == "compaction" and c.batch_size == 32 and c.decisions.label == "learned"
+        c for c in run.cells if c.arm.name == "compaction" and c.batch_size == 32 and c.decisions.label == "learned"
     )
     assert first.figure == f"{best.speedups[0].value:.2f}x" == "1.21x"
     assert first.detail == "compaction, batch 32, 95 % CI 1.17 to 1.25"
-    assert first.call == "faster"
+    assert first.outcome == "faster"
 
 
 def test_every_headline_figure_is_the_one_its_sentence_speaks_of(report: Report) -> None:
@@ -79,7 +80,7 @@ def test_a_faster_arm_that_is_certain_comes_before_a_larger_one_that_is_not(tmp_
     cells = [
         made_up.cell("compaction", 8, 1.1),
         made_up.cell("masking", 8, 1.5, speedups=[wide]),
-        made_up.cell("ResNet-38", 8, None, arm="baseline", primary=True),
+        made_up.cell("ResNet-38", 8, None, kind="baseline", primary=True),
     ]
     found = reported(tmp_path, cells).verdicts[0]
     assert found.detail.startswith("compaction")
@@ -89,7 +90,7 @@ def test_a_faster_arm_that_is_certain_comes_before_a_larger_one_that_is_not(tmp_
 
 @pytest.mark.parametrize(("speed", "call"), [(0.8, "slower"), (1.0, "not told apart from it"), (1.2, "faster")])
 def test_a_difference_within_its_interval_is_called_none(tmp_path: Path, speed: float, call: str) -> None:
-    assert reported(tmp_path, [made_up.cell("masking", 8, speed)]).verdicts[0].call == call
+    assert reported(tmp_path, [made_up.cell("masking", 8, speed)]).verdicts[0].outcome == call
 
 
 def test_untrained_weights_and_made_up_decisions_are_said_on_the_first_screen(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_what_is_declared_stands_apart_from_what_was_measured(tmp_path: Path) ->
     texts = {key: value.text for key, value in found.items()}
     assert texts["asked"] == "radiologist" and texts["share"] == "25.0" and texts["query_cost"] == "0.6 EUR"
     assert texts["expected_s"] == "2.00" and texts["expected_cost"] == "0.15 EUR"
-    assert texts["machine_ms"] == row(tables(report, "results")[0], "compaction")["item_ms"].text
+    assert texts["machine_ms"] == row(tables(report, "results")[0], "compaction")["latency_item_ms"].text
     assert "25 % of the items end at a radiologist" in report.verdicts[0].sentence
     assert "not measured" in report.verdicts[0].sentence
     without = reported(tmp_path / "b", made_up.group(8))
@@ -131,9 +132,9 @@ def test_what_is_declared_stands_apart_from_what_was_measured(tmp_path: Path) ->
 def test_a_speed_up_stands_with_its_interval_ideal_and_efficiency(report: Report) -> None:
     found = row(tables(report, "results")[0], "compaction", 32)
     assert found["speedup"].text == "1.21x (1.17 to 1.25)"
-    assert found["ideal"].text == "1.42x"
-    assert found["efficiency"].text == "0.85"
-    assert found["item_ms"].text == "4.13"
+    assert found["ideal_speedup"].text == "1.42x"
+    assert found["efficiency_speedup_over_ideal"].text == "0.85"
+    assert found["latency_item_ms"].text == "4.13"
 
 
 def test_the_primary_baseline_is_the_reference_and_others_have_a_speed_up(report: Report) -> None:
@@ -167,7 +168,7 @@ def test_a_failed_cell_reaches_the_page_with_its_reason(tmp_path: Path) -> None:
 
 def test_what_is_the_same_in_every_row_is_named_once_with_its_reason(report: Report) -> None:
     table = next(t for t in tables(report, "work") if t.key.startswith("work"))
-    assert "energy_mj" not in [c.key for c in table.columns]
+    assert "energy_item_j" not in [c.key for c in table.columns]
     assert any(c.startswith("energy, idle share: n/a (this made-up machine") for c in table.constants)
 
 
@@ -179,12 +180,12 @@ def test_a_warning_that_one_result_has_is_not_named_for_all(report: Report) -> N
 
 def test_a_footnote_carries_the_reason_of_its_own_cell(report: Report) -> None:
     table = next(t for t in tables(report, "work") if t.key.startswith("work"))
-    value = row(table, "compaction", 1)["peak_mb"]
+    value = row(table, "compaction", 1)["peak_memory_bytes"]
     assert value.text == "n/a"
     number = table.note_number(value)
     assert number is not None
     assert table.notes[number - 1] == "only at the largest batch"
-    assert row(table, "compaction", 32)["peak_mb"].text == "31.5"
+    assert row(table, "compaction", 32)["peak_memory_bytes"].text == "31.5"
 
 
 def test_accuracy_names_the_baseline_and_the_static_network_of_equal_mean_flops(report: Report) -> None:
@@ -204,8 +205,8 @@ def test_a_network_of_far_fewer_flops_is_not_called_equal(tmp_path: Path) -> Non
     )
     cells = [
         made_up.cell("compaction", 8, 1.2),
-        made_up.cell("ResNet-38", 8, None, arm="baseline", primary=True),
-        made_up.cell("ResNet-20", 8, 2.0, arm="baseline", flops=small),
+        made_up.cell("ResNet-38", 8, None, kind="baseline", primary=True),
+        made_up.cell("ResNet-20", 8, 2.0, kind="baseline", flops=small),
     ]
     found = reported(tmp_path, cells)
     assert row(tables(found, "accuracy")[0], "ResNet-20")["place"].text == "baseline"
@@ -247,7 +248,7 @@ def test_the_losses_of_a_cell_multiply_to_ideal_over_speed_up(tmp_path: Path) ->
     found = rows(tables(reported(tmp_path, [made_up.cell("compaction", 8, 1.1)]), "gap")[0])[0]
     losses = [v.sort for k, v in found.items() if k.startswith("lost_")]
     assert len(losses) == 5
-    assert math.prod(float(n) for n in losses if n is not None) == pytest.approx(found["ideal"].sort / 1.1)
+    assert math.prod(float(n) for n in losses if n is not None) == pytest.approx(found["ideal_speedup"].sort / 1.1)
     assert "gather and scatter take 8 % of the time" in found["causes"].text
 
 
@@ -259,9 +260,9 @@ def test_the_sweep_says_where_each_strategy_breaks_even(report: Report) -> None:
 
 def test_every_column_that_is_shown_is_explained(report: Report) -> None:
     explained = {r["header"].text for r in rows(tables(report, "legend")[0])}
-    spoken = {c.header for s in report.sections if s.key != "legend" for b in s.blocks if b.table
-              for c in b.table.spoken if c.definition}  # fmt: skip
-    assert spoken == explained
+    shown = [b.table for s in report.sections if s.key != "legend" for b in s.blocks if b.table]
+    filled = {c.header for table in shown for c in table.filled if c.definition}
+    assert filled == explained
     assert {"speed-up", "ideal", "energy", "bytes touched"} <= explained
 
 
@@ -393,6 +394,8 @@ def test_many_paths_are_put_into_few_bins_that_hold_every_item(tmp_path: Path) -
 
 def _partial(name: str) -> tuple[list[Cell], dict[str, Any]]:
     no_flops = {"flops": None, "ideal": None, "efficiency": None, "phases": None, "batch_paths": []}
+    bare: dict[str, Any] = {key: {} for key in ("hardware", "software", "git", "environment", "spec")}
+    bare |= {"command": [], "command_s": None, "started": "some day"}
     return {
         "nothing at all": ([], {"infos": []}),
         "no cells": ([], {"status": "running"}),
@@ -404,15 +407,23 @@ def _partial(name: str) -> tuple[list[Cell], dict[str, Any]]:
         "only the sweep": (made_up.sweep(), {}),
         "no diagnosis": ([made_up.cell("masking", b, 0.9, **no_flops) for b in (1, 8)], {}),
         "no accuracy": (made_up.group(8), {"infos": [made_up.info(accuracies={}, claims=[], card={})]}),
-        "bare manifest": (made_up.group(1), {"hardware": {}, "software": {}, "git": {}, "environment": {}, "spec": {},
-                                             "command": [], "command_s": None, "started": "some day"}),
-    }[name]  # fmt: skip
+        "bare manifest": (made_up.group(1), bare),
+    }[name]
 
 
 PARTIAL = [
-    "nothing at all", "no cells", "only refused", "only failed", "only interrupted", "one batch size",
-    "no primary baseline", "only the sweep", "no diagnosis", "no accuracy", "bare manifest",
-]  # fmt: skip
+    "nothing at all",
+    "no cells",
+    "only refused",
+    "only failed",
+    "only interrupted",
+    "one batch size",
+    "no primary baseline",
+    "only the sweep",
+    "no diagnosis",
+    "no accuracy",
+    "bare manifest",
+]
 
 
 @pytest.mark.parametrize("name", PARTIAL)
@@ -451,8 +462,9 @@ def test_settings_that_differ_are_kept_apart(tmp_path: Path) -> None:
     cells = [made_up.cell("masking", 8, 0.9), made_up.cell("masking", 8, 0.7, dtype="bfloat16", cell_id="other")]
     found = reported(tmp_path, cells)
     assert [b.title for b in section(found, "results").blocks] == [
-        "Made-up SkipNet-38 (float32)", "Made-up SkipNet-38 (bfloat16)",
-    ]  # fmt: skip
+        "Made-up SkipNet-38 (float32)",
+        "Made-up SkipNet-38 (bfloat16)",
+    ]
     assert len({p.key for g in found.figures for p in g.panels}) == 4 + 3
 
 

@@ -16,15 +16,15 @@ from dynbench.report.drawings import Trend
 from dynbench.report.history import HistoryPage, build, write_history
 from dynbench.store.history import History, record
 from dynbench.store.run import RunWriter
+from tests.report.made_up_gate import LESS, cell, gate
 from tests.report.test_pages import HOSTILE, Page, plain
 from tests.store.histories import COMMIT, made_up_manifest, made_up_run, timed
-from tests.store.test_gate import LESS, cell, gate
 
 RUNS, STEP = 24, 15
 
 
 def make(folder: Path, runs: int = RUNS) -> History:
-    """Runs of which compaction is 8 % slower from `STEP` on, with another torch, and one run stands out before."""
+    """Runs of which compaction is 8 % slower from `STEP` on, with another torch, and one run before is an outlier."""
     rng = np.random.default_rng(0)
     for i in range(runs):
         speedup = 1.5 * (1 + rng.normal(0, 0.005)) * (0.92 if i >= STEP else 1) * (0.7 if i == 5 else 1)
@@ -67,7 +67,7 @@ def label(run: int) -> str:
 
 def test_the_change_is_found_where_it_is_and_nothing_else(history: History) -> None:
     (change,) = (c for s in history.series() for c in changes(s))
-    assert change.series.key.name == "compaction"
+    assert change.series.key.arm.name == "compaction"
     assert (change.run.label, change.before.label) == (label(STEP), label(STEP - 1))
     assert change.found.change == pytest.approx(-0.08, abs=0.01)
     assert change.quantity == "speed-up" and not change.better
@@ -78,7 +78,7 @@ def test_of_the_baseline_the_time_is_followed_and_longer_is_worse(tmp_path: Path
     for i in range(12):  # 2 x (1 + number / 1000) ms: 50 % more from the seventh run on
         record(made_up_run(tmp_path, i + 500 * (i >= 6), speedup=1.5), str(tmp_path / "h.sqlite"))
     found = [c for s in History.open(str(tmp_path / "h.sqlite")).series(["net"]) for c in changes(s)]
-    assert {c.series.key.name for c in found} == {"plain"}
+    assert {c.series.key.arm.name for c in found} == {"plain"}
     assert all(c.quantity == "time" and not c.better for c in found)
 
 
@@ -103,7 +103,7 @@ def test_a_curve_per_cell_with_its_change_and_what_stands_out(data: HistoryPage)
     assert curves.keys() == {"compaction", "masking", "plain"}
     compaction = curves["compaction"]
     assert (compaction.runs, compaction.changes) == (list(range(RUNS)), [STEP])
-    assert compaction.alone[5] and sum(compaction.alone) <= 2
+    assert compaction.outliers[5] and sum(compaction.outliers) <= 2
     assert len(compaction.speedups) == len(compaction.item_ms) == RUNS
     assert not curves["plain"].speedups and curves["plain"].static
     assert panel.drawing.labels == [label(i) for i in range(RUNS)]
@@ -143,7 +143,7 @@ def test_few_runs_have_no_change_and_one_no_curve(tmp_path: Path) -> None:
     one = build(make(tmp_path / "one", runs=1))
     (panel,) = one.figures[0].panels
     assert panel.absent == "there is one comparable run so far"
-    assert one.told == []
+    assert one.newest == []
     few = build(make(tmp_path / "few", runs=5))
     said = [text for s in few.sections for b in s.blocks for text in b.text]
     assert "No level changed." in said
@@ -155,7 +155,7 @@ def test_an_empty_history_and_unknown_names_are_refused(history: History, tmp_pa
         build(History.open(str(tmp_path / "new.sqlite"), create=True))
     with pytest.raises(UserError, match="no results of 'nett'; it has: net"):
         build(history, ["nett"])
-    with pytest.raises(UserError, match="unknown report format 'htm'; did you mean 'html'"):
+    with pytest.raises(UserError, match="unknown report format 'htm'; did you mean html"):
         write_history(history, (), ("htm",), tmp_path)
 
 
@@ -180,8 +180,10 @@ def test_what_users_write_stays_text(tmp_path: Path) -> None:
 
 def test_checks_have_a_table_with_or_without_runs(tmp_path: Path) -> None:
     history = History.open(str(tmp_path / "history.sqlite"), create=True)
-    checks = [gate(cell(), commit=COMMIT), gate(cell("SLOWER", 1.1, LESS), commit=f"0002{COMMIT[4:]}", dirty=True,
-                   started="2026-01-03T10:11:00+00:00")]  # fmt: skip
+    checks = [
+        gate(cell(), commit=COMMIT),
+        gate(cell("SLOWER", 1.1, LESS), commit=f"0002{COMMIT[4:]}", dirty=True, started="2026-01-03T10:11:00+00:00"),
+    ]
     for found in checks:
         history.record_check(found)
     data = build(history)

@@ -5,17 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dynbench.report.palette import INK, MUTED, PAPER, RULE, STRATEGIES, TONES, tones_of
-from dynbench.report.values import bytes_, count, interval, quantity, seconds, significant, times, words
-from dynbench.store.schema import Interval, Unavailable
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (111.2, "111"), (9.999, "10.0"), (0.0123456, "0.0123"), (53314.8, "53,315"), (2.4e-7, "2.40e-07"),
-     (-1.5, "-1.50"), (4.1e12, "4.10e+12"), (float("inf"), "inf")],
-)  # fmt: skip
-def test_significant_keeps_three_digits_and_avoids_powers_of_ten(value: float, text: str) -> None:
-    assert significant(value) == text
+from dynbench.report.values import count, quantity, words
+from dynbench.unavailable import Unavailable
 
 
 def test_an_unavailable_quantity_is_not_a_number_but_its_reason() -> None:
@@ -28,20 +19,6 @@ def test_what_was_not_measured_is_a_dash_and_zero_is_zero() -> None:
     assert quantity(None).text == "–"
     assert quantity(0.0).text == "0"
     assert words(None).text == "–"
-
-
-def test_rounding_does_not_move_an_interval_onto_one() -> None:
-    assert interval(Interval(value=1.02, low=1.004, high=1.04)) == "1.004 to 1.040"
-    assert interval(Interval(value=1.2, low=1.1, high=1.3)) == "1.10 to 1.30"
-    assert times(0.0123) == "0.012x"
-
-
-def test_sizes_and_durations_are_readable() -> None:
-    assert bytes_(25_276_514_304) == "25.3 GB"
-    assert bytes_(512) == "512 B"
-    assert seconds(200.4) == "3 min 20 s"
-    assert seconds(119.6) == "2 min 0 s"
-    assert seconds(14.2) == "14 s"
 
 
 def _luminance(colour: str) -> float:

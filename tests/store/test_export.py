@@ -9,16 +9,42 @@ from pathlib import Path
 
 import pytest
 
+from bench.big_run import make_run
 from dynbench.errors import UserError
 from dynbench.store.export import export
 from dynbench.store.run import Run, RunWriter
 from dynbench.store.schema import SCHEMA_VERSION, Cell
-from tests.store.records import cell, manifest, sample
+from tests.store.records import cell, manifest, sample, store_samples
 
 OTHER = "net/learned/cpu/b1/float32/t1"
 PRIMARY = {"value": 1.2, "low": 1.17, "high": 1.24, "baseline": "ResNet", "primary": True}
 SECOND = {"value": 0.9, "low": 0.8, "high": 1.0, "baseline": "small, static", "primary": False}
 NO = {"unavailable": "no sensor"}
+
+
+EARLIER = """
+schema_version cell_id group_id workload decisions_source decisions_label decisions_keep_rate decisions_requested
+decisions_provenance arm name primary engine form device batch_size_items dtype threads status reason stopped_by
+rounds stream_items latency_stream_ms latency_item_ms latency_batch_p50_ms latency_batch_p90_ms
+latency_batch_p90_ms_unavailable latency_batch_p99_ms latency_batch_p99_ms_unavailable latency_device_stream_ms
+latency_device_stream_ms_unavailable speedup speedup_low speedup_high speedup_confidence speedup_baseline
+ideal_speedup efficiency_speedup_over_ideal dense_flops_per_item dense_flops_per_item_unavailable
+required_region_flops_per_item required_region_flops_per_item_unavailable required_total_flops_per_item
+required_total_flops_per_item_unavailable executed_flops_per_item executed_flops_per_item_unavailable
+accounted_flops_per_item accounted_flops_per_item_unavailable accounted_rule bytes_touched_per_item
+bytes_touched_per_item_unavailable operator_calls_per_stream operator_calls_per_stream_unavailable
+host_syncs_per_stream host_syncs_per_stream_unavailable kernel_launches_per_stream
+kernel_launches_per_stream_unavailable params peak_memory_bytes peak_memory_bytes_unavailable energy_item_j
+energy_item_j_unavailable energy_idle_share energy_idle_share_unavailable energy_window_s energy_window_s_unavailable
+energy_sensor accuracy_value accuracy_value_unavailable accuracy_metric accuracy_higher_is_better accuracy_items
+phases_decide_ms phases_gather_ms phases_body_ms phases_scatter_ms phases_sync_ms phases_head_ms phases_other_ms
+path_label batch_paths max_error tolerance again_value again_low again_high again_confidence witnesses_window_s
+witnesses_waited witnesses_waited_unavailable witnesses_stolen witnesses_stolen_unavailable witnesses_switched_per_s
+witnesses_switched_per_s_unavailable witnesses_control_us witnesses_control_us_unavailable witnesses_control_drift
+witnesses_control_drift_unavailable witnesses_clock_mhz witnesses_clock_mhz_unavailable witnesses_clock_low_mhz
+witnesses_clock_low_mhz_unavailable witnesses_clock_drift witnesses_clock_drift_unavailable witnesses_temperature_c
+witnesses_temperature_c_unavailable witnesses_governor warnings
+"""  # the columns of cells.csv of schema 2, which other programs may rely on
 
 
 @pytest.fixture
@@ -37,7 +63,7 @@ def run(tmp_path: Path) -> Run:
     )
     for c in (full, cell("cascading", "refused", group=OTHER, reason='no "Loop", no Exits')):
         writer.append_cell(c)
-    writer.write_samples(full.group_id, [sample(0), sample(1, device_ns=10**15 + 1)])
+    store_samples(writer.path, full.group_id, [sample(0), sample(1, device_ns=10**15 + 1)])
     return Run.open(writer.path)
 
 
@@ -51,13 +77,26 @@ def test_cells_are_flat_with_reasons_beside_missing_numbers(run: Run, tmp_path: 
     assert [f.name for f in files] == ["cells.csv", "speedups.csv", "samples.csv"]
     full, refused = rows(files[0])
     expected = {
-        "name": "compaction", "batch_size_items": "8", "decisions_label": "learned", "speedup": "1.2",
-        "speedup_low": "1.17", "speedup_baseline": "ResNet", "dense_flops_per_item": "10.0", "params": "3",
-        "accounted_flops_per_item": "", "accounted_flops_per_item_unavailable": "no sensor",
-        "energy_item_j": "", "energy_item_j_unavailable": "no sensor", "energy_idle_share": "0.4",
-        "peak_memory_bytes": "1024.0", "bytes_touched_per_item": "7.0", "batch_paths": "[1.0, 2.5]",
-        "warnings": "DB-NOISE-01: noisy", "latency_stream_ms": "",
-    }  # fmt: skip
+        "name": "compaction",
+        "arm": "strategy",
+        "batch_size_items": "8",
+        "decisions_label": "learned",
+        "speedup": "1.2",
+        "speedup_low": "1.17",
+        "speedup_baseline": "ResNet",
+        "dense_flops_per_item": "10.0",
+        "params": "3",
+        "accounted_flops_per_item": "",
+        "accounted_flops_per_item_unavailable": "no sensor",
+        "energy_item_j": "",
+        "energy_item_j_unavailable": "no sensor",
+        "energy_idle_share": "0.4",
+        "peak_memory_bytes": "1024.0",
+        "bytes_touched_per_item": "7.0",
+        "batch_paths": "[1.0, 2.5]",
+        "warnings": "DB-NOISE-01: noisy",
+        "latency_stream_ms": "",
+    }
     assert {k: full[k] for k in expected} == expected
     assert (refused["status"], refused["reason"], refused["speedup"]) == ("refused", 'no "Loop", no Exits', "")
     assert refused["energy_item_j_unavailable"] == ""
@@ -67,8 +106,15 @@ def test_every_field_of_a_cell_has_a_column(run: Run, tmp_path: Path) -> None:
     header = list(rows(export(run, ["csv"], tmp_path / "out")[0])[0])
     assert len(set(header)) == len(header)
     for name in Cell.model_fields:
+        if name == "own":  # a column for each quantity that the manifest describes; see test_own_quantity
+            continue
         stem = {"speedups": "speedup", "memory": "peak_memory", "flops": "executed_flops"}.get(name, name)
         assert any(column.startswith(stem) for column in header), name
+
+
+def test_columns_of_earlier_versions_remain(run: Run, tmp_path: Path) -> None:
+    header = list(rows(export(run, ["csv"], tmp_path / "out")[0])[0])
+    assert set(EARLIER.split()) - set(header) == set()
 
 
 def test_columns_that_carry_amounts_carry_units(run: Run, tmp_path: Path) -> None:
@@ -103,6 +149,8 @@ def test_json_is_one_document_that_holds_the_run(run: Run, tmp_path: Path) -> No
     assert document["schema_version"] == SCHEMA_VERSION
     assert document["manifest"]["run_id"] == "r"
     assert [Cell.model_validate(c) for c in document["cells"]] == run.cells
+    described = {q["key"]: q for q in document["quantities"]}
+    assert described["energy_item_j"]["unit"] == "mJ/item" and described["energy_item_j"]["scale"] == 1e-3
 
 
 def test_an_empty_run_still_has_headers(tmp_path: Path) -> None:
@@ -113,7 +161,7 @@ def test_an_empty_run_still_has_headers(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_is_refused_with_the_nearest(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unknown export format 'jsn'; did you mean 'json'"):
+    with pytest.raises(UserError, match="unknown export format 'jsn'; did you mean json"):
         export(run, ["jsn"], tmp_path / "out")
     with pytest.raises(UserError, match="unknown export format 'x'; accepted: csv, json"):
         export(run, ["x"], tmp_path / "out")
@@ -124,3 +172,14 @@ def test_an_unwritable_folder_is_named(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write to .*file"):
         export(run, ["csv"], tmp_path / "file")
+
+
+def test_a_run_of_many_groups_is_exported_whole(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", count=150)
+    found = Run.open(tmp_path / "run")
+    cells, speedups, samples = (rows(file) for file in export(found, ["csv"], tmp_path / "out"))
+    assert [r["cell_id"] for r in cells] == [c.cell_id for c in found.cells] and len(cells) == 150
+    assert len(speedups) == sum(len(c.speedups) for c in found.cells)
+    groups = dict.fromkeys(c.group_id for c in found.cells)
+    assert list(dict.fromkeys(r["group_id"] for r in samples)) == list(groups) and len(groups) > 10
+    assert len(samples) == sum(len(found.samples(group)) for group in groups)

@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,17 @@ import sqlalchemy
 from sqlalchemy import Connection
 
 from dynbench.errors import UserError
-from dynbench.store import history as store
+from dynbench.store import database
 from dynbench.store.history import History, Key, Recorded, has_password, key_of, machine_of, record
 from dynbench.store.run import Run, RunWriter
-from tests.store.histories import COMMIT, MACHINE, SPEC, made_up_manifest, made_up_run, timed
-from tests.store.test_gate import ANSWERS, cell, gate
+from dynbench.store.schema import Arm, Cell
+from tests.report.made_up_gate import ANSWERS, cell, gate
+from tests.store.histories import BASELINE, COMMIT, MACHINE, SPEC, made_up_manifest, made_up_run, timed
 
-NEWEST = len(store.MIGRATIONS)
+HERE = Path(__file__).parent
+NEWEST = len(database.MIGRATIONS)
+MASKING = "tiny/learned/cpu/b4/float32/t1/masking"
+STRATEGIES, SWEEP = ("dense", "compaction", "per_sample", "masking"), "synthetic keep=0.50"  # of run_v2
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -37,14 +40,14 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def contents(address: str) -> dict[str, list[tuple[Any, ...]]]:
     """All rows of all tables."""
-    engine, _ = store._engine(address, False)
+    engine, _ = database.connect(address, create=False)
     with engine.connect() as c:
         tables = sqlalchemy.inspect(c).get_table_names()
         return {t: sorted(map(tuple, c.exec_driver_sql(f"SELECT * FROM {t}")), key=repr) for t in sorted(tables)}
 
 
 def statement(address: str, *statements: str) -> None:
-    engine, _ = store._engine(address, False)
+    engine, _ = database.connect(address, create=False)
     with engine.begin() as c:
         for s in statements:
             c.exec_driver_sql(s)
@@ -61,7 +64,7 @@ def test_what_is_recorded_is_read_in_order(address: str, tmp_path: Path) -> None
     run = history.runs()[1][0]
     assert (run.commit, run.dirty, run.subject) == (f"0001{COMMIT[4:]}", False, None)
     assert (run.software["torch"], run.label) == ("2.13.0", "00014567"[:4] + COMMIT[4:8])
-    by_name = {s.key.name: s for s in history.series()}
+    by_name = {s.key.arm.name: s for s in history.series()}
     assert by_name.keys() == {"compaction", "plain"}
     found = [p.speedup for p in by_name["compaction"].points]
     assert [(f.value, f.low, f.baseline, f.primary) for f in found if f] == [
@@ -93,14 +96,14 @@ def test_a_run_that_went_on_gains_what_is_new_and_an_old_copy_undoes_nothing(add
     before = contents(address)
     History.open(address).record(old)
     assert contents(address) == before
-    (compaction,) = (s for s in History.open(address).series() if s.key.name == "compaction")
+    (compaction,) = (s for s in History.open(address).series() if s.key.arm.name == "compaction")
     assert [p.speedup.value for p in compaction.points if p.speedup] == [1.7]
 
 
 def test_runs_that_began_alike_are_two_if_their_times_differ(address: str, tmp_path: Path) -> None:
     record(made_up_run(tmp_path / "one", speedup=1.5), address)
     record(made_up_run(tmp_path / "two", speedup=1.6), address)
-    (compaction,) = (s for s in History.open(address).series() if s.key.name == "compaction")
+    (compaction,) = (s for s in History.open(address).series() if s.key.arm.name == "compaction")
     assert sorted(p.speedup.value for p in compaction.points if p.speedup) == [1.5, 1.6]
 
 
@@ -114,10 +117,21 @@ def test_the_whole_record_is_kept_but_for_the_paths(address: str, tmp_path: Path
     record(made_up_run(tmp_path), address)
     rows = contents(address)["dynbench_cells"]
     kept = next(json.loads(row[-1]) for row in rows if row[1].endswith("/compaction"))
-    (cell,) = (c for c in Run.open(tmp_path / "run-0").cells if c.name == "compaction")
+    (cell,) = (c for c in Run.open(tmp_path / "run-0").cells if c.arm.name == "compaction")
     assert type(cell).model_validate(kept) == cell.model_copy(update={"batch_paths": []})
     manifest = next(json.loads(row[-2]) for row in contents(address)["dynbench_runs"])
     assert manifest == json.loads((tmp_path / "run-0" / "manifest.json").read_text())
+
+
+def test_all_numbers_of_a_cell_are_there_a_users_own_among_them(address: str, tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path / "run", made_up_manifest(0))
+    missing = {"unavailable": "no sensor"}
+    writer.append_cell(timed("compaction", 1.5, own={"padded_share": 0.25, "noise": missing}, bytes_touched=7.0))
+    record(writer.path, address)
+    ((point,),) = (s.points for s in History.open(address).series())
+    expected = {"own_padded_share": 0.25, "bytes_touched_per_item": 7.0, "latency_item_ms": 2.0, "speedup": 1.5}
+    assert expected.items() <= point.numbers.items()
+    assert "own_noise" not in point.numbers and "latency_batch_p90_ms" not in point.numbers
 
 
 def test_commits_are_named_and_ordered_where_the_repository_is(
@@ -132,11 +146,7 @@ def test_commits_are_named_and_ordered_where_the_repository_is(
     commits = []
     for day in (1, 2):
         git(
-            "commit",
-            "--quiet",
-            "--allow-empty",
-            "-m",
-            f"Day {day}: it's {{{{",
+            *("commit", "--quiet", "--allow-empty", "-m", f"Day {day}: it's {{{{"),
             GIT_COMMITTER_DATE=f"2026-01-0{day}T12:00Z",
         )
         commits.append(git("rev-parse", "HEAD"))
@@ -159,9 +169,11 @@ def test_without_a_repository_a_run_is_named_by_its_time(address: str, tmp_path:
 # --- what is comparable ----------------------------------------------------------------------------------------------
 
 
-def key(cell: dict[str, Any] | None = None, **changes: Any) -> Key:
-    made = timed("compaction", 1.5)
-    return key_of(made_up_manifest(0, **changes), type(made).model_validate(made.model_dump() | (cell or {})))
+def key(cell: dict[str, Any] | None = None, arm: dict[str, Any] | None = None, **changes: Any) -> Key:
+    """Of a made-up cell, with what is changed in it, its arm and its manifest."""
+    table = timed("compaction", 1.5).model_dump()
+    table |= (cell or {}) | {"arm": table["arm"] | (arm or {})}
+    return key_of(made_up_manifest(0, **changes), Cell.model_validate(table))
 
 
 def info(**changes: Any) -> dict[str, Any]:
@@ -169,19 +181,35 @@ def info(**changes: Any) -> dict[str, Any]:
     return {"workloads": {"net": known | changes}}
 
 
+def with_baselines(*baselines: dict[str, Any]) -> dict[str, Any]:
+    return {"spec": {"workloads": {"net": {"baselines": list(baselines)}}}}
+
+
 @pytest.mark.parametrize(
     "other",
     [
-        key({"batch_size": 1}), key({"dtype": "float64"}), key({"threads": 2}), key({"device": "cuda"}),
-        key({"engine": "compile"}), key({"form": "channels_last"}), key({"name": "masking"}),
+        key({"batch_size": 1}),
+        key({"dtype": "float64"}),
+        key({"threads": 2}),
+        key({"device": "cuda"}),
+        key(arm={"engine": "compile"}),
+        key(arm={"form": "channels_last"}),
+        key(arm={"strategy": "masking"}),
+        key(arm={"kind": "control"}),
+        key(arm={"live": True}),
+        key(arm={"control": "graph"}),
+        key(arm={"load": "poisson 20/s"}),
         key({"decisions": {"source": "synthetic", "label": "synthetic"}}),
-        key(hardware=MACHINE | {"name": "Another CPU"}), key(hardware=MACHINE | {"cores_usable": 4}),
+        key(hardware=MACHINE | {"name": "Another CPU"}),
+        key(hardware=MACHINE | {"cores_usable": 4}),
         key(hardware=MACHINE | {"caches_bytes": {"L2 Unified": 1048576}}),
-        key(**info(stream_hash="0")), key(**info(trace_hashes={"learned": "0"})), key(**info(model_args={"depth": 8})),
-        key(spec={"workloads": {"net": {"baselines": [{"name": "plain", "model": "made.up:other"}]}}}),
+        key(**info(stream_hash="0")),
+        key(**info(trace_hashes={"learned": "0"})),
+        key(**info(model_args={"depth": 8})),
+        key(**with_baselines(BASELINE | {"model": "made.up:other"})),
     ],
-    ids=lambda other: next(f for f, v in asdict(other).items() if v != asdict(key())[f]),
-)  # fmt: skip
+    ids=lambda other: next(f for f, v in other.model_dump().items() if v != key().model_dump()[f]),
+)
 def test_results_of_something_else_are_not_compared(other: Key) -> None:
     assert other != key()
 
@@ -189,12 +217,16 @@ def test_results_of_something_else_are_not_compared(other: Key) -> None:
 @pytest.mark.parametrize(
     "same",
     [
-        key(software={"torch": "2.14.0"}), key(git={"commit": "f" * 40}), key(dynbench_version="9"), key(seed=7),
-        key(hardware=MACHINE | {"clock_mhz": {"current": 800.0}, "memory_bytes": 8.1e9}), key({"rounds": 40}),
+        key(software={"torch": "2.14.0"}),
+        key(git={"commit": "f" * 40}),
+        key(dynbench_version="9"),
+        key(seed=7),
+        key(hardware=MACHINE | {"clock_mhz": {"current": 800.0}, "memory_bytes": 8.1e9}),
+        key({"rounds": 40}),
         key(spec=SPEC | {"options": {"time_limit_s": 3}}),
-        key(spec={"workloads": {"net": {"baselines": [*SPEC["workloads"]["net"]["baselines"], {"name": "second"}]}}}),
+        key(**with_baselines(BASELINE, {"name": "second"})),
     ],
-)  # fmt: skip
+)
 def test_what_is_watched_is_no_part_of_the_key(same: Key) -> None:
     assert same == key()
 
@@ -203,7 +235,7 @@ def test_other_machines_have_other_series(address: str, tmp_path: Path) -> None:
     record(made_up_run(tmp_path, 0), address)
     record(made_up_run(tmp_path, 1, hardware=MACHINE | {"name": "Another CPU"}), address)
     series = History.open(address).series(["net"])
-    assert sorted((s.key.name, len(s.points)) for s in series) == [("compaction", 1)] * 2 + [("plain", 1)] * 2
+    assert sorted((s.key.arm.name, len(s.points)) for s in series) == [("compaction", 1)] * 2 + [("plain", 1)] * 2
 
 
 def test_a_machine_is_told_by_what_it_is_made_of() -> None:
@@ -237,22 +269,28 @@ def test_processes_that_record_at_once_lose_nothing_and_record_nothing_twice(add
     assert {r.run_id: n for r, _, n in History.open(address).runs()} == {f"run-{i}": 2 for i in range(24)}
 
 
+DIES = """
+import os
+from sqlalchemy import Engine, event
+seen = []
+@event.listens_for(Engine, "before_cursor_execute")
+def statement(connection, cursor, text, *rest):
+    if text.startswith("INSERT INTO dynbench_"):
+        seen.append(text)
+    if len(seen) == 2 and MOMENT == "before the cells":
+        os._exit(9)
+@event.listens_for(Engine, "commit")
+def end(connection):
+    if seen:
+        os._exit(9)
+"""
+
+
 @pytest.mark.parametrize("moment", ["before the cells", "before the end"])
 def test_a_writer_that_dies_leaves_nothing_half(address: str, tmp_path: Path, moment: str) -> None:
     record(made_up_run(tmp_path, 0), address)
     before = contents(address)
-    code = WRITER.replace("for run", """
-import os
-from dynbench.store import history
-insert, seen = history._insert, []
-def dies(table, row):
-    seen.append(table)
-    if len(seen) == 2 and MOMENT: os._exit(9)
-    return insert(table, row)
-history._insert = dies
-from sqlalchemy import event, Engine
-event.listens_for(Engine, "commit")(lambda c: os._exit(9) if seen else None)
-for run""".replace("MOMENT", str(moment == "before the cells")), 1)  # fmt: skip
+    code = DIES.replace("MOMENT", repr(moment)) + WRITER
     run = made_up_run(tmp_path, 1)
     assert subprocess.run([sys.executable, "-c", code, address, str(run)], timeout=60).returncode == 9
     assert contents(address) == before
@@ -305,7 +343,7 @@ def test_an_older_schema_is_migrated_with_nothing_lost(
         record(made_up_run(tmp_path, number, 0.9 + number / 10), address)
     before = contents(address)
     series = History.open(address).series()
-    monkeypatch.setattr(store, "MIGRATIONS", (*store.MIGRATIONS, _next_version))
+    monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, _next_version))
     assert History.open(address).series() == series
     after = contents(address)
     assert after.pop("dynbench_history") == [(NEWEST + 1,)]
@@ -328,26 +366,164 @@ def test_a_migration_that_fails_leaves_the_older_schema(
         connection.exec_driver_sql("SELECT * FROM nowhere")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "MIGRATIONS", (*store.MIGRATIONS, fails))
+        patch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, fails))
         with pytest.raises(UserError, match="nowhere"):
             History.open(address)
     assert contents(address) == before
     assert len(History.open(address).runs()) == 1
 
 
+def written_by(version: int, address: str) -> None:
+    """Makes the database as an older dynbench left it."""
+    script = (HERE / f"history_v{version}.sql").read_text(encoding="utf-8")
+    if "://" not in address:
+        Path(address).parent.mkdir(parents=True, exist_ok=True)
+        with sqlite3.connect(address) as file:
+            file.executescript(script)
+        return
+    engine, _ = database.connect(address, create=False)
+    with engine.connect() as c:
+        c.connection.driver_connection.execute(script)  # type: ignore[union-attr]
+        c.connection.driver_connection.commit()  # type: ignore[union-attr]
+
+
 def test_version_1_as_it_was_first_written_is_read(tmp_path: Path) -> None:
-    file = tmp_path / "history.sqlite"
-    with sqlite3.connect(file) as database:
-        database.executescript((Path(__file__).parent / "history_v1.sql").read_text(encoding="utf-8"))
-    history = History.open(str(file))
+    address = str(tmp_path / "history.sqlite")
+    written_by(1, address)
+    history = History.open(address)
     assert [(r.label, n) for r, _, n in history.runs()] == [("00004567", 2), ("00014567", 2)]
     (compaction, plain) = history.series()
+    assert compaction.key.arm == Arm(kind="strategy", strategy="compaction")
+    assert plain.key.arm == Arm(kind="baseline", baseline="plain")
     assert [p.speedup.value for p in compaction.points if p.speedup] == [1.5, 1.6]
     assert [p.item_ms for p in plain.points] == [2.0, 2.002]
-    assert contents(str(file))["dynbench_history"] == [(NEWEST,)] and NEWEST > 1
+    assert contents(address)["dynbench_history"] == [(NEWEST,)] and NEWEST > 1
     assert history.checks() == []
     history.record_check(gate(cell()))
     assert len(history.checks()) == 1
+
+
+def test_version_2_as_it_was_written_is_read(address: str) -> None:
+    written_by(2, address)
+    before = contents(address)
+    history = History.open(address)
+    after = contents(address)
+    assert after["dynbench_history"] == [(NEWEST,)] and NEWEST > 2
+    for table in ("dynbench_runs", "dynbench_checks"):
+        assert after[table] == before[table]
+    (check,) = history.checks()
+    assert (check.gate.exit_code, check.gate.cells[0].outcome) == (1, "SLOWER")
+    series = history.series(["tiny"])
+    ways = [{"engine": engine} for engine in ("compile", "eager")]
+    strategies = [Arm(kind="strategy", strategy=s, **w) for s in STRATEGIES for w in ways]
+    baselines = [Arm(kind="baseline", baseline="plain", **w) for w in ways]
+    baselines += [Arm(kind="baseline", baseline="plain, laid out", form="channels_last", **w) for w in ways]
+    controls = [Arm(kind="control", strategy="compaction", live=True, **w) for w in ways]
+    found = {label: {s.key.arm for s in series if s.key.decisions == label} for label in ("learned", SWEEP)}
+    assert found == {"learned": {*strategies, *baselines, *controls}, SWEEP: {*strategies, *baselines}}
+    assert len(series) == 26 and all(len(s.points) == 1 for s in series)
+
+
+def stored_numbers(address: str) -> list[tuple[Any, ...]]:
+    columns = "run, workload, item_ms, speedup, low, high, confidence, record"
+    engine, _ = database.connect(address, create=False)
+    with engine.connect() as c:
+        return sorted(map(tuple, c.exec_driver_sql(f"SELECT {columns} FROM dynbench_cells")), key=repr)
+
+
+def test_migrating_changes_no_number(address: str) -> None:
+    written_by(2, address)
+    before = stored_numbers(address)
+    History.open(address)
+    assert stored_numbers(address) == before and len(before) == 26
+
+
+def test_series_continue_across_a_migration(address: str, tmp_path: Path) -> None:
+    """A run of today lands in the series of the same thing that an older dynbench measured and recorded."""
+    written_by(2, address)
+    old = Run.open(HERE / "run_v2")
+    writer = RunWriter.create(
+        tmp_path / "run", old.manifest.model_copy(update={"started": "2026-02-01T00:00:00+00:00"})
+    )
+    for c in old.cells:
+        writer.append_cell(c)
+    assert record(writer.path, address) == Recorded(13, 0, 0)
+    series = History.open(address).series()
+    assert {s.key.arm.engine for s in series if len(s.points) == 2} == {"eager"}
+    assert {s.key.arm.engine for s in series if len(s.points) == 1} == {"compile"}
+    assert len(series) == 26
+    for s in series:
+        assert len({p.item_ms for p in s.points}) == 1  # the copy has the same times
+
+
+def test_an_old_run_that_was_recorded_before_is_not_recorded_twice(address: str) -> None:
+    written_by(2, address)
+    History.open(address)
+    before = contents(address)
+    assert record(HERE / "run_v2", address) == Recorded(0, 0, 13)
+    assert contents(address) == before
+
+
+def test_what_old_records_hold_can_be_read(address: str) -> None:
+    written_by(2, address)
+    for s in History.open(address).series():
+        (point,) = s.points
+        assert point.numbers["latency_item_ms"] == point.item_ms
+        assert point.numbers.get("speedup") == (point.speedup and point.speedup.value)
+
+
+def test_tables_are_the_same_as_those_of_older_versions(tmp_path: Path) -> None:
+    def tables(address: str) -> dict[str, Any]:
+        engine, _ = database.connect(address, create=False)
+        found = sqlalchemy.MetaData()
+        with engine.connect() as c:
+            found.reflect(c)
+        return {
+            table.name: (
+                [(c.name, str(c.type), c.nullable and not c.primary_key, c.primary_key) for c in table.columns],
+                [f.target_fullname for f in table.foreign_keys],
+            )
+            for table in found.tables.values()
+        }
+
+    old, new = str(tmp_path / "old.sqlite"), str(tmp_path / "new.sqlite")
+    written_by(2, old)
+    History.open(new, create=True)
+    assert tables(old) == tables(new) and len(tables(new)) == 4
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "says"),
+    [
+        ("key", "{}", "arm: field required"),
+        ("key", "[1]", "valid dictionary"),
+        ("key", "{", "Expecting"),
+        ("record", '{"arm": "strategy"}', "name: field required"),
+        ("record", "null", "valid dictionary"),
+    ],
+)
+def test_a_damaged_row_of_an_old_history_is_told_and_nothing_is_changed(
+    address: str, column: str, text: str, says: str
+) -> None:
+    written_by(2, address)
+    statement(address, f"UPDATE dynbench_cells SET {column} = '{text}' WHERE cell_id = '{MASKING}'")
+    before = contents(address)
+    with pytest.raises(UserError) as e:
+        History.open(address)
+    assert "cannot be brought up to date, a row is damaged: " in str(e.value) and says in str(e.value)
+    assert "\n" not in str(e.value)
+    assert contents(address) == before
+
+
+def test_a_damaged_key_or_record_is_told(address: str, tmp_path: Path) -> None:
+    record(made_up_run(tmp_path), address)
+    statement(address, "UPDATE dynbench_cells SET record = '{}'")
+    (point,) = (p for s in History.open(address).series() for p in s.points if p.speedup)
+    with pytest.raises(UserError, match="the record of a cell of run run-0 is corrupt: "):
+        _ = point.numbers
+    statement(address, "UPDATE dynbench_cells SET key = '{}'")
+    with pytest.raises(UserError, match="is damaged: of a Key in it workload: field required"):
+        History.open(address).series()
 
 
 def test_a_newer_schema_is_refused(address: str, tmp_path: Path) -> None:
@@ -398,7 +574,7 @@ def test_a_servers_database_may_be_shared(postgresql: Callable[[str], str], tmp_
 
 
 def test_a_database_that_stays_locked_is_told(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(database, "WAIT_S", 0.2)
     other = sqlite3.connect(file, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     with pytest.raises(UserError, match="locked by another program"):
@@ -412,24 +588,24 @@ def test_a_server_that_stays_locked_is_told(
 ) -> None:
     address = postgresql("locked")
     record(made_up_run(tmp_path, 0), address)
-    monkeypatch.setattr(store, "PATIENCE_S", 1)
-    with History.open(address)._writing(), pytest.raises(UserError, match="locked by another program"):
+    monkeypatch.setattr(database, "WAIT_S", 1)
+    with History.open(address)._database.writing(), pytest.raises(UserError, match="locked by another program"):
         record(made_up_run(tmp_path, 1), address)
     assert len(History.open(address).runs()) == 1
 
 
 def test_on_a_full_disk_nothing_is_lost(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, engine = contents(str(file)), store._engine
+    before, connect = contents(str(file)), database.connect
 
-    def small(address: str, create: bool) -> Any:
-        made, where = engine(address, create)
+    def small(address: str, *, create: bool) -> Any:
+        made, where = connect(address, create=create)
         pages = f"PRAGMA max_page_count = {-(-file.stat().st_size // 4096)}"  # SQLite then says that the disk is full
         sqlalchemy.event.listen(made, "connect", lambda connection, _: connection.execute(pages))
         return made, where
 
     run = made_up_run(tmp_path, 1, software={"torch": "x" * 100_000})
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_engine", small)
+        patch.setattr(database, "connect", small)
         with pytest.raises(UserError, match="the disk is full; nothing was recorded, and what was recorded before is"):
             record(run, str(file))
     assert contents(str(file)) == before
@@ -451,15 +627,15 @@ def test_where_a_file_cannot_grow_nothing_is_lost(file: Path, tmp_path: Path) ->
 def test_a_file_that_may_only_be_read_is_read_and_not_written(file: Path, tmp_path: Path) -> None:
     run = made_up_run(tmp_path, 1)
     before = contents(str(file))
-    engine = store._engine
+    connect = database.connect
 
-    def read_only(address: str, create: bool) -> Any:
-        made, where = engine(address, create)
+    def read_only(address: str, *, create: bool) -> Any:
+        made, where = connect(address, create=create)
         sqlalchemy.event.listen(made, "connect", lambda connection, _: connection.execute("PRAGMA query_only = 1"))
         return made, where
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "_engine", read_only)
+        patch.setattr(database, "connect", read_only)
         assert len(History.open(str(file)).runs()) == 1
         with pytest.raises(UserError, match="may only be read; nothing was recorded"):
             record(run, str(file))
@@ -547,4 +723,4 @@ print(len(History.open(sys.argv[1]).series()))
 def test_series_of_one_key_are_one(file: Path) -> None:
     keys = [s.key for s in History.open(str(file)).series()]
     assert len(set(keys)) == len(keys) == 2
-    assert replace(keys[0], threads=2) not in keys
+    assert keys[0].model_copy(update={"threads": 2}) not in keys

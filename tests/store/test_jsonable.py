@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 
 from dynbench.store.jsonable import to_json
-from dynbench.store.schema import Cell, Latency, Manifest, Unavailable
+from dynbench.store.schema import Cell, Latency, Manifest
+from dynbench.unavailable import Unavailable
 from tests.store.records import cell, cells, manifest
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -13,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynbench.errors import UserError
-from dynbench.store.files import write_aside
-from dynbench.store.run import Run, RunWriter, file_name, samples_file, trace_path
+from dynbench.store.files import remove_leftovers, write_aside, write_text
+from dynbench.store.run import COLUMNS, Run, RunWriter, file_name, samples_file, trace_path, write_samples
 from dynbench.store.schema import SCHEMA_VERSION, Cell, RoundSample
-from tests.store.records import cell, cells, manifest, sample, samples
+from tests.store.records import cell, cells, manifest, sample, samples, store_samples
 
 GROUP = "net/learned/cpu/b8/float32/t1"
 
@@ -53,10 +55,23 @@ def test_any_cells_come_back_in_order(tmp_path_factory: pytest.TempPathFactory, 
 def test_the_latest_line_of_a_cell_wins_and_keeps_its_place(writer: RunWriter) -> None:
     for c in (cell("masking", "interrupted"), cell("dense"), cell("masking", rounds=20)):
         writer.append_cell(c)
-    assert [(c.name, c.status, c.rounds) for c in Run.open(writer.path).cells] == [
+    assert [(c.arm.name, c.status, c.rounds) for c in Run.open(writer.path).cells] == [
         ("masking", "ok", 20),
         ("dense", "ok", 0),
     ]
+
+
+def test_two_arms_do_not_share_an_id(writer: RunWriter) -> None:
+    writer.append_cell(cell("masking"))
+    writer.append_cell(cell("dense", cell_id=f"{GROUP}/masking"))
+    with pytest.raises(UserError, match=r"cells.jsonl:2 is corrupt: an earlier line has the id '.*/masking', too"):
+        Run.open(writer.path)
+
+
+def test_a_cell_of_which_nothing_came_yet_is_not_stored(writer: RunWriter) -> None:
+    with pytest.raises(ValueError, match="masking is only planned"):
+        writer.append_cell(cell("masking", "planned"))
+    assert Run.open(writer.path).cells == []
 
 
 def test_interrupted_cells_are_not_finished(writer: RunWriter) -> None:
@@ -71,7 +86,7 @@ def test_a_last_line_cut_off_is_left_out_with_a_warning(writer: RunWriter, cut: 
     whole = lines(writer).read_bytes()
     lines(writer).write_bytes(whole + whole[:cut])
     run = Run.open(writer.path)
-    assert [c.name for c in run.cells] == ["masking"]
+    assert [c.arm.name for c in run.cells] == ["masking"]
     assert [w.id for w in run.warnings] == ["DB-STORE-01"]
 
 
@@ -79,7 +94,7 @@ def test_a_last_line_without_its_end_of_line_is_whole(writer: RunWriter) -> None
     writer.append_cell(cell("masking"))
     lines(writer).write_bytes(lines(writer).read_bytes()[:-1])
     run = Run.open(writer.path)
-    assert ([c.name for c in run.cells], run.warnings) == (["masking"], [])
+    assert ([c.arm.name for c in run.cells], run.warnings) == (["masking"], [])
 
 
 @pytest.mark.parametrize("rest", ["", '{"cell_id": "ne'])
@@ -90,9 +105,17 @@ def test_resuming_does_not_glue_a_line_to_a_cut_off_one(writer: RunWriter, rest:
     again = RunWriter.resume(writer.path)
     again.append_cell(cell("dense"))
     run = Run.open(writer.path)
-    assert [c.name for c in run.cells] == ["masking", "dense"][1 - before :]
+    assert [c.arm.name for c in run.cells] == ["masking", "dense"][1 - before :]
     assert run.warnings == []
     assert again.manifest == writer.manifest
+
+
+def test_resuming_removes_what_a_killed_process_left(writer: RunWriter) -> None:
+    left = [folder / ".dynbench-0123.part" for folder in (writer.path, writer.path / "samples")]
+    for file in left:
+        file.touch()
+    RunWriter.resume(writer.path)
+    assert not any(file.exists() for file in left)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +125,9 @@ def test_resuming_does_not_glue_a_line_to_a_cut_off_one(writer: RunWriter, rest:
         ("", "not JSON"),
         ("[1]", "a table is expected, found list"),
         ('{"cell_id": "a", "speling": 1}', "corrupt: group_id: field required"),
+        ('{"schema_version": "three"}', "schema_version: a whole number from 1 on is expected, found 'three'"),
+        ('{"schema_version": 0}', "schema_version: a whole number from 1 on is expected, found 0"),
+        ("[" * 100_000, "not JSON"),
     ],
 )
 def test_a_corrupt_line_elsewhere_is_named_with_its_number(writer: RunWriter, bad: str, says: str) -> None:
@@ -180,7 +206,7 @@ def test_a_folder_that_vanished_is_named_by_every_write(writer: RunWriter) -> No
     for write in (
         lambda: gone.append_cell(cell("masking")),
         lambda: gone.write_manifest(manifest()),
-        lambda: gone.write_samples(GROUP, [sample()]),
+        lambda: store_samples(gone.path, GROUP, [sample()]),
     ):
         with pytest.raises(UserError, match=r"cannot write to .*gone.*No such file"):
             write()
@@ -189,15 +215,60 @@ def test_a_folder_that_vanished_is_named_by_every_write(writer: RunWriter) -> No
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "manifest.json"
     file.write_text("old", encoding="utf-8")
-
-    def half(aside: Path) -> None:
-        aside.write_text("ne", encoding="utf-8")
+    with (
+        pytest.raises(UserError, match=r"cannot write to .*manifest.json: No space left on device"),
+        write_aside(file) as aside,
+    ):
+        aside.write(b"ne")
         raise OSError(28, "No space left on device")
-
-    with pytest.raises(UserError, match=r"cannot write to .*manifest.json: No space left on device"):
-        write_aside(file, half)
+    with pytest.raises(ZeroDivisionError), write_aside(file) as aside:
+        aside.write(bytes(1 // 0))
     assert file.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_symbolic_link_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("mine", encoding="utf-8")
+    link.symlink_to(target)
+    write_text(link, "new")
+    assert not link.is_symlink() and link.read_text(encoding="utf-8") == "new"
+    assert target.read_text(encoding="utf-8") == "mine"
+
+
+def test_a_file_that_lies_where_the_new_one_would_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda _: "guessed")
+    target = tmp_path / "target"
+    target.write_text("mine", encoding="utf-8")
+    (tmp_path / ".dynbench-guessed.part").symlink_to(target)
+    with pytest.raises(UserError, match="cannot write to .*out.txt: File exists"):
+        write_text(tmp_path / "out.txt", "new")
+    assert target.read_text(encoding="utf-8") == "mine" and not (tmp_path / "out.txt").exists()
+
+
+def test_cells_are_not_written_through_a_symbolic_link(writer: RunWriter, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("mine", encoding="utf-8")
+    lines(writer).symlink_to(target)
+    with pytest.raises(UserError, match=r"cannot write to .*cells.jsonl"):
+        writer.append_cell(cell("masking"))
+    assert target.read_text(encoding="utf-8") == "mine"
+
+
+def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    write_text(tmp_path / "written", "new")
+    assert (tmp_path / "written").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = tmp_path / "a.part"
+    kept.touch()
+    (tmp_path / ".dynbench-ab.part").touch()
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == [kept]
 
 
 def test_a_reader_sees_the_old_file_until_the_new_one_is_on_the_disk(
@@ -213,7 +284,7 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_on_the_disk(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    write_aside(file, lambda aside: aside.write_text("new", encoding="utf-8") and None)
+    write_text(file, "new")
     assert synced == ["old", "new"]  # the file's content before the rename, the folder's names after it
 
 
@@ -234,19 +305,48 @@ def test_a_cell_is_synced_before_append_returns(writer: RunWriter, monkeypatch: 
 @given(st.lists(samples, max_size=4))
 def test_samples_come_back_exactly(tmp_path_factory: pytest.TempPathFactory, written: list[RoundSample]) -> None:
     writer = RunWriter.create(tmp_path_factory.mktemp("runs"), manifest())
-    writer.write_samples(GROUP, written)
-    table = pq.read_table(samples_file(writer.path, GROUP))
+    file = store_samples(writer.path, GROUP, written)
+    assert file == samples_file(writer.path, GROUP)
+    table = pq.read_table(file)
     assert [RoundSample.model_validate(row) for row in table.to_pylist()] == written
     assert table.schema.metadata[b"group_id"] == GROUP.encode()
     assert len(Run.open(writer.path).samples(GROUP)) == len(written)
 
 
-def test_samples_of_a_group_measured_again_replace_the_old(writer: RunWriter) -> None:
-    writer.write_samples(GROUP, [sample(0), sample(1)])
-    writer.write_samples(GROUP, [sample(5)])
+def columns(rows: int = 3, **changes: Any) -> dict[str, Any]:
+    """As a measuring process has them: arrays and lists."""
+    found: dict[str, Any] = {name: np.arange(rows) for name in COLUMNS}
+    return {**found, "arm": ["masking"] * rows, "device_ns": [None] * rows} | changes
+
+
+def test_samples_are_written_from_lists_and_arrays(writer: RunWriter) -> None:
+    write_samples(writer.path, GROUP, columns(duration_ns=[5, 6, 7], device_ns=[None, 2, None]))
     frame = Run.open(writer.path).samples(GROUP)
-    assert isinstance(frame, pd.DataFrame)
-    assert frame["round"].tolist() == [5]
+    assert tuple(frame) == COLUMNS
+    assert frame["duration_ns"].tolist() == [5, 6, 7]
+    assert frame["arm"].tolist() == ["masking"] * 3 and isinstance(frame["arm"].dtype, pd.CategoricalDtype)
+    assert frame["device_ns"].isna().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"arms": ["masking"] * 3}, "the columns of samples are process, .*; given: .*, arms"),
+        ({"arm": ["masking", None, "masking"]}, "column arm of the samples has rows without a value"),
+        ({"batch_id": [0, 1]}, "length"),
+        ({"duration_ns": np.array([0.5, 1, 2])}, "Float value 0.5"),
+    ],
+)
+def test_samples_that_do_not_fit_are_not_written(writer: RunWriter, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        write_samples(writer.path, GROUP, columns(**changes))
+    assert list((writer.path / "samples").iterdir()) == []
+
+
+def test_samples_of_a_group_measured_again_replace_the_old(writer: RunWriter) -> None:
+    store_samples(writer.path, GROUP, [sample(0), sample(1)])
+    store_samples(writer.path, GROUP, [sample(5)])
+    assert Run.open(writer.path).samples(GROUP)["round"].tolist() == [5]
 
 
 def test_a_group_without_samples_has_no_rows(writer: RunWriter) -> None:
@@ -256,10 +356,16 @@ def test_a_group_without_samples_has_no_rows(writer: RunWriter) -> None:
 
 
 def test_corrupt_samples_are_named(writer: RunWriter) -> None:
-    writer.write_samples(GROUP, [sample()])
-    file = samples_file(writer.path, GROUP)
+    file = store_samples(writer.path, GROUP, [sample()])
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(UserError, match=r"samples/net__learned.*parquet is corrupt"):
+        Run.open(writer.path).samples(GROUP)
+
+
+def test_samples_of_a_newer_dynbench_are_refused(writer: RunWriter) -> None:
+    file = store_samples(writer.path, GROUP, [sample()])
+    pq.write_table(pq.read_table(file).replace_schema_metadata({"schema_version": str(SCHEMA_VERSION + 1)}), file)
+    with pytest.raises(UserError, match=rf"parquet was written by a newer dynbench.* {SCHEMA_VERSION + 1}"):
         Run.open(writer.path).samples(GROUP)
 
 

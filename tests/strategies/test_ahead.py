@@ -109,7 +109,7 @@ def test_a_second_decision_for_the_same_items_is_not_mistaken_for_the_first() ->
 
 
 @torch.inference_mode()
-def test_outside_an_execution_nobody_is_asked_and_every_body_runs() -> None:
+def test_outside_an_execution_nothing_is_decided_and_every_body_runs() -> None:
     net, x = Chain(together=True).eval(), torch.randn(3, D)
     assert net.ahead is not None and net.ahead(x) is None
     everything = edge(all_tables(net, (x,)), net, "all")

@@ -10,23 +10,19 @@ import torch
 from dynbench.dynamic import Execution
 from dynbench.dynamic.items import map_items, tensors
 from dynbench.strategies import STRATEGIES, Masking, PerSample
-from tests.networks import NETWORKS, make
+from tests.networks import accepted, make
 
 pytestmark = pytest.mark.cuda
-DYNAMIC = [s for s in STRATEGIES if s != "dense"]
 
 
 def moved(args: Any) -> Any:
     return map_items(lambda t: t.cuda(), args)
 
 
-@pytest.mark.parametrize("strategy", DYNAMIC)
-@pytest.mark.parametrize("name", [n for n in NETWORKS if n != "moe_exits" and n != "capacity_exits"])
+@pytest.mark.parametrize(("name", "strategy"), accepted(without=["moe_exits", "capacity_exits"]))
 @torch.inference_mode()
 def test_the_gpu_s_answer_is_the_cpu_s(name: str, strategy: str) -> None:
     net, args = make(name)
-    if STRATEGIES[strategy]().refuses(net):
-        pytest.skip("refused")
     ex = Execution(PerSample(), record=True)
     expected = ex.run(net, *args)
     assert ex.trace is not None

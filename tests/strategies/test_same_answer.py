@@ -14,14 +14,14 @@ from dynbench.dynamic import Execution, Trace
 from dynbench.dynamic.items import take, tensors
 from dynbench.dynamic.sources import edge, synthetic
 from dynbench.strategies import STRATEGIES, Masking, PerSample
-from tests.networks import FOR_WEIGHTS, NETWORKS, make
+from tests.networks import NETWORKS, REFUSALS, accepted, make
 
-REFUSED = {  # where a strategy means nothing
-    "cascading": ["lets items leave a Loop"],
-    "batch_union": ["slices a layer"],
-    "specialised": ["keeps a layer"],
+WITHOUT_EARLY_EXIT = {"generated", "widths", "mixture", "fixed_loop", "one_expert", "picking"}
+ACCEPTED_BY = {  # by the strategies that do not apply to every network
+    "cascading": NETWORKS.keys() - WITHOUT_EARLY_EXIT,
+    "batch_union": {"widths"},
+    "specialised": {"widths", "generated"},
 }
-DYNAMIC = [s for s in STRATEGIES if s != "dense"]
 
 
 def difference(a: Any, b: Any) -> float:
@@ -42,16 +42,19 @@ def oracle(net: torch.nn.Module, args: Any, replay: Trace | None = None) -> tupl
     return y, ex.trace
 
 
-@pytest.mark.parametrize("strategy", DYNAMIC)
-@pytest.mark.parametrize("name", NETWORKS)
+def test_a_strategy_refuses_exactly_the_networks_it_does_not_apply_to_and_says_why() -> None:
+    for strategy in STRATEGIES:
+        reasons = {name: STRATEGIES[strategy]().refuses(make(name)[0]) for name in NETWORKS}
+        assert {name for name, why in reasons.items() if why is None} == ACCEPTED_BY.get(strategy, NETWORKS.keys())
+        assert all(why is None or f"{strategy} {REFUSALS[strategy]}" in why for why in reasons.values())
+
+
+@pytest.mark.parametrize(("name", "strategy"), accepted())
 @torch.inference_mode()
 def test_own_decisions_and_replay_equal_per_sample(name: str, strategy: str) -> None:
     net, args = make(name)
     run = STRATEGIES[strategy]()
     y, trace = oracle(net, args)
-    if why := run.refuses(net):
-        assert any(f"{strategy} {does}" in why for does in REFUSED.get(strategy, [])), why
-        return
     own = Execution(run, record=True)
     assert difference(own.run(net, *args), y) < 2e-6
     assert own.trace == trace
@@ -60,14 +63,11 @@ def test_own_decisions_and_replay_equal_per_sample(name: str, strategy: str) -> 
     assert replayed.trace == trace
 
 
-@pytest.mark.parametrize("strategy", DYNAMIC)
 @pytest.mark.parametrize("kind", ["none", "all", "one", "random"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "strategy"), accepted())
 @torch.inference_mode()
 def test_edge_traces_equal_per_sample(name: str, kind: str, strategy: str) -> None:
     net, args = make(name)
-    if STRATEGIES[strategy]().refuses(net):
-        pytest.skip("refused")
     tables = all_tables(net, args)
     trace = edge(tables, net, kind)
     y, asked = oracle(net, args, trace)
@@ -76,13 +76,10 @@ def test_edge_traces_equal_per_sample(name: str, kind: str, strategy: str) -> No
     assert ex.trace == asked
 
 
-@pytest.mark.parametrize("strategy", DYNAMIC)
-@pytest.mark.parametrize("name", [n for n in NETWORKS if n != "capacity_exits"])
+@pytest.mark.parametrize(("name", "strategy"), accepted(without=["capacity_exits"]))
 @torch.inference_mode()
 def test_a_batch_of_one_equals_its_row(name: str, strategy: str) -> None:
     net, args = make(name)
-    if STRATEGIES[strategy]().refuses(net):
-        pytest.skip("refused")
     whole, _ = oracle(net, args)
     one = take(args, torch.tensor([1]))
     assert difference(Execution(STRATEGIES[strategy]()).run(net, *one), take(whole, torch.tensor([1]))) < 2e-6
@@ -90,8 +87,7 @@ def test_a_batch_of_one_equals_its_row(name: str, strategy: str) -> None:
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
-    name=st.sampled_from(list(NETWORKS)),
-    strategy=st.sampled_from(DYNAMIC),
+    pair=st.sampled_from(accepted()),
     n=st.integers(1, 9),
     cut=st.integers(0, 8),
     keep=st.floats(0, 1),
@@ -102,15 +98,12 @@ def test_a_batch_of_one_equals_its_row(name: str, strategy: str) -> None:
 )
 @torch.inference_mode()
 def test_any_synthetic_trace_in_any_batching_equals_per_sample(
-    name: str, strategy: str, n: int, cut: int, keep: float, items: float, layers: float, skew: float, seed: int
+    pair: tuple[str, str], n: int, cut: int, keep: float, items: float, layers: float, skew: float, seed: int
 ) -> None:
+    name, strategy = pair
     net, args = make(name, n, seed)
-    if STRATEGIES[strategy]().refuses(net):
-        return
-    trace = synthetic(
-        all_tables(net, args), net, keep_rate=keep, item_correlation=items, layer_correlation=layers,
-        expert_skew=skew, seed=seed,
-    )  # fmt: skip
+    drawn = {"keep_rate": keep, "item_correlation": items, "layer_correlation": layers, "expert_skew": skew}
+    trace = synthetic(all_tables(net, args), net, **drawn, seed=seed)
     y, asked = oracle(net, args, trace)
     ex = Execution(STRATEGIES[strategy](), replay=trace, record=True)
     cut = min(cut, n - 1)
@@ -124,19 +117,17 @@ def test_any_synthetic_trace_in_any_batching_equals_per_sample(
 
 
 class Spoilt(torch.nn.Module):
-    """A body that answers NaN where it should not be asked."""
+    """A body that returns NaN for inputs it should not get."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.where(x[:, :1] > 0, x * 2, torch.full_like(x, float("nan")))
 
 
-@pytest.mark.parametrize("strategy", [s for s in DYNAMIC if s not in FOR_WEIGHTS])
+@pytest.mark.parametrize("strategy", ["masking", "compaction", "per_sample"])
 @torch.inference_mode()
 def test_nothing_leaks_from_a_branch_not_selected(strategy: str) -> None:
     from dynbench.dynamic import Route, Skip
 
-    if strategy == "cascading":
-        pytest.skip("refused: nothing to leave")
     x = torch.randn(8, 3)
     skip = Skip("s", lambda x, c: (x[:, 0], c), Spoilt())
     assert torch.isfinite(Execution(STRATEGIES[strategy]()).run(_First(skip), x)).all()

@@ -15,9 +15,14 @@ from dynbench.training import train_workload
 from dynbench.training.capsnet import MarginAndDrawing, brightness
 
 ARGS: dict[str, Any] = {
-    "routings": 3, "size": 18, "image_channels": 3, "channels": 8, "capsule_types": 2, "decoder": True,
+    "routings": 3,
+    "size": 18,
+    "image_channels": 3,
+    "channels": 8,
+    "capsule_types": 2,
+    "decoder": True,
     "decoder_widths": [16],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("halt", "most"), [({}, 3.0), ({"halt": "convergence", "tolerance": 10.0}, 1.0)])

@@ -15,7 +15,7 @@ from torch import Tensor
 from dynbench.errors import UserError
 from dynbench.models.idk import Policy, idk_cascade
 from dynbench.training import train_workload
-from dynbench.training.cascade import DEARER, RuleSettings, compare_rules, learn_rule
+from dynbench.training.cascade import EXPERT_COST, RuleSettings, compare_rules, learn_rule
 
 
 def said(n: int = 600, seed: int = 0) -> tuple[list[Tensor], Tensor]:
@@ -65,19 +65,20 @@ def test_an_expert_is_asked_last_and_stands_in_the_card(tmp_path: Path, rule: st
     args: dict[str, Any] = {"depths": [8], "rule": rule, "expert": {"latency_s": 3.0, "cost": 0.1}}
     quick = {"epochs": 1, "items": 64, "batch_size": 32}
     workload = {
-        "name": "idk_human_tiny", "model_args": args,
+        "name": "idk_human_tiny",
+        "model_args": args,
         "inputs": {"name": "with_expert", "options": {"of": "digits", "size": 16, "error_rate": 0.1}},
         "train": {
             "recipe": "dynbench.training.cascade:train",
             "options": {**quick, "rule": {"epsilon": 0.05, "grid": 50, "cost_weights": [0.1]}},
         },
-    }  # fmt: skip
+    }
     train_workload(workload, tmp_path, progress=False)
     card = json.loads((tmp_path / "idk_human_tiny.json").read_text())
     assert card["expert"]["declared"] == {"latency_s": 3.0, "cost": 0.1, "unit": "USD", "name": "human expert"}
     assert 0.8 < card["expert"]["accuracy"] < 1
     assert card["rule"]["accuracy"] >= 0.95 * card["rule"]["last_accuracy"] - 1e-9
-    assert card["rule"]["cost"] == pytest.approx(1 + DEARER * card["rule"]["idk_rates"][0])
+    assert card["rule"]["cost"] == pytest.approx(1 + EXPERT_COST * card["rule"]["idk_rates"][0])
     assert card["computation"] == 1 and len(card["reach_rates"]) == 2  # one classifier, which everybody meets
     policy = idk_cascade(**args).policy
     policy.load_state_dict(load_file(tmp_path / "idk_human_tiny.safetensors"))

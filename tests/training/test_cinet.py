@@ -17,17 +17,24 @@ SMALL: dict[str, Any] = {"image": 24, "patch": 4, "classifier_widths": [2, 4]}
 
 def test_cinet_its_baselines_and_its_controls_are_trained_with_cards(tmp_path: Path) -> None:
     table = {
-        "name": "cinet_tiny", "model_args": ARGS, "inputs": {"name": "digit_scenes", "options": {"size": 24}},
+        "name": "cinet_tiny",
+        "model_args": ARGS,
+        "inputs": {"name": "digit_scenes", "options": {"size": 24}},
         "baselines": [
             {"name": "all"},
-            {"model": "dynbench.models.ram:PlainCNN", "model_args": {"image": 24, "widths": [2, 4]},
-             "weights": "weights/cnn_tiny.safetensors"},
-            {"model": "dynbench.models.cinet:Thumbnail", "model_args": SMALL,
-             "weights": "weights/thumbnail_tiny.safetensors"},
+            {
+                "model": "dynbench.models.ram:PlainCNN",
+                "model_args": {"image": 24, "widths": [2, 4]},
+                "weights": "weights/cnn_tiny.safetensors",
+            },
+            {
+                "model": "dynbench.models.cinet:Thumbnail",
+                "model_args": SMALL,
+                "weights": "weights/thumbnail_tiny.safetensors",
+            },
         ],
-        "train": {"recipe": "dynbench.training.cinet:train",
-                  "options": {"epochs": 1, "items": 64, "batch_size": 32}},
-    }  # fmt: skip
+        "train": {"recipe": "dynbench.training.cinet:train", "options": {"epochs": 1, "items": 64, "batch_size": 32}},
+    }
     train_workload(table, tmp_path, progress=False)
     assert {p.name for p in tmp_path.iterdir()} == {
         f"{net}_tiny.{kind}" for net in ("cinet", "cnn", "thumbnail") for kind in ("json", "safetensors")

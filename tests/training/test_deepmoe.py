@@ -110,9 +110,15 @@ def test_it_is_trained_from_its_static_twin_with_a_card(tmp_path: Path) -> None:
     }
     table["options"]["joint"] = {"class_spread": 2.0}  # some gates are closed from the start
     train_workload(
-        {"name": "deepmoe8_tiny", "inputs": {"name": "digits", "options": {"size": 16}},
-         "model_args": {"depth": 8, "embedding": [4, 8]}, "train": table}, tmp_path, progress=False,
-    )  # fmt: skip
+        {
+            "name": "deepmoe8_tiny",
+            "inputs": {"name": "digits", "options": {"size": 16}},
+            "model_args": {"depth": 8, "embedding": [4, 8]},
+            "train": table,
+        },
+        tmp_path,
+        progress=False,
+    )
     names = ("deepmoe8_tiny", "resnet8_tiny")
     assert {p.name for p in tmp_path.iterdir()} == {f"{n}.{kind}" for n in names for kind in ("json", "safetensors")}
     net: nn.Module = deepmoe(8, embedding=[4, 8])

@@ -186,9 +186,11 @@ def test_branches_and_policies_are_trained_on_a_backbone_that_stays(tmp_path: Pa
     args = {"depth": 8, "policy": policy, "width": 4}
     quick = {"epochs": 1, "items": 64, "batch_size": 32}
     workload = {
-        "name": "epnet_tiny", "inputs": {"name": "digits", "options": {"size": 16}}, "model_args": args,
+        "name": "epnet_tiny",
+        "inputs": {"name": "digits", "options": {"size": 16}},
+        "model_args": args,
         "train": {"recipe": "dynbench.training.epnet:train", "options": {**quick, "policy": {"prices": [0.1, 0.5]}}},
-    }  # fmt: skip
+    }
     train_workload(workload, tmp_path, progress=False)
     static, state = (load_file(tmp_path / f"{name}_tiny.safetensors") for name in ("resnet8", "epnet"))
     net = epnet(**args)  # type: ignore[arg-type]

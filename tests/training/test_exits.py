@@ -19,9 +19,15 @@ from dynbench.training import train_workload
 from dynbench.training.exits import JointLoss, budgets, choose_budget, every_logits, outcome, round_as_stored
 
 ARGS = {
-    "blocks": 3, "base": 1, "step": 1, "channels": 4, "growth": 2, "growth_factors": [1, 2],
-    "bottleneck_factors": [1, 2], "num_classes": 10,
-}  # fmt: skip
+    "blocks": 3,
+    "base": 1,
+    "step": 1,
+    "channels": 4,
+    "growth": 2,
+    "growth_factors": [1, 2],
+    "bottleneck_factors": [1, 2],
+    "num_classes": 10,
+}
 QUICK = {"epochs": 1, "items": 64, "batch_size": 32, "lr": 0.05}
 
 

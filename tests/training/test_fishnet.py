@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from dynbench.errors import UserError
-from dynbench.models.fishnet import each, fishnet, fishnet_apart, fishnet_one_trunk, folded
+from dynbench.models.fishnet import fishnet, fishnet_apart, fishnet_one_trunk, folded
 from dynbench.training import train_workload
 from dynbench.training.fishnet import Joint, shared_filters
 
@@ -71,7 +71,7 @@ def test_the_loss_is_the_sum_over_tasks() -> None:
 
 def test_shared_filters_are_those_that_tasks_have_in_common() -> None:
     net = fishnet(**ARGS)
-    first, second = each(net.banks)
+    first, second = net.banks
     with torch.no_grad():
         first.scores[0], first.scores[1] = torch.arange(6.0), -torch.arange(6.0)  # 2 to 5, and 0 to 3
         second.scores[1] = second.scores[0]

@@ -27,10 +27,12 @@ def train(
 ) -> dict[str, Any]:
     plain = {"model": "dynbench.models.ram:PlainCNN", "weights": "weights/cnn_tiny.safetensors"}
     table = {
-        "name": name, "model_args": args, "inputs": {"name": "digit_scenes", "options": {"size": 24, **inputs}},
+        "name": name,
+        "model_args": args,
+        "inputs": {"name": "digit_scenes", "options": {"size": 24, **inputs}},
         "baselines": [{"name": "all"}, {**plain, "model_args": {"image": 24, "widths": [2, 4]}}],
         "train": {"recipe": f"dynbench.training.glimpses:train_{kind}", "options": {**QUICK, **options}},
-    }  # fmt: skip
+    }
     train_workload(table, out, progress=False)
     made: dict[str, Any] = json.loads((out / f"{kind}_tiny.json").read_text())
     return made

@@ -145,7 +145,7 @@ def test_a_workload_without_recipe_cannot_be_trained(tmp_path: Path) -> None:
         train_workload({"name": "plain"}, tmp_path)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.usefixtures("no_gpu")
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no CUDA device"):
         train_workload(workload(recipe="dynbench.training.lm:train"), tmp_path, device="cuda")

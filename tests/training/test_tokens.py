@@ -29,8 +29,12 @@ def test_the_pruned_network_is_trained_from_a_plain_one(tmp_path: Path) -> None:
     args = {**VIT, "ratio": 0.5, "places": [1, 2, 3]}
     images = {"name": "digits", "options": {"size": 16}}
     table = {"recipe": "dynbench.training.tokens:train_dynvit", "options": QUICK}
-    train_workload({"name": "dynvit_tiny", "inputs": images, "model_args": args, "train": table}, tmp_path,
-                   resume=False, progress=False)  # fmt: skip
+    train_workload(
+        {"name": "dynvit_tiny", "inputs": images, "model_args": args, "train": table},
+        tmp_path,
+        resume=False,
+        progress=False,
+    )
     assert {p.stem for p in tmp_path.iterdir()} == {"vit_tiny", "vit_small_tiny", "dynvit_tiny"}
     facts, plain = card(tmp_path, "dynvit_tiny"), card(tmp_path, "vit_tiny")
     assert facts["tokens_left"] == [8, 4, 2] and facts["static_twin"]["accuracy"] == plain["accuracy"]
@@ -43,8 +47,9 @@ def test_mixture_of_depths_and_its_twin_are_trained_alike(tmp_path: Path) -> Non
     args = {"layers": 2, "width": 16, "heads": 2, "context": 16, "capacity": 0.25}
     text = {"name": "text", "options": {"context": 16}}
     table = {"recipe": "dynbench.training.mixture_of_depths:train", "options": QUICK}
-    train_workload({"name": "mod_tiny", "inputs": text, "model_args": args, "train": table}, tmp_path,
-                   resume=False, progress=False)  # fmt: skip
+    train_workload(
+        {"name": "mod_tiny", "inputs": text, "model_args": args, "train": table}, tmp_path, resume=False, progress=False
+    )
     net, twin = card(tmp_path, "mod_tiny"), card(tmp_path, "mod_twin_tiny")
     assert {**net["settings"]} == twin["settings"] and net["dense_twin"] == "mod_twin_tiny"
     assert net["decoding"]["always_no_would_be_right"] == 0.75

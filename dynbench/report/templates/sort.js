@@ -1,4 +1,5 @@
 // Sorts a table by the column whose header is clicked; without it the tables stay as they were written.
+const shown = (cell) => [...cell.childNodes].find((node) => node.nodeType === Node.TEXT_NODE)?.data ?? "";
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   const body = table.tBodies[0];
@@ -6,7 +7,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   heads.forEach((head, column) => {
     const button = document.createElement("button");
     button.type = "button";
-    const unit = head.querySelector(".unit");
+    const unit = head.querySelector("small");
     while (head.firstChild && head.firstChild !== unit) button.append(head.firstChild);
     head.insertBefore(button, unit);
     button.addEventListener("click", () => {
@@ -14,14 +15,19 @@ for (const table of document.querySelectorAll("table.sortable")) {
       heads.forEach((h) => h.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       table.classList.add("sorted");
-      const key = (row) => row.cells[column].dataset.sort;
+      const numbers = head.dataset.by !== "text";
+      const key = (row) => {
+        const cell = row.cells[column], text = cell.dataset.sort ?? shown(cell);
+        if (numbers) return parseFloat(text.replaceAll(",", ""));
+        return text === "–" || text === "n/a" ? NaN : text.toLowerCase();
+      };
       const compare = (a, b) => {
-        if (key(a) === undefined || key(b) === undefined) return (key(a) === undefined) - (key(b) === undefined);
-        const [x, y] = [Number(key(a)), Number(key(b))];
-        const order = Number.isNaN(x) || Number.isNaN(y) ? key(a).localeCompare(key(b)) : x - y;
+        if (Number.isNaN(a.key) || Number.isNaN(b.key)) return Number.isNaN(a.key) - Number.isNaN(b.key);
+        const order = numbers ? a.key - b.key : a.key.localeCompare(b.key);
         return down ? -order : order;
       };
-      body.append(...[...body.rows].sort(compare));
+      const rows = [...body.rows].map((row) => ({ row, key: key(row) }));
+      body.append(...rows.sort(compare).map(({ row }) => row));
     });
   });
 }

@@ -1,0 +1,67 @@
+"""Choice: a value that the computation goes on with, whatever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from dynbench.dynamic.context import current
+from dynbench.dynamic.draw import Draw
+from dynbench.dynamic.point import VAGUE, DecisionPoint, Label, Scope, modules_of
+from dynbench.dynamic.trace import Entry
+
+
+class Choice(DecisionPoint):
+    """A value for each item that the computation goes on with, such as where to look.
+
+    What follows is the same computation whatever the value, so a strategy has nothing to do here. As a decision the
+    value has an address: it is recorded and replayed, in any dtype, and can be sampled (`Execution(choose=...)`).
+
+    Args:
+        name: address of its decisions.
+        body: `(*x) -> scores [n, ...]`; part of the network, unless it is a gate.
+        rule: `scores -> value [n, ...]`, bool or long: real numbers would differ by their rounding.
+        gate: the body serves the decision alone, and the static twin does without: outside any execution it is not
+            run, and the value is None.
+        scope: see `DecisionPoint`.
+    """
+
+    fixed_work = True
+
+    def __init__(
+        self,
+        name: str,
+        body: nn.Module,
+        rule: Callable[[Tensor], Tensor],
+        *,
+        gate: bool = False,
+        scope: Scope = "item",
+    ) -> None:
+        super().__init__(name, scope)
+        self.body, self.rule, self.gate = body, rule, gate
+
+    def parts(self) -> Iterator[nn.Module]:
+        """The body."""
+        return modules_of(self.body)
+
+    def forward(self, *x: Any) -> Any:
+        """What the body takes, [n, ...] -> value [n, ...]; of a gate outside any execution, None."""
+        ex = current()
+        if ex is None:
+            return None if self.gate else self.rule(self.body(*x))
+        if self.gate:
+            with ex.phase("decide", self.name):
+                return ex.decide(self, self.body(*x), self.rule)
+        with ex.phase("body", self.name):
+            scores = self.body(*x)
+        return ex.decide(self, scores, self.rule)
+
+    def make_up(self, draw: Draw, like: Entry, rate: Tensor) -> Tensor:
+        """The model's own values [rows, ...]; 0, or False, in rows that were not reached."""
+        return like.value.clone()
+
+    def action(self, item: str) -> Label:
+        """'decides what to look at'."""
+        return Label(VAGUE + 1, "decides what to look at")

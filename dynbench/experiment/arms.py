@@ -1,0 +1,124 @@
+"""Arms that run: a network, prepared by its engine, under a strategy. Every arm is called in the same way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dynbench.devices.base import Device
+from dynbench.dynamic import Execution, Profile, Trace
+from dynbench.experiment.build import Batch, Prepared, build_baseline, build_model, prepare_network
+from dynbench.experiment.parts import Parts
+from dynbench.experiment.spec import Options, Workload
+from dynbench.meters.latency import Timing
+from dynbench.store.schema import Arm, Cell
+from dynbench.strategies import Strategy
+
+
+@dataclass
+class Call:
+    """Calls a network under a strategy; static networks too, so that what a call costs is the same for all arms.
+
+    Attributes:
+        network: what is called.
+        execution: the strategy and the decisions it replays.
+        items: of the stream.
+    """
+
+    network: nn.Module
+    execution: Execution
+    items: int
+
+    def __call__(self, start: int, x: Tensor) -> object:
+        """The answer to the batch x [n, ...], whose first item has the index `start` in the stream."""
+        return self.execution.run(self.network, x, start=start, items=self.items)
+
+    def profiled(self, profile: Profile, network: nn.Module | None = None) -> Call:
+        """The same, with its phases told to a profile; of another network, if one is given."""
+        ex = Execution(self.execution.strategy, replay=self.execution.replay, profile=profile)
+        return Call(network or self.network, ex, self.items)
+
+
+@dataclass
+class RunningArm:
+    """One arm of a group while it is measured.
+
+    Attributes:
+        cell: as planned; its `arm` is the identity.
+        call: `(index of the first item, inputs [n, ...]) -> answer`.
+        strategy: that it runs under.
+        as_written: the network before an engine prepared it.
+        batches: of the stream.
+        device: where it runs.
+        rounds: timings of every batch, round by round.
+        failed: why it is not measured any further.
+    """
+
+    cell: Cell
+    call: Call
+    strategy: Strategy
+    as_written: nn.Module
+    batches: list[Batch]
+    device: Device
+    rounds: list[list[Timing]] = field(default_factory=list)
+    failed: str | None = None
+
+    @property
+    def arm(self) -> Arm:
+        """Its identity."""
+        return self.cell.arm
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that is called."""
+        return self.call.network
+
+    @property
+    def items(self) -> int:
+        """Of the stream."""
+        return self.call.items
+
+    def totals_ns(self) -> np.ndarray:
+        """[rounds] times of the whole stream."""
+        return np.array([sum(t.duration_ns for t in r) for r in self.rounds], dtype=np.int64)
+
+
+def running_arm(p: Prepared, cell: Cell, batch_size: int, trace: Trace, device: Device) -> RunningArm:
+    """An arm of a prepared workload.
+
+    Raises:
+        CannotPrepare: its engine cannot prepare the network.
+    """
+    arm = cell.arm
+    replay = None if arm.live or arm.baseline is not None else trace
+    strategy = p.strategy(arm.strategy)
+    call = Call(p.network(arm), Execution(strategy, replay=replay), p.items)
+    return RunningArm(cell, call, strategy, p.as_written(arm), p.batches(batch_size), device)
+
+
+def runnable(spec: Workload, options: Options, arm: Arm, inputs: Tensor, trace: Trace | None, items: int) -> Call:
+    """An arm built from its description alone, in a process that has prepared nothing.
+
+    Args:
+        spec: the workload.
+        options: of the run.
+        arm: which.
+        inputs: one batch [n, ...], on the device and in the dtype of the run.
+        trace: the decisions to replay; None: the model's own.
+        items: of the stream.
+
+    Raises:
+        UserError: something of it cannot be built.
+        CannotPrepare: its engine cannot prepare the network.
+    """
+    parts = Parts.of(spec, options)
+    model = build_model(spec, spec.folder).to(inputs.device, getattr(torch, options.dtype))
+    if arm.baseline is not None:
+        described = next((b for b in spec.baselines if b.name == arm.baseline), spec.primary)
+        model = build_baseline(described, spec, model, inputs[:1])
+    network = prepare_network(model, parts.engines[arm.engine], inputs)
+    replay = None if arm.live or arm.baseline is not None else trace
+    return Call(network, Execution(parts.strategy(arm.strategy), replay=replay), items)

@@ -1,0 +1,178 @@
+"""Who is compared with whom: the three participants of a check, and where their source comes from."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynbench.errors import UserError
+from dynbench.experiment.spec import STRATEGY_NAMES, Options, Workload, part_reference
+from dynbench.gate.revisions import Revision
+from dynbench.gate.trees import (
+    LOCKS,
+    CannotTell,
+    commit_of,
+    dependencies_differ,
+    environment_of,
+    first_party,
+    git,
+    top_level,
+    worktree,
+)
+from dynbench.store.schema import Warning_
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        revisions: what the head is compared with, the head, and the former again.
+        root: of the head's source.
+        scratch: folder for files that the processes write.
+        base: what the head is compared with, in words.
+        doubts: what speaks against the comparison.
+    """
+
+    revisions: list[Revision]
+    root: Path
+    scratch: Path
+    base: str
+    doubts: list[Warning_]
+
+
+@contextlib.contextmanager
+def with_base(
+    spec: Workload, options: Options, revision: str, same_environment: bool, say: Say
+) -> Iterator[Comparison]:
+    """The dynamic network in the working tree and in a revision.
+
+    Args:
+        spec: the workload in the working tree.
+        options: of the run.
+        revision: the base.
+        same_environment: do not install other dependencies for the base.
+        say: called with sentences about the progress.
+
+    Raises:
+        UserError: the workload lies in no repository, or there is no such revision.
+        CannotTell: the base cannot be measured.
+    """
+    root = top_level(spec.file.parent)
+    if not spec.file.is_relative_to(root):
+        raise UserError(f"{spec.file} does not lie in the repository {root}")
+    commit = commit_of(root, revision)
+    with worktree(root, commit) as tree, contextlib.ExitStack() as stack:
+        scratch = tree.parent  # removed with the worktree, also if this process is killed
+        file = tree / spec.file.relative_to(root)
+        if not file.is_file():
+            raise CannotTell(f"{revision} has no {spec.file.relative_to(root)}: there is nothing to compare with")
+        python, doubts = sys.executable, []
+        if not same_environment and (differ := dependencies_differ(tree, root)):
+            say(f"{', '.join(differ)} differ: an environment for the base (cached)")
+            python = str(environment_of(tree))
+            doubts = [_lock_ignored(name) for name in differ if name in LOCKS]
+        names = first_party(tree, root)
+
+        def start(name: str, python: str, source: Path) -> Revision:
+            request = {
+                "file": str(source / spec.file.relative_to(root)),
+                "options": _options(options, root, source),
+                "tree": str(source),
+                "names": names,
+                "static": False,
+                "stream_file": str(scratch / f"{name}.npz"),
+            }
+            return _started(stack, name, python, source, options.threads, request)
+
+        where = [("base", python, tree), ("head", sys.executable, root), ("base", python, tree)]
+        revisions = [start(*place) for place in where]
+        yield Comparison(revisions, root, scratch, f"{revision} ({commit[:8]})", doubts)
+
+
+@contextlib.contextmanager
+def with_static(spec: Workload, options: Options, base: str) -> Iterator[Comparison]:
+    """The dynamic network and its primary baseline, both of the working tree.
+
+    Args:
+        spec: the workload.
+        options: of the run.
+        base: what the head is compared with through the static network, in words.
+    """
+    root = _root_or_folder(spec.file)
+    with tempfile.TemporaryDirectory(prefix="dynbench-check-") as folder, contextlib.ExitStack() as stack:
+        scratch = Path(folder)
+
+        def start(name: str, static: bool) -> Revision:
+            request = {
+                "file": str(spec.file),
+                "options": _options(options, root, root),
+                "tree": str(root),
+                "names": first_party(root),
+                "static": static,
+                "stream_file": str(scratch / "head.npz"),
+            }
+            return _started(stack, name, sys.executable, root, options.threads, request)
+
+        participants = [("its static baseline", True), ("head", False), ("its static baseline", True)]
+        yield Comparison([start(*who) for who in participants], root, scratch, base, [])
+
+
+def _started(
+    stack: contextlib.ExitStack, name: str, python: str, tree: Path, threads: int, request: dict[str, Any]
+) -> Revision:
+    revision = Revision(name, python, tree, threads, request)
+    stack.callback(revision.close)
+    return revision
+
+
+def _options(options: Options, root: Path, tree: Path) -> dict[str, Any]:
+    """Options for the processes of a tree; strategies of the user's own that lie in the repository are the tree's."""
+    strategies = options.strategies
+    if strategies is not None:
+        strategies = [_in_tree(part_reference("strategy", s, STRATEGY_NAMES), root, tree) for s in strategies]
+    return options.model_copy(update={"strategies": strategies}).model_dump(mode="json")
+
+
+def _in_tree(reference: str, root: Path, tree: Path) -> str:
+    file, colon, name = reference.rpartition(":")
+    if not (colon and Path(file).is_relative_to(root)):
+        return reference
+    return f"{tree / Path(file).relative_to(root)}:{name}"
+
+
+def _lock_ignored(name: str) -> Warning_:
+    return Warning_(
+        id="DB-LOCK-01",
+        text=f"{name} differs, and is not followed: what only it pins is as on the head",
+        remedy="pin in requirements.txt or constraints.txt what matters for time",
+    )
+
+
+def _root_or_folder(file: Path) -> Path:
+    try:
+        return top_level(file.parent)
+    except UserError:
+        return file.parent
+
+
+def head_of(root: Path) -> tuple[str | None, bool]:
+    """The commit of a tree, None if it is in no repository, and whether there are changes to it."""
+    try:
+        return git(root, "rev-parse", "HEAD"), bool(git(root, "status", "--porcelain", "--untracked-files=no"))
+    except UserError:
+        return None, False
+
+
+def in_words(root: Path, commit: str | None, dirty: bool) -> str:
+    """'4f2a91c0' or '4f2a91c0 with changes'."""
+    if commit is None:
+        return f"the files in {root.name}"
+    return commit[:8] + " with changes" * dirty

@@ -1,0 +1,648 @@
+"""Every quantity of a cell in one table: what it is, what it is not, how it is read from a cell and how it is shown.
+
+`QUANTITIES` is that table. The columns, legend and result tables of a report, its list of what was not measured,
+exports, the exact gates of `compare`, `reproduce` and `check`, and the numbers of the history follow from it. A user's
+own quantity is a row like any other: a `Quantity` in a Python file that a workload names (`quantities = ["my.py:MY"]`).
+It is evaluated in the measuring process; its values are stored in `Cell.own`, what it says of itself in
+`WorkloadInfo.quantities`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from dynbench.errors import UserError
+from dynbench.store.schema import Cell, Flops, Interval, OwnQuantity, Speedup, WorkloadInfo
+from dynbench.unavailable import Measured, Unavailable
+
+Reading = Interval | Measured | int | None
+Kind = Literal["number", "count", "ratio", "interval"]
+Place = Literal["speed", "latency", "work", "flops", "sweep", "not measured"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """One quantity of a cell.
+
+    A quantity of your own has `key`, `header`, `definition`, and one of the two functions:
+
+        PADDING = Quantity(
+            key="padded_share",
+            header="padding",
+            unit="%",
+            scale=0.01,
+            definition="Share of the positions of a batch that hold no token.",
+            better="down",
+            measure=lambda arm: share_of_padding(arm.batches),
+        )
+
+    Attributes:
+        key: lower-case name with the unit of the stored number ('energy_item_j'); heads its column in exports.
+        header: heads its column in a report.
+        definition: what it is, in a sentence or two, for the legend.
+        is_not: what a reader might take it for.
+        measure: called in the measuring process with the arm, which has `call(start, x)`, `batches`, `items`, `device`
+            and `model`, after the arm was timed; returns the number.
+        read: takes the number from a finished cell.
+        unit: of the numbers shown; '' for pure numbers.
+        scale: a stored number is divided by it to be shown: 1e6 shows bytes as MB.
+        kind: 'number': to `digits` significant digits. 'count': a whole number, all digits. 'ratio': '1.83x'.
+            'interval': a ratio with its confidence interval.
+        digits: significant ones.
+        name: in a sentence ('executed FLOPs'); default: the header.
+        per: what the stored number is counted over: 'item', 'stream' or ''.
+        exact: counted, not timed: the same code must give the same number again, and a difference is named.
+        depends_on_software: exact only where the software is the same, too; `reproduce` does not hold a run to it.
+        better: 'up', 'down', or None where neither is better.
+        certain: every measured cell has it, or it does not apply: it is never unavailable.
+        places: where a report shows it.
+    """
+
+    key: str
+    header: str
+    definition: str
+    is_not: str = ""
+    measure: Callable[[Any], float] | None = None
+    read: Callable[[Cell], Reading] | None = None
+    unit: str = ""
+    scale: float = 1.0
+    kind: Kind = "number"
+    digits: int = 3
+    name: str = ""
+    per: str = ""
+    exact: bool = False
+    depends_on_software: bool = False
+    better: Literal["up", "down"] | None = None
+    certain: bool = False
+    places: tuple[Place, ...] = ("work", "not measured")
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.header)
+
+    def of(self, cell: Cell) -> Reading:
+        """What a stored cell has of it; None: it does not apply, or was not asked for."""
+        return None if self.read is None else self.read(cell)
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def stored(path: str) -> Callable[[Cell], Any]:
+    """Reads 'latency.item_ms', say; None where a record on the way is not there."""
+
+    def read(cell: Cell) -> Any:
+        found: Any = cell
+        for name in names:
+            if found is None:
+                return None
+            found = getattr(found, name)
+        return found
+
+    names = path.split(".")
+    return read
+
+
+def _primary(cell: Cell) -> Speedup | None:
+    return next((s for s in cell.speedups if s.primary), None)
+
+
+def _ideal(cell: Cell) -> Measured | None:
+    if cell.arm.kind == "baseline":
+        return None
+    return cell.ideal if cell.flops is None else _ideal_of(cell.flops)
+
+
+def _ideal_of(flops: Flops) -> Measured | None:
+    dense, required = flops.dense, flops.required_region
+    for found in (dense, required):
+        if isinstance(found, Unavailable):
+            return found
+    assert not isinstance(dense, Unavailable) and not isinstance(required, Unavailable)
+    return dense / required if required else None
+
+
+def _resolution(cell: Cell) -> float | None:
+    found = _primary(cell)
+    return None if found is None else found.resolution
+
+
+_SPEED = [
+    Quantity(
+        key="decisions_keep_rate",
+        read=stored("decisions.keep_rate"),
+        header="keep-rate",
+        definition="Share of the decisions asked that ran the body or stayed in the loop; for experts k / number of "
+        "experts. Counted in the trace.",
+        is_not="Not the share of computation kept: bodies differ in size, and fixed parts always run.",
+        certain=True,
+        places=("speed", "sweep"),
+    ),
+    Quantity(
+        key="speedup",
+        read=_primary,
+        header="speed-up",
+        unit="x (95 % CI)",
+        kind="interval",
+        definition="Time of the primary baseline / time of this arm, for the whole stream within one round; the median "
+        "over rounds with its confidence interval (order statistics). Above 1 is faster.",
+        is_not="The interval covers the rounds of this run, not another machine, process or day.",
+        better="up",
+        certain=True,
+        places=("speed", "sweep"),
+    ),
+    Quantity(
+        key="resolution",
+        read=_resolution,
+        header="resolution",
+        unit="%",
+        scale=0.01,
+        digits=2,
+        definition="The primary baseline is measured twice in every round; a ratio nearer to 1 than the two may differ "
+        "(the far end of their interval, at least 1 % on a CPU and 0.5 % on a GPU) is called no difference.",
+        is_not="Not the width of this ratio's own interval.",
+        better="down",
+        certain=True,
+        places=("speed",),
+    ),
+    Quantity(
+        key="ideal_speedup",
+        read=_ideal,
+        header="ideal",
+        unit="x",
+        kind="ratio",
+        definition="Dense FLOPs / required FLOPs of the bodies and fixed parts: the speed-up if time followed "
+        "computation.",
+        is_not="Not a bound: a baseline may use the hardware badly.",
+        places=("speed", "sweep"),
+    ),
+    Quantity(
+        key="efficiency_speedup_over_ideal",
+        read=stored("efficiency"),
+        header="efficiency",
+        unit="speed-up / ideal",
+        digits=2,
+        definition="Which part of the ideal became time.",
+        better="up",
+        certain=True,
+        places=("speed", "sweep"),
+    ),
+]
+_LATENCY = [
+    Quantity(
+        key="latency_item_ms",
+        read=stored("latency.item_ms"),
+        header="time",
+        unit="ms/item",
+        definition="Median over rounds of the time of the whole stream, device drained, / items.",
+        is_not="Not the latency of one item at batch sizes above 1.",
+        better="down",
+        certain=True,
+        places=("latency", "sweep"),
+    ),
+    Quantity(
+        key="latency_batch_p50_ms",
+        read=stored("latency.batch_p50_ms"),
+        header="p50",
+        unit="ms/batch",
+        definition="Median time of one batch over all rounds and batches.",
+        better="down",
+        certain=True,
+        places=("latency",),
+    ),
+    Quantity(
+        key="latency_batch_p90_ms",
+        read=stored("latency.batch_p90_ms"),
+        header="p90",
+        name="p90 latency",
+        unit="ms/batch",
+        definition="The time that 90 % of the batches did not exceed; needs 64 samples.",
+        is_not="Closed loop: each batch starts when the one before is done, so there is no queueing in it.",
+        better="down",
+        places=("latency", "not measured"),
+    ),
+    Quantity(
+        key="latency_batch_p99_ms",
+        read=stored("latency.batch_p99_ms"),
+        header="p99",
+        name="p99 latency",
+        unit="ms/batch",
+        definition="As p90, for 99 %; needs 662 samples.",
+        better="down",
+        places=("latency", "not measured"),
+    ),
+    Quantity(
+        key="latency_device_stream_ms",
+        read=stored("latency.device_stream_ms"),
+        header="device time",
+        unit="ms/stream",
+        definition="Time by the device's own events, median over rounds.",
+        is_not="Not what a user waits for: it leaves out the host.",
+        better="down",
+        places=("latency", "not measured"),
+    ),
+    Quantity(
+        key="latency_stream_ms",
+        read=stored("latency.stream_ms"),
+        header="time of the stream",
+        unit="ms/stream",
+        definition="Median over rounds of the time of the whole stream, device drained.",
+        better="down",
+        certain=True,
+        places=(),
+    ),
+    Quantity(
+        key="rounds",
+        read=stored("rounds"),
+        header="rounds",
+        kind="count",
+        definition="How often the whole stream was timed, interleaved with the other arms.",
+        certain=True,
+        places=("latency",),
+    ),
+]
+_FLOPS = [
+    Quantity(
+        key="executed_flops_per_item",
+        read=stored("flops.executed"),
+        header="executed",
+        name="executed FLOPs",
+        unit="MFLOP/item",
+        per="item",
+        scale=1e6,
+        definition="FLOPs the arm really ran, gates included, counted operator by operator. 1 MAC = 2 FLOPs.",
+        is_not="Not FLOP/s, and not what the decisions asked for.",
+        exact=True,
+        better="down",
+        places=("work", "sweep", "not measured"),
+    ),
+    Quantity(
+        key="dense_flops_per_item",
+        read=stored("flops.dense"),
+        header="dense",
+        name="dense FLOPs",
+        unit="MFLOP/item",
+        per="item",
+        scale=1e6,
+        definition="Of the primary baseline.",
+        places=("flops", "not measured"),
+    ),
+    Quantity(
+        key="required_region_flops_per_item",
+        read=stored("flops.required_region"),
+        header="required: bodies",
+        name="required FLOPs of the bodies",
+        unit="MFLOP/item",
+        per="item",
+        scale=1e6,
+        definition="Of reached, active bodies and the fixed parts, work shared between items counted once.",
+        places=("flops",),
+    ),
+    Quantity(
+        key="required_total_flops_per_item",
+        read=stored("flops.required_total"),
+        header="required: with gates",
+        name="required FLOPs",
+        unit="MFLOP/item",
+        per="item",
+        scale=1e6,
+        definition="Those of the bodies, and of gates, heads and policies.",
+        exact=True,
+        better="down",
+        places=("flops", "not measured"),
+    ),
+    Quantity(
+        key="accounted_flops_per_item",
+        read=stored("flops.accounted"),
+        header="accounted in the paper",
+        name="accounted FLOPs",
+        unit="MFLOP/item",
+        per="item",
+        scale=1e6,
+        definition="What the paper counts.",
+        places=("flops", "not measured"),
+    ),
+]
+_WORK = [
+    Quantity(
+        key="bytes_touched_per_item",
+        read=stored("bytes_touched"),
+        header="bytes touched",
+        unit="MB/item",
+        per="item",
+        scale=1e6,
+        definition="Tensor bytes read and written by operators.",
+        is_not="An upper bound on memory traffic: caches are not seen.",
+        better="down",
+    ),
+    Quantity(
+        key="operator_calls_per_stream",
+        read=stored("operator_calls"),
+        header="operator calls",
+        unit="per stream",
+        per="stream",
+        kind="count",
+        definition="Calls of tensor operators: what the host has to issue.",
+        exact=True,
+        depends_on_software=True,
+        better="down",
+    ),
+    Quantity(
+        key="host_syncs_per_stream",
+        read=stored("host_syncs"),
+        header="host waits",
+        unit="per stream",
+        per="stream",
+        kind="count",
+        definition="Times the host waited for the device.",
+        exact=True,
+        depends_on_software=True,
+        better="down",
+    ),
+    Quantity(
+        key="kernel_launches_per_stream",
+        read=stored("kernel_launches"),
+        header="launches",
+        name="kernel launches",
+        unit="per stream",
+        per="stream",
+        kind="count",
+        definition="Kernels launched on the device.",
+        better="down",
+    ),
+    Quantity(
+        key="peak_memory_bytes",
+        read=stored("memory.peak_bytes"),
+        header="peak memory",
+        unit="MB",
+        scale=1e6,
+        definition="Highest memory in use during a call, 1 MB = 10^6 bytes.",
+        better="down",
+    ),
+    Quantity(
+        key="energy_item_j",
+        read=stored("energy.item_j"),
+        header="energy",
+        unit="mJ/item",
+        per="item",
+        scale=1e-3,
+        definition="From the device's energy counter over a window long enough for it.",
+        is_not="Never an estimate, and not the energy of the whole machine.",
+        better="down",
+    ),
+    Quantity(
+        key="energy_idle_share",
+        read=stored("energy.idle_share"),
+        header="idle share",
+        name="idle share of energy",
+        unit="% of energy",
+        scale=0.01,
+        digits=2,
+        definition="What the device would have used in the same time doing nothing.",
+        better="down",
+    ),
+    Quantity(
+        key="params",
+        read=stored("params"),
+        header="parameters",
+        unit="M",
+        scale=1e6,
+        definition="Parameters of the network, all experts and all levels counted.",
+        exact=True,
+        certain=True,
+        places=("work",),
+    ),
+    Quantity(
+        key="max_error",
+        read=stored("max_error"),
+        header="error",
+        unit="relative",
+        digits=2,
+        definition="Largest difference of the answer from per_sample in float64 with the same decisions, / the largest "
+        "value of the answer.",
+        is_not="Not a difference in accuracy.",
+        better="down",
+        certain=True,
+        places=("work",),
+    ),
+    Quantity(
+        key="tolerance",
+        read=stored("tolerance"),
+        header="tolerance",
+        unit="relative",
+        digits=2,
+        definition="The error up to which the answer counts as the same.",
+        certain=True,
+        places=("work",),
+    ),
+]
+
+
+def _phase(name: str, definition: str) -> Quantity:
+    return Quantity(
+        key=f"phases_{name}_ms",
+        read=stored(f"phases.{name}_ms"),
+        header=name,
+        name=f"time of {name} in the profile",
+        unit="ms/stream",
+        definition=f"{definition} One profiled pass over the stream.",
+        is_not="Profiling itself adds time.",
+        certain=True,
+        places=(),
+    )
+
+
+def _witness(name: str, unit: str, definition: str, *, certain: bool = False) -> Quantity:
+    return Quantity(
+        key=f"witnesses_{name}",
+        read=stored(f"witnesses.{name}"),
+        header=name.replace("_", " "),
+        unit=unit,
+        definition=definition,
+        is_not="Of the whole group, not of one arm.",
+        certain=certain,
+        places=(),
+    )
+
+
+_STORED_ONLY = [  # of use to other programs, and behind warnings; no column of a report
+    Quantity(
+        key="energy_window_s",
+        read=stored("energy.window_s"),
+        header="energy window",
+        unit="s",
+        definition="How long the energy was counted.",
+        places=(),
+    ),
+    Quantity(
+        key="accuracy_value",
+        read=stored("accuracy.value"),
+        header="accuracy",
+        definition="Of the metric beside it, on held-out labelled inputs; a share, not percent.",
+        places=(),
+    ),
+    Quantity(
+        key="again_value",
+        read=stored("again"),
+        header="baseline against itself",
+        unit="x (95 % CI)",
+        kind="interval",
+        definition="The primary baseline against itself in the same rounds; its true value is 1.",
+        certain=True,
+        places=(),
+    ),
+    _phase("decide", "Gates and policies."),
+    _phase("gather", "Picking the items that go on."),
+    _phase("body", "Bodies of the decision points."),
+    _phase("scatter", "Putting results back in their places."),
+    _phase("sync", "Waiting for decisions."),
+    _phase("head", "Heads that answer."),
+    _phase("other", "The fixed parts of the model, and the host."),
+    _witness("window_s", "s", "How long the group was measured.", certain=True),
+    _witness("waited", "share of time", "Some process waited for a core."),
+    _witness("stolen", "share of a core's time", "The hypervisor gave it to others."),
+    _witness("switched_per_s", "per s", "How often the measuring process had to give its core to another."),
+    _witness("control_us", "us", "Median time of the control kernel: the same arithmetic in every run."),
+    _witness("control_drift", "share", "How much slower the control kernel was in the second half than in the first."),
+    _witness("clock_mhz", "MHz", "Median of the readings of the clock."),
+    _witness("clock_low_mhz", "MHz", "The lowest reading of the clock."),
+    _witness("clock_drift", "share", "How much faster the clock was in the second half than in the first."),
+    _witness("temperature_c", "degrees Celsius", "At the end."),
+]
+
+QUANTITIES: tuple[Quantity, ...] = (*_SPEED, *_LATENCY, *_FLOPS, *_WORK, *_STORED_ONLY)
+"""All quantities that come with dynbench; in a table, in this order."""
+
+EXACT_WORK = tuple(q.name for q in QUANTITIES if q.exact and q.better == "down")
+"""Names of what is counted exactly and should not grow: more of it is a regression for `check`."""
+
+
+# --- a user's own ----------------------------------------------------------------------------------------------------
+
+
+def quantities(workloads: Iterable[WorkloadInfo] = ()) -> list[Quantity]:
+    """All quantities of some workloads: those that come with dynbench, then the workloads' own ones, each key once.
+
+    The key of an own one is `own_<key>` here, so that it is never that of another column.
+    """
+    own = {d.key: _from_description(d) for info in workloads for d in info.quantities}
+    return [*QUANTITIES, *own.values()]
+
+
+def describe(quantity: Quantity) -> OwnQuantity:
+    """What a user's own quantity says of itself, for `WorkloadInfo.quantities`."""
+    return OwnQuantity.model_validate({name: getattr(quantity, name) for name in OwnQuantity.model_fields})
+
+
+def _own_key(key: str) -> str:
+    return f"own_{key}"
+
+
+def _from_description(found: OwnQuantity) -> Quantity:
+    said = found.model_dump() | {"key": _own_key(found.key)}
+    return Quantity(**said, read=lambda cell: cell.own.get(found.key))
+
+
+def check_quantity(found: object, reference: str) -> Quantity:
+    """Checks what a reference of a workload leads to.
+
+    Args:
+        found: the object.
+        reference: 'my.py:MY', for the message.
+
+    Raises:
+        UserError: it is no `Quantity`, lacks a function, or has a field of a wrong kind.
+    """
+    if not isinstance(found, Quantity):
+        kind = f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"
+        raise UserError(f"{reference} is {kind}, not a dynbench.Quantity(key=..., header=..., ...)")
+    if (fault := _fault(found)) is not None:
+        raise UserError(f"{reference}: {fault}")
+    return found
+
+
+def _fault(quantity: Quantity) -> str | None:
+    """What is wrong with a quantity by itself; None: nothing."""
+    functions = {"measure": quantity.measure, "read": quantity.read}
+    given = {name: function for name, function in functions.items() if function is not None}
+    if len(given) != 1:
+        have = "both 'measure' and 'read'" if given else "neither 'measure' nor 'read'"
+        return f"it has {have}; it must have one of them: measure(arm) -> number, or read(cell) -> number"
+    for name, function in given.items():
+        if not callable(function):
+            return f"{name!r} is of type {type(function).__name__}, not a function"
+    try:
+        describe(quantity)
+    except ValidationError as e:
+        first = e.errors()[0]
+        message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        return f"{'.'.join(map(str, first['loc']))} = {first['input']!r}: {message}"
+    return None
+
+
+def evaluate(quantity: Quantity, cell: Cell, arm: Any) -> Measured:
+    """The value of a user's own quantity, in the measuring process.
+
+    Args:
+        quantity: checked by `check_quantity`.
+        cell: what was measured so far, for `read`.
+        arm: as it runs, for `measure`.
+
+    Returns:
+        The number; Unavailable, with the reason, where the user's function raises or returns no finite number.
+    """
+    name = "read" if quantity.measure is None else "measure"
+    try:
+        found = quantity.of(cell) if quantity.measure is None else quantity.measure(arm)
+    except Exception as e:  # noqa: BLE001 (a user's function may raise anything; the cell's other numbers stand)
+        return Unavailable(unavailable=f"{name} of {quantity.key} raised {type(e).__name__}: {e}")
+    if isinstance(found, Unavailable):
+        return found
+    try:
+        number = math.nan if isinstance(found, str) else float(found)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        return Unavailable(unavailable=f"{name} of {quantity.key} returned {found!r:.60}, not a finite number")
+    return number
+
+
+# --- as plain numbers ------------------------------------------------------------------------------------------------
+
+
+def columns(quantity: Quantity) -> list[str]:
+    """The names of a quantity's columns in a flat table: what `flat` gives, in this order."""
+    if quantity.kind == "interval":
+        stem = quantity.key.removesuffix("_value")
+        return [quantity.key, f"{stem}_low", f"{stem}_high", f"{stem}_confidence"]
+    return [quantity.key] if quantity.certain else [quantity.key, f"{quantity.key}_unavailable"]
+
+
+def flat(quantity: Quantity, cell: Cell) -> list[float | int | str | None]:
+    """What a cell has of a quantity, column by column: the number, unscaled, and its interval or why there is none."""
+    found = quantity.of(cell)
+    if quantity.kind == "interval":
+        ends = ("value", "low", "high", "confidence")
+        return [None if found is None else getattr(found, end) for end in ends]
+    assert not isinstance(found, Interval)
+    if quantity.certain:
+        assert not isinstance(found, Unavailable)
+        return [found]
+    return [None, found.unavailable] if isinstance(found, Unavailable) else [found, None]
+
+
+def numbers(cell: Cell) -> dict[str, float]:
+    """All numbers of a cell by column, unscaled, ends of intervals and a user's own among them: the history's.
+
+    What does not apply or is unavailable is left out.
+    """
+    found: dict[str, object] = {}
+    for quantity in QUANTITIES:
+        found |= zip(columns(quantity), flat(quantity, cell), strict=True)
+    found |= {_own_key(key): value for key, value in cell.own.items()}
+    return {name: float(value) for name, value in found.items() if isinstance(value, float | int)}
