@@ -56,7 +56,7 @@ class ModelFile(Protocol):
         """
 
     def declared_costs(self, model: nn.Module, trace: Trace) -> list[DeclaredCost]:
-        """The costs outside this machine that the workload declares and nobody measures.
+        """The costs outside this machine that the workload declares; they are not measured.
 
         Args:
             model: a model of this file.
@@ -84,8 +84,8 @@ class ModelObject(Protocol):
         """
 
 
-# A submodule that computes pixels again (a crop, a resize) may set `pixels = True`: `dynbench partition` then sends its
-# answer as bytes. See `dynbench.meters.chain`.
+# A submodule whose output is pixels again (a crop, a resize) may set `pixels = True`: `dynbench partition` then sends
+# its output as bytes. See `dynbench.meters.chain`.
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import click
 
 from dynbench.cli.common import json_option, print_json, print_table
-from dynbench.errors import UserError
+from dynbench.errors import UserError, suggestion
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-IMAGE = (3, 32, 32)
+Made = TypeVar("Made")
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
@@ -27,9 +23,7 @@ WORDS = {"true": True, "false": False, "none": None, "null": None}
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="An argument of the model, such as depth=74."
 )
-@click.option(
-    "--input", "shape", metavar="3x32x32", help="Shape of one input; a model with an embedding is fed tokens."
-)
+@click.option("--input", "shape", metavar="3x32x32", help="Shape of one input; tokens, for a model with an embedding.")
 @json_option
 def command(model: str, settings: tuple[str, ...], shape: str | None, as_json: bool) -> None:
     """Parameters and multiply-accumulates (MACs) of MODEL, its exits and its decision points, for one input.
@@ -56,9 +50,10 @@ def find_model(model: str) -> Callable[..., Any]:
     from dynbench.paths import load_function
 
     if ":" not in model and model not in MODELS:
-        near = difflib.get_close_matches(model, MODELS, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(MODELS)}"
-        raise UserError(f"unknown model {model!r}; {hint} (or package.module:function, or path/to/file.py:function)")
+        raise UserError(
+            f"unknown model {model!r}; {suggestion(model, MODELS)} (or package.module:function, or "
+            "path/to/file.py:function)"
+        )
     return load_function(MODELS.get(model, model), Path.cwd())
 
 
@@ -70,7 +65,7 @@ def arguments(model: str, build: Callable[..., Any], settings: tuple[str, ...]) 
     """
     try:
         parameters = inspect.signature(build).parameters
-    except ValueError:  # some built-in classes do not say
+    except ValueError:  # some built-in classes have no signature
         parameters = MappingProxyType({})
     accepted = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -99,7 +94,7 @@ def shape_of(text: str) -> tuple[int, ...]:
     """The shape that `--input 3x32x32` means.
 
     Raises:
-        UserError: it means none.
+        UserError: the text is malformed.
     """
     sizes = text.split("x")
     if not all(s.isdecimal() and int(s) > 0 for s in sizes):
@@ -110,40 +105,42 @@ def shape_of(text: str) -> tuple[int, ...]:
 def _cost(
     model: str, build: Callable[..., Any], arguments: dict[str, Any], shape: tuple[int, ...] | None
 ) -> dict[str, Any]:
-    import torch
     from torch import nn
 
+    from dynbench import hooks
     from dynbench.meters.cost import cost
 
-    def on(device: str) -> dict[str, Any]:
-        with torch.device(device):
-            net = build(**arguments)
-            if not isinstance(net, nn.Module):
-                raise UserError(f"{model} gave {type(net).__name__}, not a torch.nn.Module")
-            return cost(net, _example(net, shape))
+    def counted() -> dict[str, Any]:
+        net = build(**arguments)
+        if not isinstance(net, nn.Module):
+            raise UserError(f"{model} gave {type(net).__name__}, not a torch.nn.Module")
+        return cost(net, hooks.of(net).example(shape))
 
     try:
-        try:
-            return on("meta")
-        except UserError:
-            raise
-        except Exception:  # noqa: BLE001  (a model may look at values, in its own ways; then it is built in earnest)
-            return on("cpu")
+        return without_memory(counted)
     except UserError:
         raise
     except Exception as e:
-        said = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
+        call = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
         where = "" if shape is None else f" on an input {shape}"
-        raise UserError(f"{model}({said}){where} raised {type(e).__name__}: {e}") from e
+        raise UserError(f"{model}({call}){where} raised {type(e).__name__}: {e}") from e
 
 
-def _example(net: nn.Module, shape: tuple[int, ...] | None) -> Tensor:
+def without_memory(make: Callable[[], Made]) -> Made:
+    """What `make` returns with torch's 'meta' as default device; if that fails, with the CPU.
+
+    A model on 'meta' needs no memory, but it cannot look at values while it is built or run.
+    """
     import torch
 
-    own = getattr(net, "input_shape", None)
-    dims = shape or (own(IMAGE) if callable(own) else IMAGE)
-    tokens = any(isinstance(m, torch.nn.Embedding) for m in net.modules())
-    return torch.zeros(1, *dims, dtype=torch.long if tokens else torch.float32)
+    try:
+        with torch.device("meta"):
+            return make()
+    except UserError:
+        raise
+    except Exception:  # noqa: BLE001  (code of others: any error may come of 'meta')
+        with torch.device("cpu"):
+            return make()
 
 
 def _print(found: dict[str, Any]) -> None:
@@ -151,9 +148,9 @@ def _print(found: dict[str, Any]) -> None:
         value = found[key]
         click.echo(f"{key:8}{value:>18,}" if isinstance(value, int) else f"{key:8}unavailable: {value['unavailable']}")
     if "required_macs" in found:
-        click.echo(f"\n{found['required_macs']:,} MACs with its decisions, which always ask for as much")
+        click.echo(f"\n{found['required_macs']:,} MACs with its decisions, which always require the same")
     if found["exits"]:
-        click.echo("\nMACs of an input that leaves at each exit, heads included")
+        click.echo("\nMACs of an input that leaves at an exit, heads included")
         print_table([{"exit": k, "macs": f"{macs:,}"} for k, macs in enumerate(found["exits"])])
     if found["decision_points"]:
         click.echo("\nDecision points: MACs of one visit by one item")

@@ -1,8 +1,7 @@
-"""`dynbench list`: what there is to choose from."""
+"""`dynbench list`: the names that other commands accept."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,20 +31,21 @@ def workloads() -> list[dict[str, Any]]:
 
 
 def models() -> list[dict[str, Any]]:
-    """The models that come with dynbench: what they are from, what is dynamic in them, and which weights come along."""
+    """The models that come with dynbench: their papers, decision points, provenance and trained weights."""
+    from dynbench import hooks
     from dynbench.models import MODELS
     from dynbench.paths import load_function
 
     trained, rows = _trained(), []
     for name, reference in MODELS.items():
         build = load_function(reference, Path.cwd())
-        source = sys.modules[build.__module__]
+        paper, provenance = hooks.origin(build)
         rows.append(
             {
                 "name": name,
-                "paper": getattr(source, "PAPER", None),
+                "paper": paper,
                 "decision_points": _decision_points(build),
-                "provenance": getattr(source, "PROVENANCE", None),
+                "provenance": provenance,
                 "trained": ", ".join(sorted(trained.get(reference, ()))),
                 "model": reference,
             }
@@ -54,7 +54,7 @@ def models() -> list[dict[str, Any]]:
 
 
 def _trained() -> dict[str, set[str]]:
-    """By model: the weights that come along, as the workloads name them."""
+    """By model: the names of the weights that come with dynbench, from the workload files."""
     from dynbench.experiment import load_spec, workload_files
 
     found: dict[str, set[str]] = {}
@@ -67,21 +67,16 @@ def _trained() -> dict[str, set[str]]:
 
 
 def _decision_points(build: Callable[..., Any]) -> str:
-    """How many of each kind the model has, built as it is by default."""
+    """The number of decision points of each kind, in a model built with its default arguments."""
     from collections import Counter
 
-    import torch
-
+    from dynbench.cli.cost import without_memory
     from dynbench.dynamic import points
 
     try:
-        with torch.device("meta"):
-            net = build()
-    except Exception:  # noqa: BLE001  (a model may look at values, in its own ways; then it is built in earnest)
-        try:
-            net = build()
-        except Exception as e:  # noqa: BLE001  (such as a package that is not installed)
-            return f"n/a: {e}"
+        net = without_memory(build)
+    except Exception as e:  # noqa: BLE001  (such as a package that is not installed)
+        return f"n/a: {e}"
     kinds = Counter(type(point).__name__ for point in points(net).values())
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
 
@@ -90,29 +85,53 @@ def strategies() -> list[dict[str, Any]]:
     """The ways to execute decided work."""
     from dynbench.strategies import STRATEGIES
 
-    return [{"name": name, "what": (kind.__doc__ or "").strip().split("\n")[0]} for name, kind in STRATEGIES.items()]
+    return [{"name": name, "what": _first_line(kind)} for name, kind in STRATEGIES.items()]
+
+
+def engines() -> list[dict[str, Any]]:
+    """What executes the work between decision points, and whether it can on this machine's CPU."""
+    from dynbench.engines import ENGINES
+
+    refused = {name: engine.refuses("cpu") for name, engine in ENGINES.items()}
+    return [
+        {"name": name, "what": _first_line(engine), "on_cpu": refused[name] is None, "why_not": refused[name]}
+        for name, engine in ENGINES.items()
+    ]
+
+
+def inputs() -> list[dict[str, Any]]:
+    """The data sets and generators."""
+    from dynbench.data import INPUTS
+
+    return [{"name": name, "what": what} for name, what in INPUTS.items()]
 
 
 def devices() -> list[dict[str, Any]]:
-    """What can be measured on here, and what cannot and why."""
+    """The devices of this machine, and why one cannot be measured."""
     from dynbench.devices import known_devices
 
     return [{"name": name, "available": why is None, "why_not": why} for name, why in known_devices()]
+
+
+def _first_line(part: object) -> str:
+    return (part.__doc__ or "").strip().split("\n")[0]
 
 
 KINDS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "workloads": workloads,
     "models": models,
     "strategies": strategies,
+    "engines": engines,
+    "inputs": inputs,
     "devices": devices,
 }
 
 
-@click.command("list", short_help="What there is to choose from.")
+@click.command("list", short_help="List workloads, models, strategies and more.")
 @click.argument("kind", type=click.Choice(list(KINDS)), required=False)
 @json_option
 def command(kind: str | None, as_json: bool) -> None:
-    """What there is to choose from: workloads, models, strategies, devices (default: all of them)."""
+    """List workloads, models, strategies, engines, inputs or devices (default: all of them)."""
     if as_json:
         print_json(KINDS[kind]() if kind else {k: rows() for k, rows in KINDS.items()})
         return

@@ -1,4 +1,4 @@
-"""`dynbench train`: make a workload's weights."""
+"""`dynbench train`: train a workload's weights again."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import click
 from dynbench.cli.common import data_option, device_option
 
 
-@click.command("train", short_help="Make a workload's weights.")
+@click.command("train", short_help="Train a workload's weights.")
 @click.argument("workload", metavar="WORKLOAD|FILE.toml")
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
     help="Folder for weights, model cards and checkpoints.  [default: runs/trained/WORKLOAD]",
-)  # fmt: skip
+)
 @device_option
 @data_option
-@click.option("--resume", is_flag=True, help="Go on from the checkpoints in --out and keep what is finished.")
+@click.option("--resume", is_flag=True, help="Continue from the checkpoints in --out; finished networks are kept.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def command(workload: str, out: Path | None, device: str, data_dir: Path | None, resume: bool, quiet: bool) -> None:
     """Train the networks of WORKLOAD and its baselines, as its [train] table says: seeded and resumable."""
@@ -29,7 +31,12 @@ def command(workload: str, out: Path | None, device: str, data_dir: Path | None,
     spec = load_spec(workload)
     out = out or RUNS / "trained" / spec.name
     train_workload(
-        spec.model_dump(mode="json", by_alias=True, exclude_none=True), out, devices.device(device).name,
-        data_dir=data_dir, resume=resume, progress=not quiet, folder=spec.folder,
-    )  # fmt: skip
+        spec.model_dump(mode="json", by_alias=True, exclude_none=True),
+        out,
+        devices.device(device).name,
+        data_dir=data_dir,
+        resume=resume,
+        progress=not quiet,
+        folder=spec.folder,
+    )
     click.echo(f"weights and model cards: {out}")

@@ -1,1 +1,1 @@
-"""What a model computes: FLOPs as operators are dispatched, and parameters. Only torch is known here."""
+"""Counts of a model: FLOPs, bytes and operator calls as operators are dispatched, and parameters."""

@@ -26,9 +26,9 @@ class NoFormulaError(RuntimeError):
 
 
 class FlopCounter(TorchDispatchMode):
-    """Counts what runs inside `with FlopCounter() as work:`; as an execution's profile it tells parts apart.
+    """Counts what runs inside `with FlopCounter() as work:`; as the profile of an execution it counts by part.
 
-    Compiled regions run as they were written while the counter watches: same products, no fusion. Count untimed.
+    Compiled regions run eagerly under the counter: the same products, without fusion. Counting is slow: do not time it.
 
     Args:
         strict: raise at the first operator that has no formula.
@@ -36,9 +36,9 @@ class FlopCounter(TorchDispatchMode):
     Attributes:
         bytes_touched: tensor bytes read and written by operators. An upper bound of memory traffic: caches are ignored,
             broadcast operands count in full; of a table only the rows taken or written count.
-        operator_calls: operators that computed or moved something; views and allocations are none.
+        operator_calls: operators that computed or moved something; views and allocations are not counted.
         uncounted: calls of operators without a formula, by name.
-        by_part: FLOPs by (phase, point, index), each operator in the innermost part only; None: outside any.
+        by_part: FLOPs by (phase, point, index), each operator in its innermost part only; None: outside all parts.
 
     Raises:
         NoFormulaError: see `strict`.
@@ -63,11 +63,11 @@ class FlopCounter(TorchDispatchMode):
         return sum(self.by_part.values())
 
     def enter(self, phase: str, point: str | None, index: int | None) -> None:
-        """A part of the model begins; called by the execution."""
+        """Begins a part of the model; called by the execution."""
         self._stack.append((phase, point, index))
 
     def exit(self) -> None:
-        """The part entered last ends."""
+        """Ends the part entered last."""
         self._stack.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -99,7 +99,7 @@ class FlopCounter(TorchDispatchMode):
         self.uncounted[name] += 1
 
     def _higher_order(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Control flow runs as it would outside: the branch that is taken, the steps that are needed."""
+        """Runs control flow as without the counter: only the branch taken, only the steps needed."""
         if func is torch.ops.higher_order.cond:
             predicate, yes, no, operands = args
             with self:
@@ -133,7 +133,7 @@ def _kind(func: Any) -> str:
 
 
 def _size(value: Any) -> int:
-    """Bytes of the tensors in a value; a loop, because it is asked three times for every operator."""
+    """Bytes of the tensors in a value; a loop, because it is called three times for every operator."""
     if isinstance(value, Tensor):
         return int(value.numel() * value.element_size())
     total = 0

@@ -52,7 +52,7 @@ def _convolution(
     *_: Any,
     **__: Any,
 ) -> int:
-    """Every output (transposed: every input) position meets one kernel: weight [out, in / groups, *kernel]."""
+    """One kernel per output (transposed: input) position: weight [out, in / groups, *kernel]."""
     positions = x if transposed else out
     return 2 * int(positions.numel() * weight[0].numel())
 
@@ -63,7 +63,7 @@ def _linear(out: Any, x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
 
 
 def _whole_convolution(out: Tensor, x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
-    """As `_convolution`, of `conv1d` to `conv3d`, whose padding may be a word."""
+    """`conv1d` to `conv3d`, whose padding may be a string; otherwise as `_convolution`."""
     return 2 * int(out.numel() * weight[0].numel())
 
 
@@ -74,7 +74,7 @@ def _attention(out: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) ->
 
 
 def _recurrent(x: Tensor, weights: list[Tensor]) -> int:
-    """Every step of x [.., in] meets every weight matrix once; x may be packed."""
+    """x [..., in], possibly packed: every step is multiplied by every weight matrix once."""
     steps = x.numel() // x.shape[-1]
     return 2 * steps * sum(w.numel() for w in weights if w.dim() == 2)
 
@@ -88,7 +88,7 @@ def _cudnn_rnn(out: Any, x: Tensor, weights: list[Tensor], *_: Any, **__: Any) -
 
 
 def _grouped_product(out: Tensor, a: Tensor, b: Tensor, offs: Tensor | None = None, *_: Any, **__: Any) -> int:
-    """Rows past the last offset are in no group: not computed. A fake tensor has no offsets to look at."""
+    """Rows after the last offset are in no group and not computed; the offsets of a fake tensor are unknown."""
     if a.dim() == 2 and b.dim() == 3 and offs is not None and not _is_fake(offs):
         return 2 * int(offs[-1]) * a.shape[1] * b.shape[2]
     return 2 * a.numel() * b.shape[-1]
@@ -99,7 +99,7 @@ def _is_fake(t: Tensor) -> bool:
 
 
 def _embedding_bag(out: Any, weight: Tensor, indices: Tensor, *args: Any, **kwargs: Any) -> int:
-    """Rows are summed (free, like pooling); with a weight per row every number is a MAC."""
+    """Rows are summed (zero FLOPs, like pooling); with a weight per row every number is a MAC."""
     weighted = len(args) > 4 and args[4] is not None
     return 2 * indices.numel() * weight.shape[1] if weighted else 0
 
@@ -145,7 +145,7 @@ FORMULAS: dict[str, Formula] = {
     "_transformer_encoder_layer_fwd": _encoder_layer,
 }
 
-# Composite, but counted as they are: taking a network's commonest operators apart would take most of the time.
+# Composite, but counted whole: decomposing a network's most frequent operators would take most of the time.
 WHOLE: dict[str, Formula] = {
     "linear": _linear,
     "conv1d": _whole_convolution,
@@ -220,7 +220,7 @@ def base_name(operator: Any) -> str:
 def kind(operator: Any) -> str:
     """What an operator does.
 
-    'composite': nothing itself, it is made of others (only inference mode shows these), unless it is counted whole;
+    'composite': decomposes into others (dispatched in inference mode only) and is not counted whole;
     'view': no work;
     'formula'; 'free': zero FLOPs, moves bytes; 'unknown'.
     """

@@ -1,4 +1,4 @@
-"""How many numbers a model has learned."""
+"""The number of parameters of a model."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from torch import nn
 
 
 def count_params(model: nn.Module) -> int:
-    """Parameters of a model, gates included, shared ones once; buffers are none."""
+    """The parameters of a model, gates included, shared ones once; buffers do not count."""
     return sum(p.numel() for p in model.parameters())

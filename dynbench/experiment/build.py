@@ -23,7 +23,7 @@ from dynbench.errors import UserError
 from dynbench.experiment.parts import Parts
 from dynbench.experiment.spec import Baseline, ModelRef, Options, Workload
 from dynbench.meters.energy import idle_power_w
-from dynbench.paths import load_function
+from dynbench.paths import load_function, weights_path
 from dynbench.store.schema import Arm, Decisions
 from dynbench.strategies import Masking, PerSample, Strategy
 from dynbench.unavailable import Measured
@@ -52,13 +52,13 @@ def build_model(ref: ModelRef, folder: Path) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UserError(f"{ref.model} returned {type(model).__name__}, not a torch.nn.Module")
     if ref.weights is not None:
-        _load(model, folder / ref.weights)
+        _load(model, weights_path(folder, ref.weights))
     for part, file in ref.weights_by_part.items():
         try:
             module = model.get_submodule(part)
         except AttributeError as e:
             raise UserError(f"{ref.model} has no part {part!r} for weights {file}") from e
-        _load(module, folder / file)
+        _load(module, weights_path(folder, file))
     return model.eval()
 
 

@@ -66,7 +66,6 @@ def _arms(p: Prepared, source: Source, engine: str) -> Iterator[Arm]:
 def _cell(p: Prepared, source: Source, batch_size: int, arm: Arm) -> Cell:
     gid = group_id(p, source.decisions.label, batch_size)
     why, kind = None, None
-    twins = {b.name for b in (*p.spec.baselines, p.spec.primary) if b.model == "self:dense"}
     if arm.strategy is not None:
         kind = p.parts.strategies[arm.strategy]
         why = refusal(p, arm.strategy) or _repeats(p, arm.strategy, batch_size)
@@ -77,7 +76,8 @@ def _cell(p: Prepared, source: Source, batch_size: int, arm: Arm) -> Cell:
         decisions=source.decisions,
         arm=arm,
         primary=arm.baseline is not None and arm.baseline == p.spec.primary.name,
-        static_twin=arm.baseline in twins if kind is None else kind.static_twin,
+        # a workload that names no baseline is compared with the static twin of its model
+        static_twin=not p.spec.baselines if kind is None else kind.static_twin,
         item_by_item=kind is not None and kind.item_by_item,
         device=p.options.device,
         batch_size=batch_size,

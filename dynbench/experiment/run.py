@@ -138,7 +138,8 @@ def run_experiment(
     observer = observer or Observer()
     options = check_options(options)
     specs = load_specs(workloads)
-    worker = Worker(options.threads, launcher=choose(options.target, LAUNCHERS, Path.cwd(), "a target", PROTOCOL))
+    launcher = choose(options.target, LAUNCHERS, Path.cwd(), "a target", PROTOCOL)
+    worker = Worker(options.threads, launcher=launcher)
     with _Interrupts(worker, observer.say) as interrupts, contextlib.ExitStack() as stack:
         stack.callback(worker.kill)
         if dry_run:
@@ -156,7 +157,11 @@ def run_experiment(
         record.update(
             workloads={name: _with_accuracies(info, writer.manifest) for name, info in plan.infos.items()},
             hardware=described["hardware"],
-            environment={**writer.manifest.environment, "engines": described["engines"]},
+            environment={
+                **writer.manifest.environment,
+                "target": {"name": launcher.name, **launcher.facts()},
+                "engines": described["engines"],
+            },
             not_measured=[NotMeasured(what=f"workload {n}", why=w) for n, w in plan.failures.items()],
         )
         _measure_groups(worker, plan, options, record, observer, interrupts)

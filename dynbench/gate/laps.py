@@ -32,7 +32,9 @@ SET_S, PREPARING = 0.6, 4.0  # a set measures for at least so long, and for so m
 WARM_UP_LAPS, MIN_LAPS = 1, 2
 TURN_NS = 25e6  # a turn of short batches takes at least about so long
 SAY_S = 5.0  # between two sentences about the progress
-ORDERS = list(permutations(range(3)))  # one for all of a set: nobody follows itself and finds its caches warm
+ORDERS = list(
+    permutations(range(3))
+)  # the same in all laps of a set: no process follows itself and finds its caches warm
 Say = Callable[[str], None]
 
 

@@ -261,9 +261,10 @@ def _load_stream(file: Path) -> Dataset | None:
 
 def _save_stream(file: Path, stream: Dataset) -> None:
     part = file.with_name(f"{os.getpid()}.npz")
-    labels = {} if stream.labels is None else {"labels": stream.labels}
     arrays: dict[str, Any] = {"inputs": stream.inputs, "description": stream.description, "classes": stream.classes}
-    np.savez(part, **arrays, **labels)
+    if stream.labels is not None:
+        arrays["labels"] = stream.labels
+    np.savez(part, **arrays)
     part.replace(file)
 
 

@@ -143,7 +143,7 @@ class LocalProcess:
     def kill(self) -> int:
         """Kills it and all its descendants; its exit code, below 0: the signal that ended it."""
         if self._exit_code is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody of the session is left
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # no process of the session is left
                 os.killpg(self.pid, signal.SIGKILL)
             self._exit_code = self._process.wait()
             self._stdin.close()

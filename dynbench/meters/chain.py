@@ -1,8 +1,8 @@
-"""A network as a chain of layers that can be cut anywhere: what crosses each cut, and how long each layer takes.
+"""A network as a chain of layers: which tensors cross the cut between two layers, and how long each layer takes.
 
-The network is traced as its static twin (torch.fx, one input). A cut has everything on its far side that was computed
-before and is needed after it: of a residual network one tensor between blocks, two within one, and of a network that
-looks at a part of its input the whole input, until that part has been taken out.
+The static twin of the network is traced with torch.fx and one input. What crosses a cut is every value that is computed
+before it and needed after it: in a residual network one tensor between two blocks and two tensors within a block; in a
+network that processes a crop of its input, the whole input until the crop has been taken.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Layer:
     """One layer of a chain.
 
     Attributes:
-        name: of its first module, as in the network; of a plain operation the operation's.
-        kind: what it is made of, such as 'Conv2d + BatchNorm2d + ReLU'.
+        name: of its first module in the network; without a module, of its first operation.
+        kind: its operations, such as 'Conv2d + BatchNorm2d + ReLU'.
     """
 
     name: str
@@ -37,13 +37,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Crossing:
-    """What crosses a cut.
+    """The tensors that cross a cut.
 
     Attributes:
-        names: of the values, in order.
-        shapes: of each, one item.
-        pixels: of each, whether it is the image itself or a part of it: its values cross as pixels of 8 bits.
-        bytes: of all of them together.
+        names: of the tensors, in order.
+        shapes: of each tensor, without the sample dimension.
+        pixels: whether each tensor is the image or a part of it; its values then cross as 8-bit pixels.
+        bytes: of all tensors together, for one input.
     """
 
     names: tuple[str, ...]
@@ -56,16 +56,16 @@ class Chain:
     """A network cut into layers.
 
     Args:
-        model: in eval mode; called with one tensor it answers with one tensor.
-        example: one input, with its first dimension.
+        model: in evaluation mode; maps one tensor to one tensor.
+        example: one input [1, ...].
 
     Attributes:
         layers: in order.
-        crossings: one more than there are layers: crossings[p] is what crosses the cut after p layers. The first is the
-            input, the last, where nothing is left to compute, the answer.
+        crossings: one more than layers; crossings[p] crosses the cut after p layers. The first is the input, the last
+            is the output.
 
     Raises:
-        UserError: the network is no fixed chain of operations.
+        UserError: the network is not a fixed sequence of operations.
     """
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
@@ -76,22 +76,24 @@ class Chain:
                 traced = tracer.trace(_OneInput(model))
                 self._root = fx.GraphModule(tracer.root, traced)
                 self._graph = self._root.graph
-                self._graph.eliminate_dead_code()  # such as the state of gates that a static twin does not ask
+                self._graph.eliminate_dead_code()  # such as the initial state of gates, which are not run here
                 self._root.recompile()
-                answer, wanted = self._root(example.clone()), model(example.clone())
+                output, expected = self._root(example.clone()), model(example.clone())
                 self._values = {n: tracer.value(n) for n in self._graph.nodes if n.op != "output"}
         except Exception as e:
-            first = f"{e}".strip().splitlines()
+            lines = str(e).strip().splitlines()
             raise UserError(
-                f"{type(model).__name__} cannot be cut into layers: its static twin is no fixed chain of operations "
-                f"({type(e).__name__}{': ' + first[0] if first else ''})"
+                f"{type(model).__name__} cannot be cut into layers: its static twin is not a fixed sequence of "
+                f"operations ({type(e).__name__}{': ' + lines[0] if lines else ''})"
             ) from e
-        if not isinstance(answer, Tensor):
+        if not isinstance(output, Tensor):
             raise UserError(
-                f"{type(model).__name__} cannot be cut: it answers with {type(answer).__name__}, not a tensor"
+                f"{type(model).__name__} cannot be cut into layers: it returns {type(output).__name__}, not a tensor"
             )
-        if not torch.allclose(answer, wanted, rtol=1e-4, atol=1e-5, equal_nan=True):
-            raise UserError(f"{type(model).__name__} cannot be cut: its operations, one by one, give another answer")
+        if not torch.allclose(output, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
+            raise UserError(
+                f"{type(model).__name__} cannot be cut into layers: the traced operations give a different output"
+            )
         self._nodes = [n for n in self._graph.nodes if n.op not in _FIXED]
         self._pixels = self._pixel_nodes()
         self._bounds = self._cuts()
@@ -99,7 +101,7 @@ class Chain:
         self.crossings = [self._crossing(b) for b in self._bounds]
 
     def half(self, first: int, last: int) -> fx.GraphModule:
-        """Layers `first` to `last` (excluded) as one module: what crosses before them -> what crosses after."""
+        """Layers `first` to `last` (exclusive) as one module: the tensors of crossings[first] -> of crossings[last]."""
         a, b = self._bounds[first], self._bounds[last]
         graph, made = fx.Graph(), {}
         for node in self._alive(a):
@@ -112,28 +114,26 @@ class Chain:
         graph.output(tuple(made[n] for n in self._alive(b)))
         return fx.GraphModule(self._root, graph)
 
-    # --- how it is cut -----------------------------------------------------------------------------------------------
-
     def _alive(self, bound: int) -> list[fx.Node]:
-        """What was computed before `bound` and is needed after it; get_attr nodes are known on both sides."""
+        """The nodes computed before `bound` and used after it; get_attr nodes are available on both sides."""
         before = [n for n in self._graph.nodes if n.op == "placeholder"] + self._nodes[:bound]
         after = set(self._nodes[bound:]) | {n for n in self._graph.nodes if n.op == "output"}
         return [n for n in before if any(user in after for user in n.users)]
 
     def _cuts(self) -> list[int]:
-        """Between which nodes a cut makes sense: only tensors cross it, and it parts no layer from what follows it."""
-        whole = range(1, len(self._nodes))
-        inner = [b for b in whole if not self._joined(b) and all(_is_tensor(self._values[n]) for n in self._alive(b))]
+        """The positions of cuts: only tensors cross them, and none separates a layer from its activation or norm."""
+        between = range(1, len(self._nodes))
+        inner = [b for b in between if not self._joined(b) and all(_is_tensor(self._values[n]) for n in self._alive(b))]
         return [0, *inner, len(self._nodes)]
 
     def _joined(self, bound: int) -> bool:
-        """Whether node `bound` belongs to the one before it: batch norm, activation, a change of shape or dtype."""
+        """Whether node `bound` is in the layer of the one before: batch norm, activation, change of shape or dtype."""
         node, before = self._nodes[bound], self._nodes[bound - 1]
         if before in self._pixels:
             return False
         tensors = [n for n in node.all_input_nodes if n.op != "get_attr" and _is_tensor(self._values[n])]
         module = self._module(node) if node.op == "call_module" else None
-        if module is not None and (getattr(module, "pixels", False) or any(p.dim() > 1 for p in module.parameters())):
+        if module is not None and (_gives_pixels(module) or any(p.dim() > 1 for p in module.parameters())):
             return False
         if tensors != [before] or not _is_tensor(self._values[node]):
             return False
@@ -150,12 +150,12 @@ class Chain:
         return str(getattr(node.target, "__name__", node.target))
 
     def _pixel_nodes(self) -> set[fx.Node]:
-        """The input, where it is an image, and what modules say to be pixels of it (`pixels = True`)."""
+        """The input, if it is an image, and the outputs of modules with `pixels = True` that have its channels."""
         images = [n for n in self._graph.nodes if n.op == "placeholder" and _is_image(self._values[n])]
         if not images:
             return set()
         channels = self._values[images[0]].shape[1]
-        parts = [n for n in self._nodes if n.op == "call_module" and getattr(self._module(n), "pixels", False)]
+        parts = [n for n in self._nodes if n.op == "call_module" and _gives_pixels(self._module(n))]
         return {*images, *(n for n in parts if _is_image(self._values[n]) and self._values[n].shape[1] == channels)}
 
     def _module(self, node: fx.Node) -> nn.Module:
@@ -177,17 +177,18 @@ class Chain:
 def layer_times_ms(
     chain: Chain, x: Tensor, device: MeasuredDevice, rounds: int = 30, warm_up: int = 5
 ) -> tuple[list[float], float]:
-    """Each layer on its own, one after the other, and the whole network at once, in turn.
+    """Times each layer separately, and the whole network; every round times all of them in order.
 
     Args:
-        chain: on the device.
+        chain: its network is on the device.
         x: one input, on the device.
-        device: to time on.
-        rounds: timed.
-        warm_up: not timed, before.
+        device: whose clock is used.
+        rounds: number of timed rounds.
+        warm_up: number of untimed rounds before them.
 
     Returns:
-        Median milliseconds of each layer; of the whole network. Calling layers one by one costs a little more.
+        Median milliseconds of each layer, and of the whole network. The layers add up to slightly more than the
+        network, because each has the overhead of a call.
     """
     halves: list[fx.GraphModule] = [chain.half(k, k + 1) for k in range(len(chain.layers))]
     whole = chain.half(0, len(chain.layers))
@@ -207,6 +208,11 @@ def layer_times_ms(
     return layers, total
 
 
+def _gives_pixels(module: nn.Module) -> bool:
+    """The hook `pixels` of a submodule; see `dynbench.hooks`."""
+    return bool(getattr(module, "pixels", False))
+
+
 def _is_image(value: Any) -> bool:
     return _is_tensor(value) and value.is_floating_point() and value.dim() == 4 and value.shape[1] in (1, 3)
 
@@ -216,7 +222,7 @@ def _is_tensor(value: Any) -> TypeGuard[Tensor]:
 
 
 class _OneInput(nn.Module):
-    """Calls a network with one tensor, whatever else it could take."""
+    """Calls a network with one tensor; its other arguments keep their defaults."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -227,7 +233,7 @@ class _OneInput(nn.Module):
 
 
 class _Proxy(fx.Proxy):
-    """Stands for a value while a network is traced; what its form is, is known from the example."""
+    """Represents a value during tracing; shape, dtype and device are those of the example's value."""
 
     @property
     def shape(self) -> torch.Size:
@@ -268,14 +274,14 @@ class _Proxy(fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
-    """Traces with an example at hand: shapes are numbers, and only what depends on a tensor's content stops it."""
+    """Traces with an example: shapes are numbers, so tracing fails only where control flow depends on tensor values."""
 
     def __init__(self, example: Tensor) -> None:
         super().__init__()
         self._example, self.values, self._computing = example, {}, False  # type: ignore[var-annotated]
 
     def value(self, node: fx.Node) -> Any:
-        """What the node gives for the example."""
+        """The value of a node for the example."""
         if node not in self.values:
             args, kwargs = fx.map_arg((node.args, node.kwargs), self.value)
             self._computing = True
@@ -307,7 +313,7 @@ class _Tracer(fx.Tracer):
         return made
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """A module without parts is one layer, whatever it does inside."""
+        """A module without children is one layer."""
         if isinstance(m, DecisionPoint):
             return False
         return super().is_leaf_module(m, module_qualified_name) or not any(True for _ in m.children())

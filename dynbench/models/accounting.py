@@ -101,7 +101,7 @@ def _run_once(model: nn.Module, shape: tuple[int, ...], counter: FlopCounter) ->
 
 
 def decided(trace: Trace, point: str) -> Entry:
-    """The decisions of a point of which the trace has one table, whatever the coordinates below the sample.
+    """The decisions of a point with one table in the trace, for any coordinates below the sample.
 
     Raises:
         ValueError: it has none, or several.

@@ -116,7 +116,7 @@ class Policy(nn.Module):
         raise NotImplementedError
 
     def set_budget(self, shares: Tensor) -> None:
-        """Tells the policy cost(t) / cost(N) of every exit but the last [N - 1]; only some policies use it."""
+        """Gives the policy cost(t) / cost(N) of every exit but the last [N - 1]; only some policies use it."""
 
     def forward(self, answer: Tensor, state: State, k: int) -> Tensor:
         """answer [n, K], the logits of exit k, and the state there -> [n] bool: whether to leave."""

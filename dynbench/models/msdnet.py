@@ -33,7 +33,7 @@ PAPER = "Huang et al., Multi-Scale Dense Networks for Resource Efficient Image C
 PROVENANCE = "authors' code for the layers; leaving early, and computing only what an exit needs, are made real here"
 
 State = dict[str, Tensor]  # cell -> its output [n, C, H, W]; "x": the input
-NOBODY = 2.0  # a threshold that no confidence reaches
+NEVER = 2.0  # a threshold above every confidence: no exit
 
 
 @dataclass(frozen=True)
@@ -474,7 +474,7 @@ def _setting(name: str, flags: dict[str, Any]) -> Setting:
 
 def anytime_thresholds(exit_at: int, exits: int) -> list[float]:
     """Thresholds with which all inputs leave at one exit, for anytime prediction: one per exit but the last."""
-    return [0.0 if k == exit_at else NOBODY for k in range(exits - 1)]
+    return [0.0 if k == exit_at else NEVER for k in range(exits - 1)]
 
 
 def exit_fractions(q: float, exits: int) -> list[float]:
@@ -508,7 +508,7 @@ def budgeted_thresholds(logits: Sequence[Tensor], fractions: Sequence[float]) ->
         confidence = z.softmax(-1).amax(-1)
         left = confidence[there].sort(descending=True).values
         leaving = min(math.floor(n * fraction + 1e-9), len(left))
-        thresholds.append(float(left[leaving - 1]) if leaving else NOBODY)
+        thresholds.append(float(left[leaving - 1]) if leaving else NEVER)
         there = there & (confidence < thresholds[-1])
     return thresholds
 

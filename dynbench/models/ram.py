@@ -349,7 +349,7 @@ class PlainCNN(nn.Module):
 
 
 def accounted_macs(model: RAM, trace: Trace, shape: tuple[int, ...]) -> tuple[float, str]:
-    """As the paper argues: the number of glimpses, each at the same cost whatever the size of the image."""
+    """As the paper argues: the number of glimpses, each at a cost that does not depend on the size of the image."""
     steps = model.loop.max_steps
     looked = decided(trace, "look").reached  # a location is decided at every glimpse
     taken = float(looked.double().sum()) / max(trace.items, 1)

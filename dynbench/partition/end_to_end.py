@@ -17,9 +17,7 @@ from dynbench.partition.remote import Cloud
 WARM_UP = 2  # requests of each placement that are not timed
 
 
-def measured(
-    half: Half, placements: list[Placement], best: int, inputs: Tensor, settings: Settings
-) -> list[Placement]:
+def measured(half: Half, placements: list[Placement], best: int, inputs: Tensor, settings: Settings) -> list[Placement]:
     """The placements, those that a reader compares with their times from end to end.
 
     Every placement is asked once per round trip, one after the other.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynbench import devices
+from dynbench import devices, hooks
 from dynbench.analysis.partition import Cut, all_cuts, best, pays_from, shares_best
 from dynbench.data import Dataset, load_inputs, stream
 from dynbench.data.pixels import Pixels, from_jpeg, jpeg, jpeg_round_trip, why_no_jpeg
@@ -34,7 +34,6 @@ from dynbench.partition.records import Partition, Placement, Settings
 
 ITEMS = 500  # at most, of a workload's inputs
 DRAWS = 1000  # of the round trip, for how often a cut is the best one
-DEFAULT_SHAPE = (3, 32, 32)
 
 
 def of_workload(workload: str, settings: Settings, data_dir: Path | None = None) -> list[Partition]:
@@ -46,8 +45,8 @@ def of_workload(workload: str, settings: Settings, data_dir: Path | None = None)
     spec = load_spec(workload)
     data = load_inputs(inputs_name(spec), "test", data_dir=data_dir, seed=settings.seed, **spec.inputs.options)
     data = stream(data, max(min(spec.run.accuracy_items, len(data), ITEMS), 1), settings.seed)
-    titles = {OWN: spec.title, **{b.name: b.name for b in spec.baselines if b.model != "self:dense"}}
-    return [_partition(_source(spec, part, data, settings), title, settings, data) for part, title in titles.items()]
+    parts = [(OWN, spec.title), *((b.name, b.name) for b in spec.baselines if b.model != "self:dense")]
+    return [_partition(_source(spec, part, data, settings), title, settings, data) for part, title in parts]
 
 
 def of_model(
@@ -67,8 +66,7 @@ def of_model(
     """
     source = ModelSource(model=reference, args=args, device=settings.device)
     net = source.build()
-    own = getattr(net, "input_shape", None)
-    dims = tuple(shape or (own(DEFAULT_SHAPE) if callable(own) else DEFAULT_SHAPE))
+    dims = tuple(shape or hooks.of(net).input_shape())
     channels = dims[0] if len(dims) == 3 else 1
     source = replace(
         source,

@@ -25,10 +25,17 @@ def speedup(value: float, low: float, high: float, tells: float | None) -> Speed
 
 def seen(**changes: object) -> Witnesses:
     quiet = {
-        "window_s": 10.0, "waited": 0.01, "stolen": 0.0, "switched_per_s": 1.0, "control_us": 400.0,
-        "control_drift": 0.01, "clock_mhz": 2400.0, "clock_drift": 0.0, "temperature_c": UNKNOWN,
+        "window_s": 10.0,
+        "waited": 0.01,
+        "stolen": 0.0,
+        "switched_per_s": 1.0,
+        "control_us": 400.0,
+        "control_drift": 0.01,
+        "clock_mhz": 2400.0,
+        "clock_drift": 0.0,
+        "temperature_c": UNKNOWN,
         "governor": "performance",
-    }  # fmt: skip
+    }
     return Witnesses.model_validate({**quiet, **changes})
 
 

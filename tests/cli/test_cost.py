@@ -1,4 +1,4 @@
-"""What a model costs on paper, for people and for scripts."""
+"""`dynbench cost`: the table and the JSON."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_exits_are_cumulative() -> None:
     assert exits == [eight, eight + fourteen]
 
 
-def test_a_language_model_is_fed_tokens_of_the_length_asked_for() -> None:
+def test_a_language_model_is_given_tokens_of_the_length_asked_for() -> None:
     settings = ("--set", "layers=1", "--set", "width=16", "--set", "heads=2", "--set", "ff_multiple=2.0")
     short, long = (cost("dense_gpt", *settings, "--input", tokens)["macs"] for tokens in ("8", "16"))
     attention = 2 * 16  # MACs per pair of positions: q k and its product with v
@@ -61,7 +61,7 @@ def test_a_language_model_is_fed_tokens_of_the_length_asked_for() -> None:
     assert long - short == 8 * per_token + attention * (16**2 - 8**2)
 
 
-def test_a_model_of_one_s_own_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_s_own_model_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     found = cost("own.py:build", "--set", "width=4", "--set", "anything=goes", "--input", "4")

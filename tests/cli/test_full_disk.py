@@ -43,4 +43,4 @@ def test_a_run_on_a_disk_that_is_full_says_so_and_goes_on_when_there_is_room(dis
     after = {c.cell_id: c for c in Run.open(disk / "run").cells}
     assert done.exit_code == 0 and Run.open(disk / "run").manifest.status == "complete"
     assert before and all(after[name] == cell for name, cell in before.items())
-    assert {c.name for c in after.values() if c.status == "ok"} >= {"compaction", "plain"}
+    assert {c.arm.name for c in after.values() if c.status == "ok"} >= {"compaction", "plain"}

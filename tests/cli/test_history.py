@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import dynbench.cli.history
-from dynbench.store.history import DEFAULT, History
+from dynbench.store.history import History
+from dynbench.store.run import RunWriter
 from tests.cli import QUICK, TINY, call
 from tests.cli.test_bad_input import refused
 from tests.report.made_up_gate import LESS, cell, gate
-from tests.store.histories import COMMIT, made_up_run
+from tests.store.histories import COMMIT, made_up_manifest, made_up_run, timed
 
 
 @pytest.fixture
@@ -43,10 +43,9 @@ def test_nothing_is_added_where_one_of_the_folders_holds_no_run(database: Path, 
 def test_the_database_may_lie_among_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     made_up_run(Path("runs"))
-    assert dynbench.cli.history.DEFAULT == DEFAULT == "runs/history.sqlite"
     for _ in range(2):
         assert call("history", "add", *Path("runs").iterdir()).exit_code == 0
-    assert "run-0" in call("history", "list").stdout
+    assert "run-0" in call("history", "list").stdout and Path("runs/history.sqlite").exists()
 
 
 def test_runs_are_listed(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,12 +71,34 @@ def test_a_cell_is_shown_over_the_commits_with_its_change(database: Path) -> Non
 def test_cells_are_chosen_and_shown_as_json(database: Path) -> None:
     both = ("--strategy", "plain,compaction", "--json")
     shown = json.loads(call("history", "show", "net", *both, "--db", database).stdout)
-    assert [s["key"]["name"] for s in shown] == ["compaction", "plain"]
+    assert [s["key"]["arm"]["strategy"] or s["key"]["arm"]["baseline"] for s in shown] == ["compaction", "plain"]
     points = shown[0]["points"]
     assert [p["speedup"]["value"] for p in points[:2]] == [1.5, 1.5 * 1.001]
     assert points[4]["change"] == pytest.approx(-0.2, abs=0.002)
     assert [p["change"] for p in points].count(None) == 7
     assert all(p["speedup"] is None for p in shown[1]["points"])
+    assert points[0]["numbers"]["latency_item_ms"] == points[0]["item_ms"]
+
+
+def test_other_quantities_are_shown_by_their_key(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path / "run", made_up_manifest(0))
+    writer.append_cell(timed("compaction", 1.5, own={"padded_share": 0.25}, operator_calls=1234.0))
+    assert call("history", "add", writer.path, "--db", tmp_path / "h.sqlite").exit_code == 0
+    asked = ("history", "show", "net", "--db", tmp_path / "h.sqlite", "--quantity")
+    header, _, row = call(*asked, "own_padded_share,operator_calls_per_stream").stdout.splitlines()[-3:]
+    assert "own padded share" in header and "operator calls per stream" in header
+    assert "0.25" in row and "1,234" in row
+    assert "did you mean own_padded_share" in refused(*asked, "own_paded_share")
+
+
+def test_a_history_of_an_older_dynbench_goes_on(tmp_path: Path) -> None:
+    here = Path(__file__).parents[1] / "store"
+    file = tmp_path / "h.sqlite"
+    with sqlite3.connect(file) as connection:
+        connection.executescript((here / "history_v2.sql").read_text(encoding="utf-8"))
+    assert "recorded before, all 13 cells" in call("history", "add", here / "run_v2", "--db", file).stdout
+    shown = call("history", "show", "tiny", "--strategy", "masking", "--db", file).stdout
+    assert "tiny, learned, batch 4: masking\n" in shown and "tiny, learned, batch 4: masking, compile\n" in shown
 
 
 def test_a_page_is_written(database: Path, tmp_path: Path) -> None:
@@ -146,4 +167,4 @@ def test_checks_are_shown(tmp_path: Path) -> None:
     (row,) = json.loads(call("history", "checks", "my_net", "--json", "--db", file).stdout)
     assert row["commit"] == COMMIT and row["cells"][0]["outcome"] == "SLOWER"
     assert "no check of net is recorded" in refused("history", "checks", "net", "--db", file)
-    assert "checks only" in refused("history", "show", "my_net", "--db", file)
+    assert "only checks" in refused("history", "show", "my_net", "--db", file)

@@ -22,7 +22,7 @@ from tests.cli import QUICK, TINY, call
 def test_a_run_ends_with_its_report_and_says_where_it_is(finished: Path) -> None:
     run = Run.open(finished)
     assert run.manifest.status == "complete"
-    assert {c.name for c in run.cells if c.status == "ok"} >= {"compaction", "plain"}
+    assert {c.arm.name for c in run.cells if c.status == "ok"} >= {"compaction", "plain"}
     assert run.manifest.command == ["dynbench", "run", str(TINY), *QUICK, "--out", str(finished)]
     assert (finished / "report.html").is_file() and (finished / "report.md").is_file()
 

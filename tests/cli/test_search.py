@@ -1,4 +1,4 @@
-"""The network for a latency, for people and for scripts."""
+"""`dynbench search`: the table and the JSON."""
 
 from __future__ import annotations
 
@@ -41,13 +41,15 @@ def workload(tmp_path: Path) -> Path:
     return tmp_path / "tiny.toml"
 
 
-def test_the_json_tells_what_was_picked_predicted_and_measured(workload: Path) -> None:
+def test_the_json_has_what_was_picked_predicted_and_measured(workload: Path) -> None:
     result = call("search", workload, "--max-latency-ms", "100000", "--json", *QUICK)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     choice = found["choice"]
     assert SPACE.picked(SPACE.choose(choice["picked"])) == choice["picked"]
-    assert choice["macs"] == macs(SPACE, SPACE.choose(choice["picked"])) > 0.6 * found["most"]  # nothing speaks against
+    assert (
+        choice["macs"] == macs(SPACE, SPACE.choose(choice["picked"])) > 0.6 * found["most"]
+    )  # larger is more accurate here, and the budget is wide
     assert choice["measured_ms"] > 0 and choice["predicted_ms"] > 0 and choice["largest_ms"] > 0
     assert 0 <= found["accuracy"] <= 1 and found["networks"] == SPACE.networks == 64
     assert choice["latency"]["networks"] == 10 and choice["accuracy"]["networks"] == 12
@@ -57,7 +59,7 @@ def test_the_table_says_the_same_and_how_far_to_trust_it(workload: Path) -> None
     text = call("search", workload, "--max-latency-ms", "100000", "--no-train", *QUICK).stdout
     assert "Picked of 64 networks, for at most 100000 ms for a batch of 2" in text
     assert "resolution = " in text and "widths = [" in text and "not trained" in text
-    assert "networks left out in turn: latency rank correlation" in text and "without pre-training" in text
+    assert "by cross-validation: latency rank correlation" in text and "without pre-training" in text
 
 
 def test_what_is_printed_builds_the_network(workload: Path) -> None:
@@ -77,7 +79,7 @@ def test_what_is_printed_builds_the_network(workload: Path) -> None:
         (("tiny",), "Missing option '--max-latency-ms'"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_sentence(workload: Path, args: tuple[str, ...], message: str) -> None:
+def test_an_error_is_one_sentence(workload: Path, args: tuple[str, ...], message: str) -> None:
     result = call("search", *(workload if a == "tiny" else a for a in args), *QUICK)
     assert result.exit_code == 2
     assert message in result.stderr and len(result.stderr.strip().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Training is handed to the recipe that a workload names."""
+"""`dynbench train` calls the recipe that a workload names."""
 
 from __future__ import annotations
 

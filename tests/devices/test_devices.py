@@ -7,11 +7,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
+import pynvml
 import pytest
 
-from dynbench.devices import cpu, device, known_devices
+from dynbench.devices import cpu, cuda, device, known_devices
 from dynbench.devices.cpu import Cpu
 from dynbench.devices.cuda import Cuda, clock_facts, nvml_facts, reasons
 from dynbench.devices.doctor import (
@@ -144,6 +146,23 @@ def test_facts_about_a_gpu_without_nvml_are_unavailable_and_say_why() -> None:
     facts = nvml_facts(97)
     assert facts and all(isinstance(fact, Unavailable) and fact.unavailable for fact in facts.values())
     assert clock_facts(97).keys() == {"sm_clock_mhz", "throttled_by"} <= facts.keys()
+
+
+def test_facts_about_a_gpu_come_from_nvml_each_with_its_own_reason_where_it_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nvml = Mock(spec=pynvml)  # refuses names that NVML does not have
+    nvml.nvmlSystemGetDriverVersion.return_value = "580.65"
+    nvml.nvmlDeviceGetClockInfo.return_value = 1980
+    nvml.nvmlDeviceGetCurrentClocksThrottleReasons.return_value = 0x4
+    nvml.nvmlDeviceGetEnforcedPowerLimit.return_value = 700_000
+    nvml.nvmlDeviceGetComputeRunningProcesses.return_value = ["this", "another"]
+    nvml.nvmlDeviceGetTemperature.side_effect = pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+    monkeypatch.setattr(cuda, "_nvml", lambda index: (nvml, "handle"))
+    facts = nvml_facts(0)
+    assert clock_facts(0) == {"sm_clock_mhz": 1980, "throttled_by": ["power cap"]}
+    assert (facts["driver"], facts["power_limit_w"], facts["other_processes"]) == ("580.65", 700.0, 1)
+    assert facts["temperature_c"] == Unavailable(unavailable="Not Supported")
 
 
 def test_the_doctor_looks_at_everything() -> None:

@@ -231,7 +231,6 @@ def test_a_quantity_of_the_users_own_that_is_exact_must_not_grow(how: str, text:
     (change,) = checked(repository).cells[0].exact
     assert (change.what, change.regression) == ("stages", True)
     assert change.text == text.format(change.base, change.head)
-    assert not any(e.regression for e in checked(repository, accept=["work"]).cells[0].exact)
 
 
 def test_a_strategy_of_the_users_own_is_that_of_each_revision(repository: Path) -> None:

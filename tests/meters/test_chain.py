@@ -1,4 +1,4 @@
-"""A network as a chain: where it can be cut, what crosses, and that both halves together answer as the whole does."""
+"""Chains: where a network can be cut, what crosses, and that two halves compute what the whole computes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Looks(nn.Module):
         return y
 
 
-def assert_halves_answer_as_the_whole(net: nn.Module, chain: Chain, x: Tensor) -> None:
+def assert_halves_compute_the_whole(net: nn.Module, chain: Chain, x: Tensor) -> None:
     with torch.inference_mode():
         for cut in range(len(chain.layers) + 1):
             values = chain.half(0, cut)(x)
@@ -82,13 +82,13 @@ def test_a_chain_has_a_layer_for_what_computes_with_what_follows_it() -> None:
     ]
     assert [c.bytes for c in chain.crossings] == [3 * 8 * 8, 4 * 4 * 8 * 8, 4 * 64, 4 * 5]
     assert [c.pixels for c in chain.crossings] == [(True,), (False,), (False,), (False,)]
-    assert_halves_answer_as_the_whole(net, chain, IMAGE)
+    assert_halves_compute_the_whole(net, chain, IMAGE)
 
 
 def test_a_shortcut_crosses_the_cuts_within_its_block() -> None:
     net = Residual().eval()
     chain = Chain(net, IMAGE)
-    assert_halves_answer_as_the_whole(net, chain, IMAGE)
+    assert_halves_compute_the_whole(net, chain, IMAGE)
     values = [len(c.shapes) for c in chain.crossings]
     assert max(values) == 2 and values[0] == values[-1] == 1
     within = [c for c in chain.crossings if len(c.shapes) == 2]
@@ -100,7 +100,7 @@ def test_a_shortcut_crosses_the_cuts_within_its_block() -> None:
 def test_a_network_that_looks_at_a_part_sends_its_input_until_it_has_the_part() -> None:
     net = Looks().eval()
     chain = Chain(net, IMAGE)
-    assert_halves_answer_as_the_whole(net, chain, IMAGE)
+    assert_halves_compute_the_whole(net, chain, IMAGE)
     part = next(i for i, layer in enumerate(chain.layers) if layer.name == "part")
     assert all("x" in c.names for c in chain.crossings[: part + 1])
     assert all("x" not in c.names for c in chain.crossings[part + 1 :])
@@ -131,7 +131,7 @@ def test_decision_points_are_cut_as_their_static_twins() -> None:
         "exits.stages.1",
     ]
     assert sum("Linear" in layer.kind for layer in chain.layers) == 1  # the last head
-    assert_halves_answer_as_the_whole(net, chain, IMAGE)
+    assert_halves_compute_the_whole(net, chain, IMAGE)
 
 
 def test_tracing_leaves_nothing_behind_in_the_network() -> None:
@@ -163,7 +163,7 @@ def test_any_chain_of_operations_can_be_cut_anywhere(kinds: list[str], seed: int
             return x.mean((2, 3))
 
     net = Net().eval()
-    assert_halves_answer_as_the_whole(net, Chain(net, IMAGE), IMAGE)
+    assert_halves_compute_the_whole(net, Chain(net, IMAGE), IMAGE)
 
 
 class Branches(nn.Module):
@@ -188,12 +188,12 @@ class Wrap(nn.Module):
 
 @pytest.mark.parametrize(
     ("net", "message"),
-    [(Wrap(Branches()), "its static twin is no fixed chain of operations"), (Wrap(Two()), "answers with tuple")],
+    [(Wrap(Branches()), "its static twin is not a fixed sequence of operations"), (Wrap(Two()), "it returns tuple")],
 )
-def test_what_is_no_chain_is_told_in_one_sentence(net: nn.Module, message: str) -> None:
-    with pytest.raises(UserError, match=message) as told:
+def test_a_network_that_is_no_chain_is_an_error_of_one_sentence(net: nn.Module, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         Chain(net, IMAGE)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 def test_layers_are_timed_by_the_device_s_clock() -> None:
@@ -221,7 +221,7 @@ def test_layers_are_timed_by_the_device_s_clock() -> None:
 
 
 class Counts(nn.Module):
-    """Answers otherwise when it is called again."""
+    """Gives a different output at every call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -233,12 +233,12 @@ class Counts(nn.Module):
         return y
 
 
-def test_a_network_whose_operations_give_another_answer_is_refused() -> None:
-    with pytest.raises(UserError, match="give another answer"):
+def test_a_network_whose_traced_operations_give_another_answer_is_refused() -> None:
+    with pytest.raises(UserError, match="give a different output"):
         Chain(nn.Sequential(Counts()), IMAGE)
 
 
-def test_what_nobody_needs_is_no_layer() -> None:
+def test_an_unused_operation_is_no_layer() -> None:
     class Idle(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -220,7 +220,7 @@ def test_rewards_for_skipping_close_blocks() -> None:
     net, x = make(8), images(16)
     with torch.no_grad():
         net.fc.weight.zero_()
-        y = net.fc.bias.argmax().expand(16)  # right whatever runs
+        y = net.fc.bias.argmax().expand(16)  # right with any blocks
     net.policy.net.fc.weight.data.zero_()
     net.policy.net.fc.bias.data.fill_(1.0)
     learner = Learner(net, together=False).train()

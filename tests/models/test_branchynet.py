@@ -178,9 +178,9 @@ def test_the_authors_clock_covers_the_backbone_only() -> None:
     net, x = make(("alexnet", "code"))
     _, learned = run(net, x, "masking")
     backbone = [2_457_600 + 13_107_200, 3_538_944, 28_247_296 - 19_103_744]  # layers of the code, by exit
-    nobody, everybody = edge(learned, net, "all"), edge(learned, net, "none")
-    assert accounted_macs(net, nobody, net.shape)[0] == sum(backbone) == cost(net, x)["macs"]
-    assert accounted_macs(net, everybody, net.shape)[0] == backbone[0]
+    no_exits, first_exits = edge(learned, net, "all"), edge(learned, net, "none")
+    assert accounted_macs(net, no_exits, net.shape)[0] == sum(backbone) == cost(net, x)["macs"]
+    assert accounted_macs(net, first_exits, net.shape)[0] == backbone[0]
     assert not any(m.training for m in net.modules())
     one = edge(learned, net, "one")
     left = one.entries["exit", (3,)].value.view(-1, 3)[:, 0].double().mean()

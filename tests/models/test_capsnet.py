@@ -176,15 +176,15 @@ class Gathers:
 def test_u_hat_is_gathered_only_when_somebody_left(strategy: Any) -> None:
     net, x = make(6, halt="convergence", tolerance=1e-9), images(6)
     trace = run(net, x, "compaction")[1]
-    told = []
+    counted = []
     for leaves in ([], [(2, 1)], [(2, 1), (0, 3)]):
         profile = Gathers()
         with torch.inference_mode():
             for item, k in leaves:
                 trace.entries["routing", (6,)].value.view(6, 6)[item, k] = True
             Execution(strategy, replay=trace, profile=profile).run(net, x)
-        told.append(profile.times)
-    assert told == [0, 1, 2]
+        counted.append(profile.times)
+    assert counted == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

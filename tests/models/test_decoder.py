@@ -70,7 +70,7 @@ def test_a_prompt_of_one_token_needs_no_prefill() -> None:
 
 
 class ByHand:
-    """One text, one token at a time, with lists of keys and values: CALM as the paper tells it."""
+    """One text, one token at a time, with lists of keys and values: CALM as the paper describes it."""
 
     def __init__(self, net: Decoder) -> None:
         self.net, self.blocks = net.net, list(net.net.blocks)

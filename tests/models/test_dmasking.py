@@ -226,11 +226,11 @@ def test_a_block_sliced_by_any_mask_is_the_block_masked(kept: int, stride: int, 
     assert isinstance(block, Bottleneck)
     x, mask = torch.randn(3, 5, 9, 9), torch.rand(20).argsort() < kept
     inner = torch.rand(3, kept) < 0.5
-    told = torch.zeros(3, 20, dtype=torch.bool)
-    told[:, mask] = inner
+    kept = torch.zeros(3, 20, dtype=torch.bool)
+    kept[:, mask] = inner
     with torch.no_grad():
         assert torch.allclose(block.special(mask)(x), block(x, mask.expand(3, -1)), atol=1e-4)
-        assert torch.allclose(block.special(mask)(x, inner), block(x, told), atol=1e-4)
+        assert torch.allclose(block.special(mask)(x, inner), block(x, kept), atol=1e-4)
 
 
 def test_nothing_leaks_from_a_channel_that_is_masked() -> None:

@@ -240,12 +240,12 @@ def test_an_expert_answers_with_what_came_with_the_input_and_computes_nothing() 
     net, x = with_expert()
     level = net_levels(net, x)
     answer = run(net, x, "cascading")[0]
-    told = F.one_hot(torch.arange(8) % 10, 10).float() * CERTAINTY
-    assert torch.equal(answer[level == 2], told[level == 2])
+    expert = F.one_hot(torch.arange(8) % 10, 10).float() * CERTAINTY
+    assert torch.equal(answer[level == 2], expert[level == 2])
     with torch.inference_mode():
         assert torch.allclose(answer[level == 0], net.classifiers[0](x[:, :3])[level == 0], atol=1e-5)
-    everybody = dict(forced(net, x))["all"]
-    macs, _ = accounted_macs(net, everybody, (4, 16, 16))
+    all_ask = dict(forced(net, x))["all"]
+    macs, _ = accounted_macs(net, all_ask, (4, 16, 16))
     assert macs == sum(static_macs(c, (3, 16, 16)) for c in net.classifiers)
 
 

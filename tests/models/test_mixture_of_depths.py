@@ -172,12 +172,12 @@ def test_a_prompt_that_leaves_no_room_is_refused() -> None:
 def test_no_strategy_waits_for_the_router() -> None:
     waited: list[str] = []
 
-    class Told:
+    class Watching:
         def enter(self, phase: str, point: str | None, index: int | None) -> None:
             waited.append(phase)
 
         def exit(self) -> None:
             pass
 
-    Execution(STRATEGIES["compaction"](), profile=Told()).run(make(), tokens())
+    Execution(STRATEGIES["compaction"](), profile=Watching()).run(make(), tokens())
     assert "body" in waited and "sync" not in waited

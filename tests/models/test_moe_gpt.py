@@ -48,10 +48,10 @@ def test_every_strategy_answers_alike(capacity_factor: float | None, strategy: s
 
 def routed(net: GPT, x: Tensor, strategy: str = "compaction") -> list[tuple[Route, Tensor, Tensor]]:
     """Scores and decisions of a forward pass."""
-    told: list[tuple[Any, Tensor, Tensor]] = []
+    observed: list[tuple[Any, Tensor, Tensor]] = []
     with torch.no_grad():
-        Execution(STRATEGIES[strategy](), observe=lambda *what: told.append(what)).run(net, x)
-    return told
+        Execution(STRATEGIES[strategy](), observe=lambda *what: observed.append(what)).run(net, x)
+    return observed
 
 
 def test_a_token_gets_the_chosen_experts_weighted_by_a_softmax_over_them() -> None:
@@ -188,8 +188,8 @@ def test_balance_is_of_what_was_wanted_before_anything_is_dropped() -> None:
 
 def test_the_router_computes_in_float32_in_a_model_of_half_precision() -> None:
     net = make().bfloat16()
-    told = routed(net, tokens())
-    assert all(scores.dtype == torch.float32 for _, scores, _ in told)
+    observed = routed(net, tokens())
+    assert all(scores.dtype == torch.float32 for _, scores, _ in observed)
     for strategy in ("compaction", "masking", "per_sample", "dense"):
         assert Execution(STRATEGIES[strategy]()).run(net, tokens()).dtype == torch.bfloat16
 

@@ -17,7 +17,7 @@ from dynbench.dynamic.sources import edge
 from dynbench.meters.cost import cost
 from dynbench.meters.required import PartCosts
 from dynbench.models.msdnet import (
-    NOBODY,
+    NEVER,
     SETTINGS,
     Grid,
     Layer,
@@ -146,7 +146,7 @@ def test_at_the_first_exit_lazy_saves_the_finer_scales_of_the_last_layers() -> N
 def test_who_leaves_at_the_first_exit_requires_that_much_less() -> None:
     lazy, eager = make(True), make(False)
     x = images(4)
-    trace = edge(run(lazy, x, "masking")[1], lazy, "none")  # nobody stays
+    trace = edge(run(lazy, x, "masking")[1], lazy, "none")  # all leave at the first exit
     work = {net.lazy: PartCosts(net, x).required(trace).total for net in (lazy, eager)}
     costs = {net.lazy: cost(net, x)["exits"][0] for net in (lazy, eager)}
     assert work == {is_lazy: 2 * 4 * macs for is_lazy, macs in costs.items()}
@@ -248,7 +248,7 @@ def sweep_as_written(logits: list[Tensor], fractions: list[float]) -> list[float
     n, gone, thresholds = len(logits[0]), set(), []
     for said, fraction in zip(logits[:-1], fractions, strict=False):
         confidence = said.softmax(1).amax(1).tolist()
-        wanted, met, limit = math.floor(n * fraction), 0, NOBODY
+        wanted, met, limit = math.floor(n * fraction), 0, NEVER
         for i in sorted(range(n), key=lambda i: -confidence[i]):
             if i not in gone:
                 met += 1
@@ -283,7 +283,7 @@ def test_with_budgeted_thresholds_the_asked_shares_leave() -> None:
 def test_where_ties_left_too_few_all_of_them_leave() -> None:
     alike = torch.zeros(4, 2)
     assert budgeted_thresholds([alike, alike, alike], [0.25, 0.5, 0.25])[0] == pytest.approx(0.5)
-    assert budgeted_thresholds([alike, alike, alike], [0.0, 0.5, 0.5]) == pytest.approx([NOBODY, 0.5])
+    assert budgeted_thresholds([alike, alike, alike], [0.0, 0.5, 0.5]) == pytest.approx([NEVER, 0.5])
 
 
 @pytest.mark.parametrize("exit_at", [0, 1, 2])

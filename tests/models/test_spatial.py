@@ -196,8 +196,8 @@ def executed(net: SpatialResNet, x: Tensor, strategy: Any, kind: str) -> int:
 @pytest.mark.parametrize("side", [3, 4, 16])
 def test_a_patch_alone_costs_its_halo_too_and_all_together_what_the_map_costs(side: int) -> None:
     net, x = make(granularity=side), images(1)
-    nobody = executed(net, x, PerSample(), "none")
-    alone, together = (executed(net, x, strategy, "all") - nobody for strategy in (PerSample(), Compaction()))
+    none = executed(net, x, PerSample(), "none")
+    alone, together = (executed(net, x, strategy, "all") - none for strategy in (PerSample(), Compaction()))
     with_halo, dense = 0, 0
     for block, size in zip(net.blocks(), (16, 8, 4), strict=True):
         assert isinstance(block, BasicBlock)
@@ -207,7 +207,7 @@ def test_a_patch_alone_costs_its_halo_too_and_all_together_what_the_map_costs(si
         with_halo += 2 * (block.conv1.weight.numel() * first**2 + block.conv2.weight.numel() * second**2)
         dense += 2 * (block.conv1.weight.numel() + block.conv2.weight.numel()) * size * size
     assert (alone, together) == (with_halo, dense)
-    assert nobody == 2 * static_macs(net, (3, 16, 16)) - dense + gates(net, side)
+    assert none == 2 * static_macs(net, (3, 16, 16)) - dense + gates(net, side)
 
 
 def gates(net: SpatialResNet, side: int) -> int:

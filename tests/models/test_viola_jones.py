@@ -332,7 +332,7 @@ def test_accounting_counts_the_rectangles_of_the_stages_met() -> None:
     assert weak.flatten().tolist() == [by_hand[int(p) + 1] for p in answer[..., 0].flatten()]
 
 
-# What it tells the harness about itself.
+# Its hooks.
 
 
 def test_the_model_names_its_weights_and_the_baseline_what_it_computes_in() -> None:

@@ -79,7 +79,7 @@ def test_an_expert_is_asked_last_and_stands_in_the_card(tmp_path: Path, rule: st
     assert 0.8 < card["expert"]["accuracy"] < 1
     assert card["rule"]["accuracy"] >= 0.95 * card["rule"]["last_accuracy"] - 1e-9
     assert card["rule"]["cost"] == pytest.approx(1 + EXPERT_COST * card["rule"]["idk_rates"][0])
-    assert card["computation"] == 1 and len(card["reach_rates"]) == 2  # one classifier, which everybody meets
+    assert card["computation"] == 1 and len(card["reach_rates"]) == 2  # one classifier, which every item meets
     policy = idk_cascade(**args).policy
     policy.load_state_dict(load_file(tmp_path / "idk_human_tiny.safetensors"))
     assert policy.thresholds.tolist() == pytest.approx(card["rule"]["thresholds"])

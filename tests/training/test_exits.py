@@ -100,7 +100,7 @@ def test_settings_that_fit_nothing_are_refused(tmp_path: Path, options: dict[str
 
 
 class Said(nn.Module):
-    """Exits that say the same whatever they see."""
+    """Exits with constant logits."""
 
     def __init__(self, *logits: Tensor) -> None:
         super().__init__()

@@ -56,7 +56,7 @@ def test_networks_of_fixed_depth_come_first_and_the_one_that_ponders_goes_on_fro
 
 def test_the_loss_is_the_cross_entropy_and_tau_times_the_mean_ponder_cost() -> None:
     torch.manual_seed(0)
-    net = universal_transformer(**{**ARGS, "bias": -20.0})  # nobody halts: N = 4, R = 1, as the static twin
+    net = universal_transformer(**{**ARGS, "bias": -20.0})  # no item halts: N = 4, R = 1, as the static twin
     x = torch.randint(256, (3, 16))
     plain = PonderLoss(0.0)(net, x, x)
     assert torch.allclose(plain, cross_entropy(net, x, x), atol=1e-4)
