@@ -37,7 +37,7 @@ class Call:
         return self.execution.run(self.network, x, start=start, items=self.items)
 
     def profiled(self, profile: Profile, network: nn.Module | None = None) -> Call:
-        """The same, with its phases told to a profile; of another network, if one is given."""
+        """The same call with a profile of its phases; of another network, if one is given."""
         ex = Execution(self.execution.strategy, replay=self.execution.replay, profile=profile)
         return Call(network or self.network, ex, self.items)
 

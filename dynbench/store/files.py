@@ -32,8 +32,8 @@ def make_folder(path: Path) -> None:
 def write_aside(path: Path) -> Iterator[BinaryIO]:
     """Opens a new file beside `path` that replaces it, synced, when the block ends; an exception leaves `path` alone.
 
-    The new file has a random name and never is one that exists already, so that nobody else who may write to the folder
-    can prepare it. A symbolic link at `path` is itself replaced; its target is left alone.
+    The new file has a random name and never is one that exists already. A symbolic link at `path` is itself replaced;
+    its target is left alone.
 
     Raises:
         UserError: the folder is not writable, or the disk is full.
@@ -74,7 +74,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes, below a folder that nobody writes to now, what `write_aside` left there when its process was killed."""
+    """Removes what `write_aside` left below a folder, which is not being written to, when its process was killed."""
     for file in folder.rglob(_ASIDE.format("*")):
         with contextlib.suppress(OSError):
             file.unlink()

@@ -36,7 +36,7 @@ def cell(table: dict[str, Any]) -> dict[str, Any]:
     """
     arm, rest = _split(table)
     facts = {
-        "static_twin": "dense" in (arm.strategy, arm.baseline),  # also the name of a baseline that nobody had named
+        "static_twin": "dense" in (arm.strategy, arm.baseline),  # also the default name of a baseline
         "item_by_item": arm.strategy == "per_sample",
     }
     if isinstance(decisions := rest.get("decisions"), dict):  # else validation names it
@@ -67,7 +67,7 @@ def sample_arms(cells: Iterable[Cell]) -> dict[str, str]:
     """`Arm.key` by the name that samples of schema 1 and 2 have, of the cells of one group.
 
     Raises:
-        ValueError: two arms have the same name in the samples, so that nobody can tell them apart.
+        ValueError: two arms have the same name in the samples, so that they cannot be told apart.
     """
     found: dict[str, str] = {}
     for name, arm in (pair for c in cells for pair in _in_samples(c)):

@@ -41,7 +41,7 @@ class Speedup(Interval):
 
     baseline: str
     primary: bool
-    resolution: float | None = None  # a ratio nearer to 1 than this share is no difference; None: nobody knows
+    resolution: float | None = None  # a ratio nearer to 1 than this share is no difference; None: unknown
 
 
 class Warning_(Record):
@@ -179,8 +179,8 @@ class Arm(Record):
     def way(self) -> str:
         """Form, engine, control and load, as far as they are not the plain ones: 'folded, compile'; '' for these."""
         plain = Arm.model_fields
-        told = ((n, str(getattr(self, n))) for n in ("form", "engine", "control", "load"))
-        return ", ".join(value for name, value in told if value != plain[name].default)
+        values = ((n, str(getattr(self, n))) for n in ("form", "engine", "control", "load"))
+        return ", ".join(value for name, value in values if value != plain[name].default)
 
     @property
     def title(self) -> str:
@@ -204,7 +204,7 @@ class Cell(Record):
     arm: Arm
     primary: bool = False  # the primary baseline
     static_twin: bool = False  # the model without its decisions: another function of the input, by intention
-    item_by_item: bool = False  # its strategy computes each item alone: what papers assume, and nobody deploys
+    item_by_item: bool = False  # its strategy computes each item alone: what papers assume, not what is deployed
     device: str = "cpu"
     batch_size: int
     dtype: str = "float32"

@@ -84,7 +84,7 @@ def workload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
         (["doctor", "--seconds", "0"], ["--seconds", "0"]),
     ],
     ids=lambda value: " ".join(Path(str(a)).name for a in value) if isinstance(value, list) else None,
-)  # fmt: skip
+)
 def test_a_command_line_that_makes_no_sense_is_refused(
     args: list[object], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

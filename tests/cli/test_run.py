@@ -37,10 +37,33 @@ def test_options_reach_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dynbench.experiment, "run_experiment", remember)
     call("run", "--dry-run")
     call(
-        "run", "a.toml", "b", "--strategy", "dense,masking", "--strategy", "dense", "--batch", "1,8", "--batch", "32",
-        "--decisions", "learned,synthetic", "--dtype", "float64", "--threads", "2", "--time-limit", "3",
-        "--precision", "5", "--seed", "7", "--data", "images", "--dry-run",
-    )  # fmt: skip
+        "run",
+        "a.toml",
+        "b",
+        "--strategy",
+        "dense,masking",
+        "--strategy",
+        "dense",
+        "--batch",
+        "1,8",
+        "--batch",
+        "32",
+        "--decisions",
+        "learned,synthetic",
+        "--dtype",
+        "float64",
+        "--threads",
+        "2",
+        "--time-limit",
+        "3",
+        "--precision",
+        "5",
+        "--seed",
+        "7",
+        "--data",
+        "images",
+        "--dry-run",
+    )
     call("run", "idk_digits", "all", "--dry-run")
     assert asked[0] == (list(dynbench.experiment.DEFAULT_SUITE), Options())
     assert set(asked[2][0]) == set(dynbench.experiment.workload_files())
@@ -48,9 +71,16 @@ def test_options_reach_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     workloads, options = asked[1]
     assert workloads == ["a.toml", "b"]
     assert options == Options(
-        strategies=["dense", "masking"], batch_sizes=[1, 8, 32], decisions=["learned", "synthetic"], dtype="float64",
-        threads=2, time_limit_s=3.0, precision=0.05, seed=7, data_dir=Path("images"),
-    )  # fmt: skip
+        strategies=["dense", "masking"],
+        batch_sizes=[1, 8, 32],
+        decisions=["learned", "synthetic"],
+        dtype="float64",
+        threads=2,
+        time_limit_s=3.0,
+        precision=0.05,
+        seed=7,
+        data_dir=Path("images"),
+    )
 
 
 @pytest.mark.parametrize(
