@@ -221,6 +221,8 @@ class Execution:
     ) -> None:
         self.strategy, self.replay, self.choose, self.observe, self.profile = strategy, replay, choose, observe, profile
         self.trace: Trace | None = Trace() if record else None
+        # under a strategy that makes no decision every point is its static twin, as outside any execution
+        self._seen = None if getattr(strategy, "static_twin", False) else self
         self.frame = Frame(None, "root", None, (0,))
 
     def run(self, model: nn.Module, *args: Any, start: int = 0, items: int | None = None) -> Any:
@@ -248,7 +250,7 @@ class Execution:
             self.trace.items = items
             self.trace.covers |= frozenset(points(model))
         self.frame = Frame.root(start, n, items, tensor.device)
-        token = _current.set(self)
+        token = _current.set(self._seen)
         try:
             return self.strategy.run(self, model, args)
         finally:

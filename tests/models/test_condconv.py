@@ -98,7 +98,7 @@ def test_softmax_routing_is_sharper_the_colder_it_is() -> None:
         assert torch.allclose(routing(x), (scores / tau).softmax(1)) and torch.allclose(
             routing(x).sum(1), torch.ones(6)
         )
-    assert float((routing(x) - 0.25).abs().max()) < 0.02
+    assert (routing(x) - 0.25).abs().max().item() < 0.02
     assert "temperature" in routing.state_dict() and "temperature" not in Routing(8, 4, "sigmoid").state_dict()
 
 

@@ -140,9 +140,8 @@ class Cost(nn.Module):
 @pytest.mark.parametrize("strategy", ["masking", "compaction", "cascading", "per_sample"])
 def test_a_position_that_is_made_to_halt_gives_its_remainder_to_its_last_state(strategy: str) -> None:
     net, x = make(bias=-3.0), tokens(2)
-    nn.init.constant_(
-        net.ponder.inner.rule.probability.bias, -8.0
-    )  # no item halts before the limit, and none ponders more than 1
+    # no item halts before the limit by itself, and none ponders more than 1
+    nn.init.constant_(net.ponder.inner.rule.probability.bias, -8.0)
     _, trace = run(net, x, "masking")
     at = [[1, 2, 5, 3, 1, 4, 2, 2, 5], [3, 3, 3, 1, 1, 1, 5, 5, 2]]
     with torch.inference_mode():
