@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from html import escape
+from importlib import resources
+from typing import Any
 
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
+from tabulate import tabulate
 
 from dynbench.report.columns import Column
 from dynbench.report.tables import Table
@@ -22,12 +26,28 @@ class Plain(str):
     """Text that is Markdown already."""
 
 
+def template(name: str) -> str:
+    """The text of a file beside this one, in `templates/`."""
+    return (resources.files("dynbench.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _templates(**options: Any) -> Environment:
+    return Environment(
+        loader=FunctionLoader(template), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **options
+    )
+
+
+def _note_numbers(table: Table) -> dict[str | None, int]:
+    return {note: i for i, note in enumerate(table.notes, start=1)}
+
+
 # --- HTML ------------------------------------------------------------------------------------------------------------
 
 
-def unbroken(text: str) -> str:
-    """Keeps a percent sign with its number."""
-    return re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text)
+@lru_cache(maxsize=1)
+def html_templates() -> Environment:
+    """Templates in which all text is escaped unless it is `Markup`."""
+    return _templates(autoescape=True, finalize=lambda value: _unbroken(value) if type(value) is str else value)
 
 
 def column_style() -> str:
@@ -51,67 +71,74 @@ def html_table(table: Table, key: str, tones: Mapping[str, str]) -> Markup:
         key: unique in the page, for ids.
         tones: name of the colour of each strategy.
     """
-    classes = " ".join(
+    classes = [
         f"{'p' if column.kind == 'prose' else 'l'}{i}"
         for i, column in enumerate(table.columns, start=1)
         if column.kind != "number"
+    ]
+    sortings = [_sorting([row[i] for row in table.rows]) for i in range(len(table.columns))]
+    numbers = _note_numbers(table)
+    return Markup(
+        html_templates()
+        .get_template("table.html.j2")
+        .render(
+            table=table,
+            key=key,
+            tones=tones,
+            classes=" ".join(classes),
+            columns=list(zip(table.columns, sortings, strict=True)),
+            rows=(
+                [(v, sorting, numbers.get(v.note)) for v, sorting in zip(row, sortings, strict=True)]
+                for row in table.rows
+            ),
+            sort_key=_sort_key,
+        )
     )
-    values = [[row[i] for row in table.rows] for i in range(len(table.columns))]
-    heads = "".join(_html_head(column, found) for column, found in zip(table.columns, values, strict=True))
-    by_itself = [_sorts_by_its_text(found) for found in values]
-    numbers = {note: i for i, note in enumerate(table.notes, start=1)}
-    breaks = set(table.breaks)
-    lines = []
-    for number, row in enumerate(table.rows):
-        cells = []
-        for i, value in enumerate(row):
-            shown = _html_value(value, tones)
-            if value.note is not None:
-                n = numbers[value.note]
-                shown += f'<sup><a href="#{key}-{n}">{n}</a></sup>'
-            sort = "" if by_itself[i] or value.sort is None else f' data-sort="{_sort(value.sort)}"'
-            cells.append(f'<th scope="row"{sort}>{shown}</th>' if i == 0 else f"<td{sort}>{shown}")  # ends by itself
-        starts = ' class="break"' if number in breaks else ""
-        lines.append(f"<tr{starts}>{''.join(cells)}</tr>")
-    notes = "".join(f'<li id="{key}-{i}">{escape(note, quote=False)}</li>\n' for note, i in numbers.items())
-    text = (
-        f'<div class="scroll" tabindex="0" role="region" aria-labelledby="{key}">\n'
-        f'<table class="sortable {classes}">\n<caption id="{key}">{escape(table.title, quote=False)}</caption>\n'
-        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table>\n</div>\n"
-    )
-    return Markup(unbroken(text + (f'<ol class="notes">\n{notes}</ol>\n' if notes else "")))
 
 
-def _html_head(column: Column, values: Sequence[Value]) -> str:
-    unit = f"<small>{escape(column.unit, quote=False)}</small>" if column.unit else ""
-    by_text = "" if any(isinstance(v.sort, float | int) for v in values) else ' data-by="text"'
-    return f'<th scope="col"{by_text}>{escape(column.header, quote=False)}{unit}</th>'
+@dataclass(frozen=True)
+class _Sorting:
+    """How the page sorts a column.
+
+    Attributes:
+        by_text: not by number.
+        written: by values that stand in the page beside what is shown, which is sorted otherwise.
+    """
+
+    by_text: bool
+    written: bool
 
 
-def _html_value(value: Value, tones: Mapping[str, str]) -> str:
-    text = escape(value.text, quote=False)
-    if value.mark is None:
-        return text
-    return f'<i class="t-{tones[value.mark]}"></i>{text}'
-
-
-def _sorts_by_its_text(values: Sequence[Value]) -> bool:
-    """Whether the page can sort a column by what is shown: its texts, or the numbers that they begin with."""
+def _sorting(values: Sequence[Value]) -> _Sorting:
     keyed = [(v.sort, v.text) for v in values if v.sort is not None]
-    if all(isinstance(sort, str) for sort, _ in keyed):
-        return all(text.lower() == str(sort).lower() for sort, text in keyed)
+    if not any(isinstance(sort, float | int) for sort, _ in keyed):
+        return _Sorting(by_text=True, written=any(text.lower() != str(sort).lower() for sort, text in keyed))
     shown = [SHOWN.match(text) for _, text in keyed]
     if not all(isinstance(sort, float | int) for sort, _ in keyed) or not all(shown):
-        return False
+        return _Sorting(by_text=False, written=True)
     pairs = sorted((sort, float(m[0].replace(",", ""))) for (sort, _), m in zip(keyed, shown, strict=True) if m)
-    return all(a <= b for (_, a), (_, b) in zip(pairs, pairs[1:], strict=False))
+    in_order = all(a <= b for (_, a), (_, b) in zip(pairs, pairs[1:], strict=False))
+    return _Sorting(by_text=False, written=not in_order)
 
 
-def _sort(value: float | str) -> str:
-    return escape(value) if isinstance(value, str) else f"{value:.6g}"
+def _sort_key(value: Value) -> str:
+    return value.sort if isinstance(value.sort, str) else f"{value.sort:.6g}"
+
+
+def _unbroken(text: str) -> str:
+    """Keeps a percent sign with its number."""
+    return re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text) if " %" in text else text
 
 
 # --- Markdown --------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def markdown_templates() -> Environment:
+    """Templates in which all text is escaped unless it is `Plain`."""
+    return _templates(
+        finalize=lambda value: value if isinstance(value, Plain) else escaped(str(value)), keep_trailing_newline=True
+    )
 
 
 @lru_cache(maxsize=2**16)
@@ -130,23 +157,21 @@ def fenced(text: str) -> Plain:
 
 def markdown_table(table: Table) -> Plain:
     """A table whose columns are padded, unless that makes it wider than any editor shows."""
-    numbers = {note: i for i, note in enumerate(table.notes, start=1)}
-    head = [_markdown_head(column) for column in table.columns]
+    numbers = _note_numbers(table)
     rows = [
         [escaped(v.text) + (f" ({numbers[v.note]})" if v.note is not None else "") for v in row] for row in table.rows
     ]
-    right = [column.kind == "number" for column in table.columns]
-    widths = [max(3, *map(len, texts)) for texts in zip(head, *rows, strict=True)]
-    if sum(widths) + 3 * len(widths) + 1 > WIDEST:
-        widths = [3] * len(widths)
-    rule = ["-" * (width - 1) + ":" if is_right else "-" * width for width, is_right in zip(widths, right, strict=True)]
-    lines = [
-        " | ".join(
-            text.rjust(w) if is_right else text.ljust(w) for text, w, is_right in zip(row, widths, right, strict=True)
-        )
-        for row in (head, rule, *rows)
-    ]
-    return Plain("\n".join(f"| {line} |" for line in lines))
+    text = tabulate(
+        rows,
+        headers=[_markdown_head(column) for column in table.columns],
+        tablefmt="pipe",
+        colalign=["right" if column.kind == "number" else "left" for column in table.columns],
+        disable_numparse=True,
+    )
+    if text.find("\n") > WIDEST:
+        head, rule, body = re.sub(r" {2,}", " ", text).split("\n", 2)
+        text = "\n".join([head, re.sub(r"-{3,}", "---", rule), body])
+    return Plain(text)
 
 
 def _markdown_head(column: Column) -> str:

@@ -1,149 +1,38 @@
-"""Writes SVG: a sheet of lines, areas, markers and text, each in a colour of the palette.
+"""Makes matplotlib's SVG small, and fit for a page and for a file of its own.
 
-Colours are classes, so that a figure follows the reader's light or dark setting: in a page by the page's own style
-(`page_style`), in a file of its own by what the file brings along.
+Colours become classes, so that a figure follows the reader's light or dark setting: in a page by the page's own style
+(`page_style`), in a file of its own by what the file brings along. What a reader does not see is left out, coordinates
+are rounded to a tenth of a pixel, and neighbours of one look share a group: a tenth of the text remains.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
 import re
-import unicodedata
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from html import escape
+from xml.etree import ElementTree
 
 from dynbench.report.palette import PAPER, TONES
 
-Point = tuple[float, float]
-
-FONT_SIZE = 10.0
-FONT = f"{FONT_SIZE:g}px system-ui,-apple-system,'Segoe UI','Liberation Sans',Arial,sans-serif"
+FONT_SIZE = "10"
+FONT = f"{FONT_SIZE}px system-ui,'Liberation Sans',Arial,sans-serif"
 STYLE = (
-    "svg path,svg rect{fill:none;stroke:currentColor;stroke-linejoin:round}"
-    "svg text,svg .f{fill:currentColor;stroke:none}svg .middle{text-anchor:middle}svg .end{text-anchor:end}"
+    "svg g{fill:none;stroke:currentColor;stroke-linejoin:round}svg text,svg .f{fill:currentColor;stroke:none}"
+    f"svg .h{{fill:var(--{PAPER})}}svg .m{{text-anchor:middle}}svg .e{{text-anchor:end}}"
 )
-"""CSS that figures rely on: strokes and text are in the colour of their group, what has class `f` is filled with it."""
+"""CSS of figures: what is in a group is drawn in its colour, with class `f` filled, with `h` hollow."""
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_WIDTHS = {"ijl|!'.,:;": 0.31, " ftrI()[]/-*": 0.39, "mwMW%@": 0.93}  # in ems, those of a wide font
-_WIDTH_OF = {letter: width for letters, width in _WIDTHS.items() for letter in letters}
-_LOWER, _UPPER, _WIDE = 0.63, 0.72, 1.0
+_TONES = {tone.light: name for name, tone in TONES.items()}
 
 
-def _polygon(corners: int, turn: float = 0.0, radius: float = 1.0) -> list[Point]:
-    angles = [math.radians(turn + 360 * i / corners) for i in range(corners)]
-    return [(radius * math.sin(a), -radius * math.cos(a)) for a in angles]
+@dataclass(frozen=True)
+class Picture:
+    """A figure as SVG: its `viewBox`, in pixels, and its elements."""
 
-
-def _plus(arm: float = 0.36) -> list[Point]:
-    a = arm
-    return [(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)]
-
-
-def _turned(points: Iterable[Point], degrees: float) -> list[Point]:
-    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return [(c * x - s * y, s * x + c * y) for x, y in points]
-
-
-_SHAPES = {
-    "^": _polygon(3, radius=1.25),
-    "v": _polygon(3, turn=180, radius=1.25),
-    "s": _polygon(4, turn=45, radius=1.3),
-    "D": _polygon(4, radius=1.3),
-    "d": [(0, -1.4), (0.75, 0), (0, 1.4), (-0.75, 0)],
-    "p": _polygon(5, radius=1.2),
-    "h": _polygon(6, radius=1.15),
-    "P": _plus(),
-    "X": _turned(_plus(), 45),
-}
-
-
-class Sheet:
-    """An SVG drawing that is being made. Coordinates are pixels from the top left corner at a font size of 10."""
-
-    def __init__(self, width: float, height: float) -> None:
-        self.width, self.height = width, height
-        self._parts: list[str] = []
-        self._tones: list[str] = []
-
-    def lines(
-        self,
-        strokes: Iterable[Sequence[Point]],
-        tone: str,
-        width: float = 1.0,
-        dash: str | None = None,
-        opacity: float = 1.0,
-    ) -> None:
-        """Draws strokes of one pen.
-
-        Args:
-            strokes: each through these points.
-            tone: name of the colour.
-            width: of the pen.
-            dash: lengths of dashes and gaps, '4 2.5'; None: solid.
-            opacity: 1: opaque.
-        """
-        path = "".join(_stroke(stroke) for stroke in strokes)
-        if not path:
-            return
-        pen = "" if width == 1 else f' stroke-width="{_n(width)}"'
-        dashes = "" if dash is None else f' stroke-dasharray="{dash}"'
-        self._add(tone, f'<path d="{path}"{pen}{dashes}{_seen(opacity)}/>')
-
-    def area(self, corners: Sequence[Point], tone: str, opacity: float = 1.0) -> None:
-        """Fills a polygon."""
-        path = _stroke(corners) + "z"
-        self._add(tone, f'<path class="f" d="{path}"{_seen(opacity)}/>')
-
-    def box(self, left: float, top: float, width: float, height: float, tone: str, dash: str | None = None) -> None:
-        """Draws the outline of a rectangle."""
-        dashes = "" if dash is None else f' stroke-dasharray="{dash}"'
-        place = f'x="{_n(left)}" y="{_n(top)}" width="{_n(width)}" height="{_n(height)}"'
-        self._add(tone, f'<rect {place} stroke-width="1.2"{dashes}/>')
-
-    def markers(self, places: Iterable[Point], shape: str, tone: str, radius: float, *, hollow: bool = False) -> None:
-        """Sets the same marker at each of the places.
-
-        Args:
-            places: their centres.
-            shape: as of `palette.Tone.marker`; 'o' is a circle.
-            tone: name of the colour.
-            radius: size.
-            hollow: an outline, filled with the colour of the paper.
-        """
-        dx, dy, outline = _shape(shape, radius)
-        path = "".join(f"M{_n(x + dx)} {_n(y + dy)}{outline}" for x, y in places)
-        if not path:
-            return
-        if hollow:
-            self._add(PAPER, f'<path class="f" d="{path}"/>')
-            self._add(tone, f'<path d="{path}" stroke-width="1.5"/>')
-        else:
-            self._add(tone, f'<path class="f" d="{path}"/>')
-
-    def text(
-        self, x: float, y: float, text: str, tone: str, anchor: str = "start", size: float = FONT_SIZE, turn: float = 0
-    ) -> None:
-        """Writes a line of text.
-
-        Args:
-            x: of its anchor.
-            y: of its middle.
-            text: in one line.
-            tone: name of the colour.
-            anchor: 'start', 'middle' or 'end' of the text lies at x.
-            size: of the font.
-            turn: in degrees, clockwise, about the anchor.
-        """
-        base = y + 0.35 * size  # of the letters
-        attributes = f'x="{_n(x)}" y="{_n(base)}"'
-        if anchor != "start":
-            attributes += f' class="{anchor}"'
-        if size != FONT_SIZE:
-            attributes += f' font-size="{_n(size)}"'
-        if turn:
-            attributes += f' transform="rotate({_n(turn)} {_n(x)} {_n(y)})"'
-        self._add(tone, f"<text {attributes}>{escape(_clean(text), quote=False)}</text>")
+    view: str
+    body: str
 
     def inline(self, alt: str) -> str:
         """An `<svg>` element for a page that has `page_style`.
@@ -151,44 +40,42 @@ class Sheet:
         Args:
             alt: what it shows, for those who cannot see it.
         """
-        label = escape(_clean(alt))
-        return f'<svg viewBox="{self._view()}" role="img" aria-label="{label}">{self._body()}</svg>'
+        label = escape(_NOT_XML.sub("", alt))
+        return f'<svg viewBox="{self.view}" role="img" aria-label="{label}">{self.body}</svg>'
 
     def standalone(self, title: str) -> str:
         """A file that brings its own paper, light or dark as the reader's system is."""
-        used = list(dict.fromkeys([PAPER, *self._tones]))
-        light = "".join(f".t-{name}{{color:{TONES[name].light}}}" for name in used)
-        dark = "".join(f".t-{name}{{color:{TONES[name].dark}}}" for name in used)
+        name = escape(_NOT_XML.sub("", title), quote=False)
+        used = list(dict.fromkeys(re.findall(r'class="t-(\w+)', self.body)))
+        light, dark = (
+            f":root{{--{PAPER}:{getattr(TONES[PAPER], mode)}}}"
+            + "".join(f".t-{tone}{{color:{getattr(TONES[tone], mode)}}}" for tone in used)
+            for mode in ("light", "dark")
+        )
         style = f"svg{{font:{FONT}}}{STYLE}{light}@media (prefers-color-scheme:dark){{{dark}}}"
+        paper = f'<rect width="100%" height="100%" fill="var(--{PAPER})"/>'
         return (
             '<?xml version="1.0" encoding="utf-8"?>\n'
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{self._view()}" role="img">'
-            f"<title>{escape(_clean(title), quote=False)}</title><style>{style}</style>"
-            f'<rect class="t-{PAPER} f" width="100%" height="100%"/>{self._body()}</svg>\n'
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{self.view}" role="img"><title>{name}</title>'
+            f"<style>{style}</style>{paper}{self.body}</svg>\n"
         )
 
-    def _view(self) -> str:
-        return f"0 0 {_n(self.width)} {_n(self.height)}"
 
-    def _add(self, tone: str, element: str) -> None:
-        self._tones.append(tone)
-        self._parts.append(element)
+def picture(code: str, prefix: str) -> Picture:
+    """Takes what is to be seen from matplotlib's SVG.
 
-    def _body(self) -> str:
-        """All elements; neighbours of one colour share a group."""
-        groups = []
-        last = None
-        for tone, part in zip(self._tones, self._parts, strict=True):
-            if tone != last:
-                groups.append(f'{"</g>" if last else ""}<g class="t-{tone}">')
-                last = tone
-            groups.append(part)
-        return "".join(groups) + ("</g>" if last else "")
-
-
-def text_width(text: str, size: float = FONT_SIZE) -> float:
-    """About how wide a text will be; which font the reader has is not known."""
-    return size * sum(_WIDTH_OF.get(letter) or _width(letter) for letter in text)
+    Args:
+        code: in the light colours of the palette, without paper.
+        prefix: of the ids of its markers, unique in a page.
+    """
+    root = ElementTree.fromstring(code)
+    found = root.findall(".//{*}defs/{*}path")
+    markers = {marker.attrib["id"]: _Marker(f"{prefix}{i}", marker.attrib["d"]) for i, marker in enumerate(found)}
+    elements = [_element(element, markers) for element in root.iter() if element not in found]
+    seen = [element for element in elements if element is not None]
+    seen.sort(key=lambda element: element.tone if element.is_text else "")  # texts do not overlap, and come last
+    defined = "".join(f'<path id="{m.name}" d="{_path(m.outline)}"/>' for m in markers.values() if m.is_shared)
+    return Picture(root.attrib["viewBox"], (f"<defs>{defined}</defs>" if defined else "") + "".join(_groups(seen)))
 
 
 def page_style() -> str:
@@ -196,46 +83,126 @@ def page_style() -> str:
     light = "".join(f"--{name}:{tone.light};" for name, tone in TONES.items())
     dark = "".join(f"--{name}:{tone.dark};" for name, tone in TONES.items())
     classes = "".join(f".t-{name}{{color:var(--{name})}}" for name in TONES)
-    font = f"svg{{font:{FONT_SIZE:g}px var(--font)}}"
+    font = f"svg{{font:{FONT_SIZE}px var(--font)}}"
     return f":root{{{light}}}\n@media (prefers-color-scheme: dark){{:root{{{dark}}}}}\n{classes}\n{font}{STYLE}"
 
 
-def _width(letter: str) -> float:
-    if letter.isupper():
-        return _UPPER
-    return _WIDE if unicodedata.east_asian_width(letter) in "WF" else _LOWER
+@dataclass(frozen=True)
+class _Marker:
+    """An outline that is drawn at many places."""
+
+    name: str
+    outline: str
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is too long to be written at every place."""
+        return len(re.findall("[MLC]", self.outline)) > 4
+
+    def at(self, x: float, y: float) -> str:
+        """It at a place."""
+        if self.is_shared:
+            return f'<use href="#{self.name}" x="{_number(x)}" y="{_number(y)}"/>'
+        return f'<path d="{_path(self.outline, x, y)}"/>'
 
 
-def _stroke(points: Sequence[Point]) -> str:
-    """A path through points."""
-    places = [(_n(x), _n(y)) for x, y in points]
-    if len(places) == 2 and places[0][0] == places[1][0]:
-        return f"M{places[0][0]} {places[0][1]}V{places[1][1]}"
-    if len(places) == 2 and places[0][1] == places[1][1]:
-        return f"M{places[0][0]} {places[0][1]}H{places[1][0]}"
-    return "M" + " ".join(f"{x} {y}" for x, y in places)
+@dataclass(frozen=True)
+class _Element:
+    """What can be seen: its colour, further attributes, and itself without them."""
+
+    tone: str
+    look: str
+    code: str
+    is_text: bool = False
 
 
-@lru_cache
-def _shape(shape: str, radius: float) -> tuple[float, float, str]:
-    """A marker as a path: where it begins, seen from its centre, and how it goes on from there."""
-    if shape == "o":
-        r, d = _n(radius), _n(2 * radius)
-        return -radius, 0.0, f"a{r} {r} 0 1 0 {d} 0a{r} {r} 0 1 0-{d} 0z"
-    corners = [(radius * x, radius * y) for x, y in _SHAPES[shape]]
-    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(corners, corners[1:], strict=False)]
-    return *corners[0], "l" + " ".join(f"{_n(dx)} {_n(dy)}" for dx, dy in steps) + "z"
+def _element(element: ElementTree.Element, markers: Mapping[str, _Marker]) -> _Element | None:
+    """A path, a marker or a text; None: anything else, or it cannot be seen."""
+    tag = element.tag.rpartition("}")[2]
+    if tag == "text":
+        return _text(element)
+    style = _style(element)
+    stroke, fill = _TONES.get(style.get("stroke", "")), _TONES.get(style.get("fill", ""))
+    tone = stroke or fill
+    if tag not in ("path", "use") or tone is None:
+        return None
+    look = _look(style, filled=stroke is None, hollow=stroke is not None and fill == PAPER)
+    if tag == "path":
+        return _Element(tone, look, f'<path d="{_path(element.attrib["d"])}"/>')
+    marker = markers[element.attrib["{http://www.w3.org/1999/xlink}href"].removeprefix("#")]
+    return _Element(tone, look, marker.at(float(element.attrib["x"]), float(element.attrib["y"])))
 
 
-def _n(value: float) -> str:
-    """A coordinate, to a tenth of a pixel."""
-    return f"{round(value, 1) + 0.0:.1f}".removesuffix(".0")  # + 0.0: never -0
+def _look(style: Mapping[str, str], *, filled: bool, hollow: bool) -> str:
+    """Attributes of a path or a marker, but for its colour."""
+    look = ' class="f"' if filled else ' class="h"' if hollow else ""
+    if not filled and (width := _number(style.get("stroke-width", "1"))) != "1":
+        look += f' stroke-width="{width}"'
+    if not filled and "stroke-dasharray" in style:
+        look += f' stroke-dasharray="{style["stroke-dasharray"].replace(",", " ")}"'
+    opacity = next((style[name] for name in ("opacity", "fill-opacity", "stroke-opacity") if name in style), None)
+    return look if opacity is None else f'{look} opacity="{opacity}"'
 
 
-def _seen(opacity: float) -> str:
-    return "" if opacity == 1 else f' opacity="{opacity:g}"'
+def _text(element: ElementTree.Element) -> _Element:
+    style = _style(element)
+    moved = re.fullmatch(r"translate\((\S+) (\S+)\)", element.get("transform", ""))
+    x, y = moved.groups() if moved else (element.get("x"), element.get("y"))
+    attributes = "" if x is None or y is None else f' x="{_number(x)}" y="{_number(y)}"'
+    turned = re.search(r"rotate\((?!-?0[ )]).*", element.get("transform", ""))
+    if turned:
+        attributes += f' transform="{_rounded(element.attrib["transform"])}"'
+    if (anchor := style.get("text-anchor", "start")) != "start":
+        attributes += f' class="{anchor[0]}"'
+    size = re.search(r"([\d.]+)px", style.get("font-size") or style["font"])
+    assert size is not None
+    if size[1] != FONT_SIZE:
+        attributes += f' font-size="{size[1]}"'
+    code = f"<text{attributes}>{escape(element.text or '', quote=False)}</text>"
+    return _Element(_TONES[style["fill"]], "", code, is_text=True)
 
 
-def _clean(text: str) -> str:
-    """Without the characters that no XML file may hold."""
-    return _NOT_XML.sub("", text)
+def _style(element: ElementTree.Element) -> dict[str, str]:
+    pairs = (part.partition(":") for part in element.get("style", "").split(";"))
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _groups(elements: Iterable[_Element]) -> Iterator[str]:
+    """Neighbours of one colour together, and of these the paths of one look as one."""
+    for tone, of_a_tone in itertools.groupby(elements, key=lambda element: element.tone):
+        inside = ""
+        for look, of_a_look in itertools.groupby(of_a_tone, key=lambda element: element.look):
+            code = "".join(element.code for element in of_a_look).replace('"/><path d="', "")
+            if look:
+                code = code.replace("/>", f"{look}/>") if code.count("<") == 1 else f"<g{look}>{code}</g>"
+            inside += code
+        yield f'<g class="t-{tone}">{inside}</g>'
+
+
+def _path(outline: str, dx: float = 0.0, dy: float = 0.0) -> str:
+    """A path, moved, in few letters: `M` and `L` with what follows, `H` and `V` for lines along an axis."""
+    written: list[str] = []
+    last, before = ("", ""), ""
+    for command, numbers in re.findall(r"([MLCz])([^MLCz]*)", outline):
+        values = [float(value) for value in numbers.split()]
+        points = [(_number(x + dx), _number(y + dy)) for x, y in zip(values[::2], values[1::2], strict=True)]
+        if command == "L" and points[0][0] == last[0]:
+            command = "V"
+            written.append(f"V{points[0][1]}")
+        elif command == "L" and points[0][1] == last[1]:
+            command = "H"
+            written.append(f"H{points[0][0]}")
+        else:
+            goes_without_saying = command == "L" and before in "ML"
+            written.append((" " if goes_without_saying else command) + " ".join(f"{x} {y}" for x, y in points))
+        last, before = points[-1] if points else last, command
+    return "".join(written)
+
+
+def _rounded(text: str) -> str:
+    return re.sub(r"-?\d+\.\d+", lambda number: _number(number[0]), text)
+
+
+def _number(value: float | str) -> str:
+    """To a tenth of a pixel."""
+    return f"{round(float(value), 1) + 0.0:.1f}".removesuffix(".0")  # + 0.0: never -0

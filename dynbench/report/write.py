@@ -5,18 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from dynbench.errors import UserError, suggestion
 from dynbench.report import markup, svg
 from dynbench.report.content import FigureGroup, build
 from dynbench.report.drawings import Absent
-from dynbench.report.figures import draw
 from dynbench.report.markup import Plain
 from dynbench.report.tables import Section, Table
 from dynbench.store.files import make_folder, write_text
@@ -76,18 +73,25 @@ def write_pages(page: Page, name: str, formats: Sequence[str], folder: Path) -> 
     Raises:
         UserError: the folder cannot be written.
     """
+    from dynbench.report import figures  # loading matplotlib and seaborn takes a second
+
     make_folder(folder)
     panels = [panel for group in page.figures for panel in group.panels]
-    sheets = {p.key: draw(p.drawing) for p in panels if not isinstance(p.drawing, Absent)}
+    with figures.theme():
+        pictures = {
+            panel.key: svg.picture(figures.draw(panel.drawing), prefix=f"m{number}-")
+            for number, panel in enumerate(panels)
+            if not isinstance(panel.drawing, Absent)
+        }
     written = []
     if "html" in formats:
-        inline = {p.key: sheets[p.key].inline(p.alt) for p in panels if p.key in sheets}
+        inline = {p.key: pictures[p.key].inline(p.alt) for p in panels if p.key in pictures}
         written.append(_write(folder / f"{name}.html", to_html(page, inline, name)))
     if "md" in formats:
-        if sheets:
+        if pictures:
             make_folder(folder / "figures")
-        for panel in (p for p in panels if p.key in sheets):
-            _write(folder / "figures" / f"{panel.key}.svg", sheets[panel.key].standalone(panel.title))
+        for panel in (p for p in panels if p.key in pictures):
+            _write(folder / "figures" / f"{panel.key}.svg", pictures[panel.key].standalone(panel.title))
         written.append(_write(folder / f"{name}.md", to_markdown(page, name)))
     return written
 
@@ -100,51 +104,31 @@ def to_html(page: Page, figures: Mapping[str, str], name: str = "report") -> str
         figures: an `<svg>` element of each figure, by its key.
         name: of its template.
     """
-    env = Environment(
-        loader=FunctionLoader(_template),
-        autoescape=True,
-        finalize=_unbroken,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     tables = [b.table for section in page.sections for b in section.blocks if b.table is not None]
     keys = {table.key: f"t{i}" for i, table in enumerate(tables, start=1)}
 
     def show(table: Table) -> Markup:
         return markup.html_table(table, keys[table.key], page.tones)
 
-    return env.get_template(f"{name}.html.j2").render(
-        report=page,
-        figures={key: Markup(element) for key, element in figures.items()},
-        table=show,
-        code=lambda text: Markup(escape(text, quote=False)),
-        style=Markup("\n".join([svg.page_style(), markup.column_style(), _template("style.css")])),
-        script=Markup(_template("sort.js")),
+    return (
+        markup.html_templates()
+        .get_template(f"{name}.html.j2")
+        .render(
+            report=page,
+            figures={key: Markup(element) for key, element in figures.items()},
+            table=show,
+            code=lambda text: Markup(escape(text, quote=False)),
+            style=Markup("\n".join([svg.page_style(), markup.column_style(), markup.template("style.css")])),
+            script=Markup(markup.template("sort.js")),
+        )
     )
 
 
 def to_markdown(page: Page, name: str = "report") -> str:
     """The same as Markdown; what stands in `{{ }}` is escaped unless it is `Plain`."""
-    env = Environment(
-        loader=FunctionLoader(_template),
-        finalize=lambda value: value if isinstance(value, Plain) else markup.escaped(str(value)),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    template = env.get_template(f"{name}.md.j2")
+    template = markup.markdown_templates().get_template(f"{name}.md.j2")
     text = template.render(report=page, table=markup.markdown_table, plain=Plain, code=markup.fenced)
     return re.sub(r"\n{3,}", "\n\n", text)
-
-
-def _unbroken(value: Any) -> Any:
-    return markup.unbroken(value) if type(value) is str else value
-
-
-def _template(name: str) -> str:
-    return (resources.files("dynbench.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _write(path: Path, text: str) -> Path:
