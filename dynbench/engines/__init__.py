@@ -6,8 +6,9 @@ from dynbench.engines.base import PROTOCOL, CannotPrepare, Engine, prepared
 from dynbench.engines.compile import Compile
 from dynbench.engines.eager import Eager
 from dynbench.engines.forms import FORMS, Form, apply_form
+from dynbench.engines.onnxruntime import OnnxRuntime
 
-ENGINES: dict[str, Engine] = {"eager": Eager(), "compile": Compile()}
+ENGINES: dict[str, Engine] = {"eager": Eager(), "compile": Compile(), "onnxruntime": OnnxRuntime()}
 
 __all__ = [
     "ENGINES",
@@ -18,6 +19,7 @@ __all__ = [
     "Eager",
     "Engine",
     "Form",
+    "OnnxRuntime",
     "apply_form",
     "prepared",
 ]

@@ -15,7 +15,7 @@ from dynbench.store.schema import Claim
 
 # The names of what comes with dynbench stand here as well, so that a command line is checked without importing torch.
 STRATEGY_NAMES = ("dense", "masking", "compaction", "cascading", "batch_union", "specialised", "per_sample")
-ENGINE_NAMES = ("eager", "compile")
+ENGINE_NAMES = ("eager", "compile", "onnxruntime")
 LOAD_NAMES = ("closed loop",)
 TARGET_NAMES = ("local",)
 SOURCE_NAMES = ("learned", "synthetic", "published")

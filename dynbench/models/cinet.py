@@ -100,7 +100,7 @@ class Crop(nn.Module):
 
     def forward(self, x: Tensor, place: Tensor) -> Tensor:
         """x [n, c, H, W], place [n, 2] (x, y) in 1/UNIT, long -> patch [n, c, g, g]."""
-        side, rows = self.patch * self.zoom, torch.arange(len(x), device=x.device)
+        side, rows = self.patch * self.zoom, torch.arange(x.shape[0], device=x.device)
         left, top = (self.corner(place[:, i], x.shape[3 - i]) for i in (0, 1))
         windows = x.unfold(2, side, 1).unfold(3, side, 1)  # a view: [n, c, rows, columns, side, side]
         window = windows[rows, :, top, left]  # [n, c, side, side]; only these are copied

@@ -66,7 +66,7 @@ class Predictor(nn.Module):
 
 def present_at(there: Tensor, tokens: int) -> Tensor:
     """Places [n, k] -> [n, tokens] bool: which tokens are present."""
-    none = torch.zeros(len(there), tokens, dtype=torch.bool, device=there.device)
+    none = torch.zeros(there.shape[0], tokens, dtype=torch.bool, device=there.device)
     return none.scatter(1, there, True)
 
 

@@ -135,7 +135,7 @@ class ViT(nn.Module):
     def tokens(self, x: Tensor) -> Tensor:
         """Images [n, C, H, W] -> tokens [n, 1 + N, d], the class token first."""
         patches = self.embed(x).flatten(2).transpose(1, 2)  # [n, N, d]
-        return torch.cat([self.cls.expand(len(x), -1, -1), patches], 1) + self.position
+        return torch.cat([self.cls.expand(x.shape[0], -1, -1), patches], 1) + self.position
 
     def classify(self, x: Tensor) -> Tensor:
         """Tokens [n, T, d], the class token first -> logits [n, K]."""
