@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.paired import Row
-from dynbench.store.files import write_text
+from dynbench.files import write_text
 from dynbench.store.jsonable import to_json
 from dynbench.store.run import RunWriter, write_samples
 from dynbench.store.schema import (

@@ -67,12 +67,13 @@ def run(workloads: Workloads = (), *, out: str | Path | None = None, device: str
         out: the run directory; default: `runs/DATE-TIME-DEVICE`.
         device: 'cpu', 'cuda' or 'cuda:N'.
         **options: fields of `dynbench.Options`: strategies, engines, batch_sizes, decisions, dtype, threads,
-            time_limit_s, precision (a share), seed, data_dir, load, target.
+            time_limit_s, precision (a share), seed, data_dir, load, target, deployed (also every network in its
+            fastest way; default: unless engines are given).
 
     Raises:
         UserError: something asked for is not there or cannot be used; one sentence.
     """
-    asked = _options(device, options)
+    asked = _options(device, {"deployed": "engines" not in options, **options})
     folder = Path(out or f"runs/{datetime.datetime.now():%Y%m%d-%H%M%S}-{asked.device.replace(':', '')}")
     run_experiment(_listed(workloads), asked, folder, command=[Path(sys.argv[0]).name, *sys.argv[1:]])
     return Results(Run.open(folder))

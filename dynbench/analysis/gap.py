@@ -69,6 +69,11 @@ def primary_speedup(cell: Cell) -> Speedup | None:
     return next((s for s in cell.speedups if s.primary), None)
 
 
+def deployed_speedup(cell: Cell) -> Speedup | None:
+    """The speed-up against the primary baseline, both in their fastest way; None where it was not measured."""
+    return next((s for s in cell.deployed_speedups if s.primary), None)
+
+
 def ideal_speedup(flops: Flops) -> float | None:
     """Dense FLOPs / required region FLOPs; None where one is unavailable or nothing at all is required."""
     if not (isinstance(flops.dense, float) and isinstance(flops.required_region, float) and flops.required_region):

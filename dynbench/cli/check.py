@@ -101,9 +101,9 @@ def command(
     """  # noqa: D301
     from dynbench import devices
     from dynbench.experiment.spec import Options, load_spec
+    from dynbench.files import make_folder
     from dynbench.gate import check as gate_check
     from dynbench.gate.trees import CannotTell
-    from dynbench.store.files import make_folder
     from dynbench.store.history import History
 
     accepted = flat(accept) or []
@@ -163,8 +163,8 @@ def _check_use(
 
 def _write(gate: Gate, outputs: dict[str, Path | None]) -> None:
     """Prints the summary and writes the files that were asked for."""
+    from dynbench.files import write_text
     from dynbench.report import gate as forms
-    from dynbench.store.files import write_text
 
     renderers: dict[str, Callable[[Gate], str]] = {
         "markdown": forms.to_markdown,

@@ -50,7 +50,12 @@ class _KeepsArguments(click.Command):
     "engines",
     type=Names(),
     multiple=True,
-    help="What executes the regions; of several, every arm runs under each.  [default: eager]",
+    help="What executes the regions; of several, every arm runs under each.  [default: eager, and whatever is fastest]",
+)
+@click.option(
+    "--as-written",
+    is_flag=True,
+    help="Measure networks as they are written only; do not look for the fastest way to run each.",
 )
 @click.option("--load", default="closed loop", show_default=True, metavar="NAME", help="How batches are issued.")
 @click.option("--target", default="local", show_default=True, metavar="NAME", help="Where the measuring process runs.")
@@ -121,6 +126,7 @@ def _run(
     workloads: tuple[str, ...],
     strategies: tuple[list[str], ...],
     engines: tuple[list[str], ...],
+    as_written: bool,
     batch_sizes: tuple[list[int], ...],
     decisions: tuple[list[str], ...],
     device: str,
@@ -140,6 +146,7 @@ def _run(
         device=devices.device(device).name,
         strategies=flat(strategies),
         engines=flat(engines) or ["eager"],
+        deployed=not (as_written or engines),
         batch_sizes=flat(batch_sizes),
         decisions=flat(decisions),
         **{k: v for k, v in limits.items() if v is not None},

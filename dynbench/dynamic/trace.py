@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+
+from dynbench.files import write_bytes, write_text
 
 SCHEMA_VERSION = 1
 Key = tuple[str, tuple[int, ...]]  # point name, sizes of the coordinates below the sample
@@ -119,13 +121,17 @@ class Trace:
         return h.hexdigest()[:16]
 
     def save(self, path: Path) -> None:
-        """Writes `<path>.safetensors` (tables) and `<path>.json` (addresses, stream)."""
+        """Writes `<path>.safetensors` (tables) and `<path>.json` (addresses, stream), each in one step.
+
+        Raises:
+            UserError: the folder is not writable, or the disk is full.
+        """
         keys = list(self.entries)
         tables: dict[str, Tensor] = {}
         for i, key in enumerate(keys):
             value, reached = self.entries[key]
             tables[f"{i}.value"], tables[f"{i}.reached"] = value.cpu().contiguous(), reached.cpu().contiguous()
-        save_file(tables, f"{path}.safetensors")
+        write_bytes(Path(f"{path}.safetensors"), save(tables))
         about = {
             "schema": SCHEMA_VERSION,
             "items": self.items,
@@ -134,7 +140,7 @@ class Trace:
             "covers": sorted(self.covers),
             "points": [[name, list(sizes)] for name, sizes in keys],
         }
-        Path(f"{path}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_text(Path(f"{path}.json"), json.dumps(about, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path, stream_hash: str | None = None) -> Trace:

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from dynbench.devices.base import Device
 from dynbench.dynamic import Execution, Profile, Trace
-from dynbench.experiment.build import Batch, Prepared, build_baseline, build_model, prepare_network
+from dynbench.experiment.build import Batch, Prepared, Source, build_baseline, build_model, prepare_network
+from dynbench.experiment.graphs import session
 from dynbench.experiment.parts import Parts
 from dynbench.experiment.spec import Options, Workload
+from dynbench.graph import Session
 from dynbench.meters.latency import Timing
 from dynbench.store.schema import Arm, Cell
 from dynbench.strategies import Strategy
@@ -43,6 +45,35 @@ class Call:
 
 
 @dataclass
+class GraphCall:
+    """Calls a network that is one graph. What a session takes is made when a batch is called for the first time.
+
+    Attributes:
+        network: that the graph was made of.
+        session: of the graph.
+        replay: decisions that are inputs of the graph; None: it makes its own, or has none.
+        items: of the stream.
+    """
+
+    network: nn.Module
+    session: Session
+    replay: Trace | None
+    items: int
+    _feeds: dict[tuple[int, int], dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def feeds(self, start: int, x: Tensor) -> dict[str, np.ndarray]:
+        """What the session takes for the batch x [n, ...], whose first item has the index `start` in the stream."""
+        key = (start, x.data_ptr())
+        if key not in self._feeds:
+            self._feeds[key] = self.session.feeds(x, self.replay, start)
+        return self._feeds[key]
+
+    def __call__(self, start: int, x: Tensor) -> list[Tensor]:
+        """The tensors of the answer to the batch x [n, ...]."""
+        return [torch.from_numpy(array) for array in self.session.answer(self.feeds(start, x))]
+
+
+@dataclass
 class RunningArm:
     """One arm of a group while it is measured.
 
@@ -53,16 +84,18 @@ class RunningArm:
         as_written: the network before an engine prepared it.
         batches: of the stream.
         device: where it runs.
+        written: it is one of the arms that were planned: as written, or in the engine that was asked for.
         rounds: timings of every batch, round by round.
         failed: why it is not measured any further.
     """
 
     cell: Cell
-    call: Call
+    call: Call | GraphCall
     strategy: Strategy
     as_written: nn.Module
     batches: list[Batch]
     device: Device
+    written: bool = True
     rounds: list[list[Timing]] = field(default_factory=list)
     failed: str | None = None
 
@@ -86,16 +119,22 @@ class RunningArm:
         return np.array([sum(t.duration_ns for t in r) for r in self.rounds], dtype=np.int64)
 
 
-def running_arm(p: Prepared, cell: Cell, batch_size: int, trace: Trace, device: Device) -> RunningArm:
-    """An arm of a prepared workload.
+def running_arm(p: Prepared, source: Source, cell: Cell, device: Device) -> RunningArm:
+    """An arm of a prepared workload, ready to be called.
 
     Raises:
         CannotPrepare: its engine cannot prepare the network.
+        CannotTrace: it cannot be a graph, or the graph answers otherwise.
+        UserError: it cannot be brought into its form.
     """
-    arm = cell.arm
-    replay = None if arm.live or arm.baseline is not None else trace
+    arm, batch_size = cell.arm, cell.batch_size
+    replay = None if arm.live or arm.baseline is not None else p.trace(source, batch_size)
     strategy = p.strategy(arm.strategy)
-    call = Call(p.network(arm), Execution(strategy, replay=replay), p.items)
+    call: Call | GraphCall
+    if arm.control == "graph":
+        call = GraphCall(p.as_written(arm), session(p, source, arm, batch_size), replay, p.items)
+    else:
+        call = Call(p.network(arm), Execution(strategy, replay=replay), p.items)
     return RunningArm(cell, call, strategy, p.as_written(arm), p.batches(batch_size), device)
 
 
@@ -118,6 +157,7 @@ def runnable(spec: Workload, options: Options, arm: Arm, inputs: Tensor, trace: 
     model = build_model(spec, spec.folder).to(inputs.device, getattr(torch, options.dtype))
     if arm.baseline is not None:
         described = next((b for b in spec.baselines if b.name == arm.baseline), spec.primary)
+        described = described.model_copy(update={"form": arm.form})
         model = build_baseline(described, spec, model, inputs[:1])
     network = prepare_network(model, parts.engines[arm.engine], inputs)
     replay = None if arm.live or arm.baseline is not None else trace

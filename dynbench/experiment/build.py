@@ -22,6 +22,7 @@ from dynbench.engines import Engine, apply_form, prepared
 from dynbench.errors import UserError
 from dynbench.experiment.parts import Parts
 from dynbench.experiment.spec import Baseline, ModelRef, Options, Workload
+from dynbench.graph import Session
 from dynbench.meters.energy import idle_power_w
 from dynbench.paths import load_function, weights_path
 from dynbench.store.schema import Arm, Decisions
@@ -31,6 +32,7 @@ from dynbench.unavailable import Measured
 Batch = tuple[int, Tensor]  # index of the first item, inputs [n, ...]
 MAX_STREAM_ITEMS = 4096
 WEIGHTS_SEED = 0
+CALIBRATION_ITEMS = 64
 
 
 def build_model(ref: ModelRef, folder: Path) -> nn.Module:
@@ -133,11 +135,13 @@ class Prepared:
         inputs: the stream [items, ...].
         dataset: the stream before it became a tensor.
         evaluation: held-out inputs with labels; None: accuracy is not measured.
+        calibration: inputs that are not in the stream, to see what is usually decided; None: there are too few.
         sources: where decisions come from, the keep-rate sweep last.
         batch_sizes: in items.
         idle_w: power of the device doing nothing.
         right_answers: by decisions' label and batch size: the oracle's answer and the tolerance.
         counted: executed work, by what it depends on.
+        sessions: graphs that were proved, by what they depend on.
     """
 
     spec: Workload
@@ -150,13 +154,16 @@ class Prepared:
     inputs: Tensor
     dataset: Dataset
     evaluation: Dataset | None
+    calibration: Tensor | None
     sources: list[Source]
     batch_sizes: list[int]
     idle_w: Measured
     right_answers: dict[tuple[str, int], tuple[list[Tensor], float]] = field(default_factory=dict)
     counted: dict[Hashable, Any] = field(default_factory=dict)
+    sessions: dict[Hashable, Session] = field(default_factory=dict)
     _traces: dict[tuple[str, int], Trace] = field(default_factory=dict)
-    _networks: dict[tuple[str | None, str], nn.Module] = field(default_factory=dict)
+    _networks: dict[tuple[str | None, str, str], nn.Module] = field(default_factory=dict)
+    _formed: dict[tuple[str, str], nn.Module] = field(default_factory=dict)
 
     @property
     def items(self) -> int:
@@ -182,8 +189,9 @@ class Prepared:
 
         Raises:
             CannotPrepare: the engine cannot prepare it.
+            UserError: it cannot be brought into its form.
         """
-        key = (arm.baseline, arm.engine)
+        key = (arm.baseline, arm.form, arm.engine)
         if key not in self._networks:
             written = self.as_written(arm)
             x = self.batches(min(self.batch_sizes))[0][1]
@@ -191,8 +199,21 @@ class Prepared:
         return self._networks[key]
 
     def as_written(self, arm: Arm) -> nn.Module:
-        """The same before any engine prepared it."""
-        return self.model if arm.baseline is None else self.baselines[arm.baseline]
+        """The same before any engine prepared it.
+
+        Raises:
+            UserError: it cannot be brought into its form.
+        """
+        if arm.baseline is None:
+            return self.model
+        described = next((b for b in self.spec.baselines if b.name == arm.baseline), self.spec.primary)
+        if arm.form == described.form:
+            return self.baselines[arm.baseline]
+        key = (arm.baseline, arm.form)
+        if key not in self._formed:
+            other = described.model_copy(update={"form": arm.form})
+            self._formed[key] = build_baseline(other, self.spec, self.model, self.inputs[:1])
+        return self._formed[key]
 
     def strategy(self, name: str | None) -> Strategy:
         """A new instance of a strategy; None: of that which static networks run under."""
@@ -220,12 +241,21 @@ class Prepared:
                 return Trace.load(Path(d.label.removeprefix("replay:")), self.stream_hash)
             except TraceError as e:
                 raise UserError(str(e)) from e
+        return self.made_up(source, self.options.seed, batch_size)
+
+    def made_up(self, source: Source, seed: int, batch_size: int) -> Trace:
+        """Decisions of a synthetic or published source for the whole stream, drawn with a seed.
+
+        Raises:
+            UserError: they cannot be drawn for this model.
+        """
+        d = source.decisions
         tables = self.record(Masking(), batch_size)
         table = self.spec.decisions.published if d.source == "published" else self.spec.decisions.synthetic
         assert table is not None
         asked = {**table.model_dump(exclude={"provenance"}), **d.requested}
         try:
-            return synthetic(tables, self.model, **asked, seed=self.options.seed)
+            return synthetic(tables, self.model, **asked, seed=seed)
         except (ValueError, TraceError) as e:
             raise UserError(f"{self.spec.file}: decisions.{d.source}: {e}") from e
 
@@ -300,6 +330,9 @@ def prepare(spec: Workload, options: Options, chosen: Dataset | None = None) -> 
     count = min(spec.run.accuracy_items, len(dataset))
     judged = chosen is None and dataset.labels is not None and count > 0
     evaluation = stream(dataset, count, options.seed) if judged else None
+    calibration = None
+    if chosen is None and len(dataset) >= items + CALIBRATION_ITEMS:
+        calibration = to_tensor(stream(dataset, items + CALIBRATION_ITEMS, options.seed).inputs[items:], device, dtype)
     chosen = chosen or stream(dataset, items, options.seed)
     parts = Parts.of(spec, options)
     model = build_model(spec, spec.folder)
@@ -321,6 +354,7 @@ def prepare(spec: Workload, options: Options, chosen: Dataset | None = None) -> 
         inputs=inputs,
         dataset=chosen,
         evaluation=evaluation,
+        calibration=calibration,
         sources=sources_of(spec, options),
         batch_sizes=batch_sizes,
         idle_w=idle_power_w(devices.device(options.device)),

@@ -12,11 +12,14 @@ from dynbench import hooks
 from dynbench.counting.flops import FlopCounter
 from dynbench.counting.params import count_params
 from dynbench.dynamic import Execution, Trace
-from dynbench.experiment.arms import RunningArm
+from dynbench.errors import DynbenchError
+from dynbench.experiment.arms import Call, GraphCall, RunningArm
 from dynbench.experiment.build import Prepared, Source
+from dynbench.experiment.graphs import TOLERANCE as GRAPH_TOLERANCE
 from dynbench.experiment.memory import ProbeRequest, cell_peak_bytes
 from dynbench.experiment.oracle import Oracle, answers, output_error
 from dynbench.experiment.plan import control_strategy
+from dynbench.graph import executed_flops
 from dynbench.meters.energy import measure_energy
 from dynbench.meters.memory import peak_bytes
 from dynbench.meters.phases import PhaseTimer
@@ -88,6 +91,8 @@ class Work:
 
 def diagnose(p: Prepared, source: Source, arm: RunningArm, facts: Facts) -> Work:
     """Measures all that takes no time sample."""
+    if isinstance(arm.call, GraphCall):
+        return _of_graph(p, source, arm, arm.call, facts)
     counted = _count(p, source, arm)
     executed = _per_item(counted.counter.flops, counted.items)
     columns: dict[str, Any] = {
@@ -111,6 +116,45 @@ def diagnose(p: Prepared, source: Source, arm: RunningArm, facts: Facts) -> Work
     return Work(executed, facts.required_region, facts.required_total, facts.accounted, facts.accounted_rule, columns)
 
 
+def _of_graph(p: Prepared, source: Source, arm: RunningArm, call: GraphCall, facts: Facts) -> Work:
+    """The same of a network that is one graph, as far as it shows what is inside."""
+    inside = Unavailable(unavailable="a graph is one call; what happens inside it is counted for FLOPs only")
+    columns: dict[str, Any] = {
+        "bytes_touched": inside,
+        "operator_calls": inside,
+        "params": count_params(arm.as_written),
+        "energy": measure_energy(lambda: _stream(arm), arm.device, items=p.items, idle_w=p.idle_w),
+        "memory": Memory(peak_bytes=_peak_bytes(p, source, arm)),
+        "host_syncs": inside,
+        "kernel_launches": inside,
+    }
+    executed = _executed(p, source, arm, call)
+    if arm.arm.kind == "baseline":
+        return Work(executed, executed, executed, executed, None, columns)
+    columns |= {"path_label": facts.path_label, "batch_paths": facts.batch_paths}
+    if facts.answer is not None:
+        columns |= {
+            "max_error": output_error(answers(call, arm.batches), facts.answer),
+            "tolerance": max(facts.tolerance, GRAPH_TOLERANCE),
+        }
+    return Work(executed, facts.required_region, facts.required_total, facts.accounted, facts.accounted_rule, columns)
+
+
+def _executed(p: Prepared, source: Source, arm: RunningArm, call: GraphCall) -> Measured:
+    """FLOPs per item that the graph really executed; a static one does the same for every batch of a size."""
+    static = arm.arm.kind == "baseline"
+    batches = arm.batches[:1] if static else arm.batches
+    key = ("graph", arm.arm.baseline, None if static else source.decisions.label, arm.arm.live, arm.cell.batch_size)
+    if key not in p.counted:
+        try:
+            total = executed_flops(call.session.graph, [call.feeds(start, x) for start, x in batches])
+            p.counted[key] = total / sum(len(x) for _, x in batches)
+        except (DynbenchError, ValueError) as e:
+            p.counted[key] = Unavailable(unavailable=str(e))
+    found: Measured = p.counted[key]
+    return found
+
+
 @dataclass(frozen=True)
 class Counted:
     """Work that was executed.
@@ -132,6 +176,7 @@ def _count(p: Prepared, source: Source, arm: RunningArm) -> Counted:
     A static network does the same for every batch of a size: one is counted.
     """
     batch_size, strategy = arm.cell.batch_size, arm.strategy
+    assert isinstance(arm.call, Call)
     static = arm.cell.static_twin or arm.arm.kind == "baseline" or (strategy.fixed_work and source.sweep)
     one_by_one = strategy.item_by_item and not p.batch_scope
     key = (
@@ -161,6 +206,8 @@ def _peak_bytes(p: Prepared, source: Source, arm: RunningArm) -> Measured:
     if source.sweep or arm.cell.batch_size < max(p.batch_sizes):
         return Unavailable(unavailable="measured at the largest batch size, outside the keep-rate sweep, only")
     start, x = arm.batches[0]
+    if isinstance(arm.call, GraphCall):
+        return Unavailable(unavailable="ONNX Runtime keeps the memory of earlier calls, so one call does not show it")
     if p.device.type != "cpu":
         return peak_bytes(lambda: arm.call(start, x), arm.device)
     return cell_peak_bytes(
@@ -194,6 +241,7 @@ def _accounted(p: Prepared, trace: Trace) -> tuple[Measured, str | None]:
 
 
 def _phases(arm: RunningArm) -> Phases:
+    assert isinstance(arm.call, Call)
     timer = PhaseTimer(arm.device)
     call = arm.call.profiled(timer)
     with timer:

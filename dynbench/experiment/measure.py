@@ -23,6 +23,7 @@ from dynbench.experiment.arms import RunningArm, running_arm
 from dynbench.experiment.build import Prepared, Source
 from dynbench.experiment.diagnose import Facts, Work, diagnose
 from dynbench.experiment.plan import SWEEP_TIME_SHARE
+from dynbench.experiment.ways import Tournament
 from dynbench.meters.latency import Timing, time_batches
 from dynbench.store.quantities import evaluate
 from dynbench.store.run import write_samples
@@ -78,14 +79,15 @@ class Samples:
                 values.append(getattr(row, name))
 
 
-def make_arms(p: Prepared, source: Source, batch_size: int, cells: Iterable[Cell], device: Device) -> list[RunningArm]:
-    """The arms of planned cells, and the first primary baseline a second time; not in the keep-rate sweep."""
-    trace = p.trace(source, batch_size)
+def make_arms(p: Prepared, source: Source, cells: Iterable[Cell], device: Device) -> list[RunningArm]:
+    """The arms of planned cells, and the primary baseline a second time, as written and deployed; not in the sweep."""
     cells = list(cells)
     primary = next((c for c in cells if c.primary), None)
-    if primary is not None and not source.sweep:
-        cells.append(primary.model_copy(update={"arm": primary.arm.model_copy(update={"again": True})}))
-    return [running_arm(p, cell, batch_size, trace, device) for cell in cells]
+    deployed = next((c for c in cells if c.primary and c.deployed), None)
+    if not source.sweep:
+        for cell in {c.cell_id: c for c in (primary, deployed) if c is not None}.values():
+            cells.append(cell.model_copy(update={"arm": cell.arm.model_copy(update={"again": True})}))
+    return [running_arm(p, source, cell, device) for cell in cells]
 
 
 def _guarded(arm: RunningArm, work: Callable[[], Any]) -> Any:
@@ -143,16 +145,18 @@ def measure_group(
         `cells` as JSON-able tables, `samples`: the name of the file, and `timed_s`.
     """
     device = devices.device(p.options.device)
-    arms = []
-    for arm in make_arms(p, source, batch_size, (c for c in cells if c.status == "planned"), device):
-        if arm.arm.key not in without:
-            arms.append(arm)
+    planned = [c for c in cells if c.status == "planned"]
+    written = {c.arm for c in planned}
+    if p.options.deployed and not source.sweep:
+        planned = Tournament(p, source, batch_size, device, without=without, tell=tell, stop=stop).fastest(planned)
+    arms = [arm for arm in make_arms(p, source, planned, device) if arm.arm.key not in without]
     for arm in arms:
+        arm.written = arm.arm.model_copy(update={"again": False}) in written
         tell("arm", name=arm.arm.key)
         _guarded(arm, partial(_warm_up, arm, source.sweep))
     watch, samples = Watch(device), Samples(process)
     timed_s, stopped_by = _rounds(p, source, arms, samples, tell, stop, watch)
-    noise = _noise(p, arms, watch)
+    noises = Noises.of(p, arms, Witnesses(**watch.end()._asdict()))
     arms = [a for a in arms if not a.arm.again]
     work: dict[str, Work] = {}
     if not stop():
@@ -163,7 +167,7 @@ def measure_group(
                 found = _guarded(arm, partial(diagnose, p, source, arm, facts))
                 if found is not None:
                     work[arm.arm.key] = found
-    measured = [_cell(p, source, arm, arms, work, stopped_by, noise) for arm in arms]
+    measured = [_cell(p, source, arm, arms, work, stopped_by, noises) for arm in arms]
     if not stop():
         measured = [_with_own_quantities(p, cell, arm) for cell, arm in zip(measured, arms, strict=True)]
     return {
@@ -209,31 +213,54 @@ def _rounds(
             return spent_ns / 1e9, why or "time limit"
 
 
-def _primary(arm: RunningArm, arms: list[RunningArm]) -> RunningArm | None:
-    """The primary baseline that an arm is compared with: that of its own engine."""
-    return next((a for a in arms if a.cell.primary and not a.arm.again and a.arm.engine == arm.arm.engine), None)
+def _bases(arm: RunningArm, arms: list[RunningArm], *, deployed: bool) -> list[RunningArm]:
+    """The baselines that an arm is compared with: all of its own engine as written, or all deployed ones."""
+    found = [a for a in arms if a.arm.kind == "baseline" and not a.arm.again]
+    if deployed:
+        return [a for a in found if a.cell.deployed] if arm.cell.deployed else []
+    return [a for a in found if a.written and a.arm.engine == arm.arm.engine] if arm.written else []
+
+
+def _primary(arm: RunningArm, arms: list[RunningArm], *, deployed: bool) -> RunningArm | None:
+    return next((a for a in _bases(arm, arms, deployed=deployed) if a.cell.primary), None)
 
 
 def _ratios(arms: list[RunningArm]) -> list[np.ndarray]:
-    """[rounds] primary baseline over arm, for every arm."""
+    """[rounds] primary baseline over arm, for every arm, as written and deployed."""
     found = []
     for arm in arms:
-        primary = _primary(arm, arms)
-        if primary is not None and primary is not arm and primary.failed is None and arm.failed is None:
-            found.append(ratio_of_totals(primary.totals_ns(), arm.totals_ns()))
+        for deployed in (False, True):
+            primary = _primary(arm, arms, deployed=deployed)
+            if primary is not None and primary is not arm and primary.failed is None and arm.failed is None:
+                found.append(ratio_of_totals(primary.totals_ns(), arm.totals_ns()))
     return found
 
 
-def _noise(p: Prepared, arms: list[RunningArm], watch: Watch) -> Noise:
-    """The primary baseline against itself, what that can tell apart, and what the witnesses saw."""
-    seen = Witnesses(**watch.end()._asdict())
-    twice = next((a for a in arms if a.arm.again and a.failed is None), None)
-    once = None if twice is None else _primary(twice, arms)
-    if once is None or twice is None or once.failed is not None or len(twice.rounds) < MIN_ROUNDS:
+@dataclass(frozen=True)
+class Noises:
+    """What can be told apart among arms as written, and among deployed ones."""
+
+    written: Noise
+    deployed: Noise
+
+    @classmethod
+    def of(cls, p: Prepared, arms: list[RunningArm], seen: Witnesses) -> Noises:
+        """From the primary baselines that were measured twice."""
+        primaries = [a for a in arms if a.cell.primary and not a.arm.again]
+        written = next((a for a in primaries if a.written), None)
+        deployed = next((a for a in primaries if a.cell.deployed), None)
+        return cls(_noise(p, written, arms, seen), _noise(p, deployed, arms, seen))
+
+
+def _noise(p: Prepared, once: RunningArm | None, arms: list[RunningArm], seen: Witnesses) -> Noise:
+    """A primary baseline against itself, what that can tell apart, and what the witnesses saw."""
+    again = None if once is None else once.arm.model_copy(update={"again": True})
+    twice = next((a for a in arms if a.arm == again), None)
+    if once is None or twice is None or once.failed or twice.failed or len(twice.rounds) < MIN_ROUNDS:
         return Noise(None, None, seen, doubts(seen, None))
-    again = median_interval(ratio_of_totals(once.totals_ns(), twice.totals_ns()))
-    tells = resolution(again, p.options.device)
-    return Noise(again, tells, seen, doubts(seen, tells))
+    ratio = median_interval(ratio_of_totals(once.totals_ns(), twice.totals_ns()))
+    tells = resolution(ratio, p.options.device)
+    return Noise(ratio, tells, seen, doubts(seen, tells))
 
 
 # --- from an arm's rounds and untimed passes to its cell -------------------------------------------------------------
@@ -246,7 +273,7 @@ def _cell(
     arms: list[RunningArm],
     work: dict[str, Work],
     stopped_by: str,
-    noise: Noise,
+    noises: Noises,
 ) -> Cell:
     """The finished cell of an arm."""
     decisions = p.decisions(source, arm.cell.batch_size)
@@ -256,19 +283,23 @@ def _cell(
     if len(arm.rounds) < MIN_ROUNDS:
         reason = f"stopped after {len(arm.rounds)} rounds; a result needs {MIN_ROUNDS}"
         return cell.model_copy(update={"status": "interrupted", "reason": reason, "stopped_by": stopped_by})
+    noise = noises.written if arm.written else noises.deployed
+    speedups = _speedups(arm, arms, noises.written.resolution, deployed=False)
+    deployed_speedups = _speedups(arm, arms, noises.deployed.resolution, deployed=True)
     update: dict[str, Any] = {
         "status": "ok",
         "stopped_by": stopped_by,
         "latency": _latency(arm),
-        "speedups": _speedups(arm, arms, noise.resolution),
+        "speedups": speedups,
+        "deployed_speedups": deployed_speedups,
         "again": noise.again,
         "witnesses": noise.witnesses,
+        "warnings": noise.warnings + _imprecise([*speedups, *deployed_speedups], stopped_by, p.options.precision),
     }
-    update["warnings"] = noise.warnings + _imprecise(update["speedups"], stopped_by, p.options.precision)
     if (mine := work.get(arm.arm.key)) is not None:
-        primary = _primary(arm, arms)
+        primary = _primary(arm, arms, deployed=not arm.written)
         dense = None if primary is None else work.get(primary.arm.key)
-        update |= mine.columns | _flops(arm, mine, dense, update["speedups"]) | _checked(mine.columns)
+        update |= mine.columns | _flops(arm, mine, dense, deployed_speedups or speedups) | _checked(mine.columns)
     return cell.model_copy(update=update)
 
 
@@ -289,12 +320,11 @@ def _latency(arm: RunningArm) -> Latency:
     )
 
 
-def _speedups(arm: RunningArm, arms: list[RunningArm], tells: float | None) -> list[Speedup]:
-    """Against every other baseline of the same engine."""
+def _speedups(arm: RunningArm, arms: list[RunningArm], tells: float | None, *, deployed: bool) -> list[Speedup]:
+    """Against every other baseline that it is compared with."""
     found = []
-    for base in arms:
-        comparable = base.arm.kind == "baseline" and base.arm.engine == arm.arm.engine
-        if comparable and base is not arm and base.failed is None:
+    for base in _bases(arm, arms, deployed=deployed):
+        if base is not arm and base.failed is None:
             ratio = median_interval(ratio_of_totals(base.totals_ns(), arm.totals_ns()))
             found.append(
                 Speedup(**ratio.model_dump(), baseline=base.arm.name, primary=base.cell.primary, resolution=tells)

@@ -48,22 +48,23 @@ def planned_cells(p: Prepared, source: Source, batch_size: int) -> list[Cell]:
     keys = [key for arm in arms for key in (arm.key, arm.model_copy(update={"again": True}).key)]
     if twice := next((key for key in keys if keys.count(key) > 1), None):
         raise UserError(f"{p.spec.file}: two arms are both named {twice!r}; rename a baseline or a strategy")
-    return [_cell(p, source, batch_size, arm) for arm in arms]
+    return [planned_cell(p, source, batch_size, arm) for arm in arms]
 
 
 def _arms(p: Prepared, source: Source, engine: str) -> Iterator[Arm]:
     """Strategies, baselines, and for learned decisions one strategy that makes them itself."""
     way: dict[str, Any] = {"engine": engine, "load": p.parts.load.name}
-    for name in p.parts.strategies:
+    for name in () if p.options.automatic else p.parts.strategies:
         yield Arm(kind="strategy", strategy=name, **way)
     forms = {b.name: b.form for b in p.spec.baselines}
     for name in p.baselines:
         yield Arm(kind="baseline", baseline=name, form=forms.get(name, "plain"), **way)
-    if source.decisions.source == "learned" and (control := control_strategy(p)):
+    if source.decisions.source == "learned" and not p.options.automatic and (control := control_strategy(p)):
         yield Arm(kind="control", strategy=control, live=True, **way)
 
 
-def _cell(p: Prepared, source: Source, batch_size: int, arm: Arm) -> Cell:
+def planned_cell(p: Prepared, source: Source, batch_size: int, arm: Arm) -> Cell:
+    """The cell of an arm before it is measured: status 'planned', or 'refused' with the reason."""
     gid = group_id(p, source.decisions.label, batch_size)
     why, kind = None, None
     if arm.strategy is not None:

@@ -15,6 +15,7 @@ from dynbench.experiment.measure import measure_group
 from dynbench.experiment.parts import load_engine
 from dynbench.experiment.plan import describe, groups
 from dynbench.experiment.spec import Options, load_spec
+from dynbench.experiment.ways import TOURNAMENT_ENGINES
 from dynbench.store.schema import Cell
 
 
@@ -40,7 +41,8 @@ class Server:
         torch.set_num_threads(options.threads)
         what = request["do"]
         if what == "describe":
-            engines = {engine.name: engine.facts() for engine in map(load_engine, options.engines)}
+            names = dict.fromkeys([*options.engines, *(TOURNAMENT_ENGINES if options.deployed else ())])
+            engines = {engine.name: engine.facts() for engine in map(load_engine, names)}
             self._tell("described", hardware=devices.device(options.device).describe(), engines=engines)
             return
         p = self._workload(request, options)

@@ -18,6 +18,7 @@ STRATEGY_NAMES = ("dense", "masking", "compaction", "cascading", "batch_union", 
 ENGINE_NAMES = ("eager", "compile", "onnxruntime")
 LOAD_NAMES = ("closed loop",)
 TARGET_NAMES = ("local",)
+AUTO = "auto"  # instead of strategies: only networks in their fastest way
 SOURCE_NAMES = ("learned", "synthetic", "published")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 DEFAULT_SUITE = ("skipnet38_digits", "idk_digits", "moe_text")
@@ -264,6 +265,8 @@ class Options(_Table):
     seed: int = 0
     data_dir: Path | None = None
     engines: list[str] = ["eager"]  # each executes every arm, in the same group
+    automatic: bool = False  # measure nothing else of the dynamic network
+    deployed: bool = False  # every network in its fastest way as well, found by a tournament
     load: str = "closed loop"
     target: str = "local"
 
@@ -284,8 +287,15 @@ def check_options(options: Options) -> Options:
             known = (*SOURCE_NAMES, "replay:PATH")
             raise UserError(f"unknown decision source {source!r}; {suggestion(source, known)}")
     strategies = options.strategies
+    if strategies is not None and AUTO in strategies:
+        if strategies != [AUTO]:
+            raise UserError(f"strategy {AUTO!r} stands alone; it picks from all strategies")
+        if not options.deployed:
+            raise UserError(f"strategy {AUTO!r} picks the engine as well; give no --engine with it")
+        strategies = None
     return options.model_copy(
         update={
+            "automatic": options.automatic or options.strategies == [AUTO],
             "strategies": strategies and [part_reference("strategy", s, STRATEGY_NAMES) for s in strategies],
             "engines": [part_reference("engine", e, ENGINE_NAMES) for e in options.engines],
             "load": part_reference("load", options.load, LOAD_NAMES),

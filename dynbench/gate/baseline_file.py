@@ -19,9 +19,9 @@ from dynbench.analysis.statistics import quotient
 from dynbench.devices.cpu import cpu_model
 from dynbench.errors import UserError
 from dynbench.experiment.spec import Options
+from dynbench.files import write_text
 from dynbench.gate.cells import GateCell
 from dynbench.gate.trees import CannotTell
-from dynbench.store.files import write_text
 from dynbench.store.gate import Gate
 from dynbench.store.schema import Arm, Interval, Record
 from dynbench.unavailable import Unavailable

@@ -29,6 +29,7 @@ from dynbench.dynamic.items import tensors
 from dynbench.experiment.arms import Call, RunningArm
 from dynbench.experiment.build import Prepared, prepare
 from dynbench.experiment.spec import Options, load_spec
+from dynbench.files import write_aside
 from dynbench.gate.cells import GateCell
 from dynbench.gate.protocol import PROTOCOL
 from dynbench.launch.channel import Channel
@@ -260,12 +261,11 @@ def _load_stream(file: Path) -> Dataset | None:
 
 
 def _save_stream(file: Path, stream: Dataset) -> None:
-    part = file.with_name(f"{os.getpid()}.npz")
     arrays: dict[str, Any] = {"inputs": stream.inputs, "description": stream.description, "classes": stream.classes}
     if stream.labels is not None:
         arrays["labels"] = stream.labels
-    np.savez(part, **arrays)
-    part.replace(file)
+    with write_aside(file) as whole:
+        np.savez(whole, **arrays)
 
 
 def foreign_modules(tree: str, names: list[str]) -> list[str]:

@@ -11,12 +11,12 @@ from typing import Protocol
 from markupsafe import Markup
 
 from dynbench.errors import UserError, suggestion
+from dynbench.files import make_folder, write_text
 from dynbench.report import markup, svg
 from dynbench.report.content import FigureGroup, build
 from dynbench.report.drawings import Absent
 from dynbench.report.markup import Plain
 from dynbench.report.tables import Section, Table
-from dynbench.store.files import make_folder, write_text
 from dynbench.store.run import Run
 
 FORMATS = ("html", "md")

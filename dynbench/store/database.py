@@ -44,8 +44,8 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from dynbench.errors import UserError
+from dynbench.files import make_folder
 from dynbench.store import migrate
-from dynbench.store.files import make_folder
 from dynbench.store.jsonable import first_fault
 
 WAIT_S = 30  # for another writer

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynbench.errors import UserError, suggestion
-from dynbench.store.files import make_folder, write_aside
+from dynbench.files import make_folder, write_aside
 from dynbench.store.jsonable import to_json
 from dynbench.store.quantities import columns, flat, quantities, stored
 from dynbench.store.run import Run
@@ -49,6 +49,10 @@ FACTS: dict[str, Callable[[Cell], object]] = {
     "again": stored("arm.again"),
     "load": stored("arm.load"),
     "primary": stored("primary"),
+    "deployed": stored("deployed"),
+    "candidates": lambda c: json.dumps(
+        [{"arm": w.arm.title, "ratio": w.ratio, "reason": w.reason} for w in c.candidates]
+    ),
     "static_twin": stored("static_twin"),
     "item_by_item": stored("item_by_item"),
     "device": stored("device"),
@@ -129,11 +133,12 @@ def _speedups_csv(run: Run, out: Path) -> Path:
     address = ("cell_id", "group_id", "workload", "arm", "name", "batch_size_items")
     fields = list(Speedup.model_fields)
     rows = (
-        [*(FACTS[name](cell) for name in address), *(getattr(speedup, name) for name in fields)]
+        [*(FACTS[name](cell) for name in address), *(getattr(speedup, name) for name in fields), deployed]
         for cell in run.cells
-        for speedup in cell.speedups
+        for deployed, speedups in ((False, cell.speedups), (True, cell.deployed_speedups))
+        for speedup in speedups
     )
-    return _csv(out / "speedups.csv", [*address, *fields], rows)
+    return _csv(out / "speedups.csv", [*address, *fields, "deployed"], rows)
 
 
 def _samples_csv(run: Run, out: Path) -> Path:

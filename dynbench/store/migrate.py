@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dynbench.store.schema import Arm, Cell
+from dynbench.store.schema import SCHEMA_VERSION, Arm, Cell
 
+NAMED_BY_ARM = 3  # the first schema whose cells and samples say what ran by an `Arm`
 LIVE = ", live decisions"  # what the name of a control ended with
 AGAIN = ", again"  # what the primary baseline's name in the samples ended with where it was timed a second time
 
@@ -29,11 +30,13 @@ class _Named(BaseModel):
 
 
 def cell(table: dict[str, Any]) -> dict[str, Any]:
-    """A cell of schema 1 or 2 as one of schema 3.
+    """A cell of an older schema in the form of today.
 
     Raises:
         ValueError: it does not say what ran in it.
     """
+    if table.get("schema_version", 1) >= NAMED_BY_ARM:
+        return {**table, "schema_version": SCHEMA_VERSION}
     arm, rest = _split(table)
     facts = {
         "static_twin": "dense" in (arm.strategy, arm.baseline),  # also the default name of a baseline
@@ -42,12 +45,14 @@ def cell(table: dict[str, Any]) -> dict[str, Any]:
     if isinstance(decisions := rest.get("decisions"), dict):  # else validation names it
         rest["decisions"] = {**decisions, "sweep": _is_sweep(decisions)}
     address = {"cell_id": f"{rest.get('group_id')}/{arm.key}", "arm": arm.model_dump()}
-    return {**rest, "schema_version": 3, **address, **facts}
+    return {**rest, "schema_version": SCHEMA_VERSION, **address, **facts}
 
 
 def manifest(table: dict[str, Any]) -> dict[str, Any]:
-    """A manifest of schema 1 or 2 as one of schema 3."""
-    found = {**table, "schema_version": 3}
+    """A manifest of an older schema in the form of today."""
+    found = {**table, "schema_version": SCHEMA_VERSION}
+    if table.get("schema_version", 1) >= NAMED_BY_ARM:
+        return found
     if isinstance(workloads := table.get("workloads"), dict):  # else validation names it
         found["workloads"] = {name: _with_actions(info) for name, info in workloads.items()}
     return found

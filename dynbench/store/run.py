@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from dynbench.errors import UserError
+from dynbench.files import append_line, make_folder, remove_leftovers, write_aside, write_bytes, write_text
 from dynbench.store import migrate
-from dynbench.store.files import append_line, make_folder, remove_leftovers, write_aside, write_bytes, write_text
 from dynbench.store.jsonable import first_fault, to_json
 from dynbench.store.schema import SCHEMA_VERSION, Cell, Manifest, RoundSample, Warning_
 
@@ -110,7 +110,7 @@ class Run:
                 if not (pa.types.is_dictionary(kind) if name == "arm" else pa.types.is_integer(kind)):
                     raise ValueError(f"column {name} holds {kind}")
             frame: pd.DataFrame = table.to_pandas()
-            if version < SCHEMA_VERSION:
+            if version < migrate.NAMED_BY_ARM:
                 keys = migrate.sample_arms(c for c in self.cells if c.group_id == group_id)
                 frame = frame[frame["arm"].isin(keys)].reset_index(drop=True)
                 frame["arm"] = frame["arm"].cat.remove_unused_categories().cat.rename_categories(keys)

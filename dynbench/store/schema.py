@@ -6,6 +6,8 @@ History of `SCHEMA_VERSION`:
        (`resolution`), and cells what else happened meanwhile (`witnesses`).
     3  a cell says what ran in it by its `arm`, which has a typed identity (before: `arm`, `name`, `engine`, `form`);
        samples name arms by `Arm.key`.
+    4  cells say whether they are a network in its fastest way (`deployed`), compare these with each other
+       (`deployed_speedups`), and list the ways that were tried (`candidates`).
 
 A quantity that could not be measured is an `Unavailable` with its reason; it is never 0 and never an estimate.
 """
@@ -18,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dynbench.unavailable import Measured, Unavailable
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class Record(BaseModel):
@@ -193,6 +195,14 @@ class Arm(Record):
         return self.title if self.kind == "strategy" else f"{self.kind}:{self.title}"
 
 
+class Candidate(Record):
+    """A way of running a network that the tournament before its group tried."""
+
+    arm: Arm
+    ratio: float | None = None  # its time over that of the fastest; 1: the fastest; None: not timed
+    reason: str | None = None  # why it was not timed
+
+
 class Cell(Record):
     """One configuration and what was measured of it; one line of `cells.jsonl`."""
 
@@ -215,9 +225,14 @@ class Cell(Record):
     rounds: int = 0
     stream_items: int = 0
     latency: Latency | None = None
-    speedups: list[Speedup] = Field(default_factory=list)  # against every baseline of the group
+    speedups: list[Speedup] = Field(default_factory=list)  # against every baseline of its engine in the group
+    deployed: bool = False  # the fastest way of its network at this batch size, as the tournament found
+    deployed_speedups: list[Speedup] = Field(default_factory=list)  # of such a cell, against every deployed baseline
+    candidates: list[Candidate] = Field(default_factory=list)  # of such a cell: what was tried, the fastest first
     ideal: float | None = None  # dense FLOPs / required region FLOPs
-    efficiency: float | None = None  # speed-up against the primary baseline / ideal
+    efficiency: float | None = (
+        None  # speed-up against the primary baseline / ideal; deployed against deployed if it has one
+    )
     flops: Flops | None = None
     bytes_touched: Measured | None = None  # per item, an upper bound: tensor bytes read and written by operators
     operator_calls: Measured | None = None  # per stream

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dynbench.data import Dataset, load_inputs
 from dynbench.errors import UserError
-from dynbench.store.files import write_bytes
+from dynbench.files import write_bytes
 
 # inputs that are generated anew for every epoch
 FRESH = ("attribute_objects", "cluttered_digits", "digit_scenes", "shapes", "text")

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynbench.errors import UserError
-from dynbench.store.files import remove_leftovers, write_aside, write_text
+from dynbench.files import remove_leftovers, write_aside, write_text
 from dynbench.store.run import COLUMNS, Run, RunWriter, file_name, samples_file, trace_path, write_samples
 from dynbench.store.schema import SCHEMA_VERSION, Cell, RoundSample
 from tests.store.records import cell, cells, manifest, sample, samples, store_samples

@@ -1,0 +1,89 @@
+"""Networks of a workload as graphs that were proved before they are timed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dynbench.dynamic import Execution, Skip, Trace, points
+from dynbench.dynamic.items import tensors
+from dynbench.experiment.build import Prepared, Source
+from dynbench.experiment.oracle import output_error
+from dynbench.graph import CannotTrace, Graph, Session, compiled, prove, static_graph
+from dynbench.store.schema import Arm
+from dynbench.strategies import Dense, PerSample
+
+PROOF_SIZES = (1, 2, 7)  # of batches, besides those measured
+TOLERANCE = 1e-4  # of the answer's largest value
+
+
+def session(p: Prepared, source: Source, arm: Arm, batch_size: int) -> Session:
+    """The graph of an arm, proved and loaded; made once.
+
+    Args:
+        p: the workload.
+        source: of the decisions.
+        arm: of control 'graph'.
+        batch_size: at 1, a dynamic network gets a graph for a single item.
+
+    Raises:
+        CannotTrace: the network cannot be a graph, or the graph answers otherwise than the network.
+    """
+    dynamic = arm.baseline is None
+    single, replay = dynamic and batch_size == 1, dynamic and not arm.live
+    key = (arm.baseline, arm.form, single, replay, source.decisions.label if dynamic else None)
+    if key not in p.sessions:
+        sizes = (1,) if single else tuple(sorted({n for n in (*PROOF_SIZES, *p.batch_sizes) if n <= p.items}))
+        if dynamic:
+            graph = compiled(p.model, p.inputs, single=single, replay=replay, rates=_rates(p, source))
+            _prove(p, graph, sizes)
+        else:
+            written = p.as_written(arm)
+            graph = static_graph(written, p.inputs)
+            _prove_static(written, graph, p.inputs, sizes)
+        p.sessions[key] = Session(graph, threads=p.options.threads)
+    return p.sessions[key]
+
+
+def _prove(p: Prepared, graph: Graph, sizes: tuple[int, ...]) -> None:
+    for check in prove(p.model, graph, p.inputs, sizes, TOLERANCE):
+        if not check.ok:
+            what = (
+                f"answers otherwise by {check.error:.2g} of the largest value" if check.error else "decides otherwise"
+            )
+            raise CannotTrace(
+                f"the graph {what} than per_sample, with {check.decisions} decisions at batch {check.items}"
+            )
+
+
+def _prove_static(written: nn.Module, graph: Graph, inputs: Tensor, sizes: tuple[int, ...]) -> None:
+    run = Session(graph)
+    for n in sizes:
+        right = list(tensors(Execution(Dense()).run(written, inputs[:n])))
+        error = output_error([torch.from_numpy(a) for a in run.answer(run.feeds(inputs[:n]))], right)
+        if not error <= TOLERANCE:
+            raise CannotTrace(f"the graph answers otherwise by {error:.2g} of the largest value at batch {n}")
+
+
+def _rates(p: Prepared, source: Source) -> dict[str, float]:
+    """How often each Skip runs its body, by name, on other items than those measured; none where there are too few."""
+    names = {name for name, point in points(p.model).items() if isinstance(point, Skip)}
+    trace = _other_decisions(p, source) if names else None
+    if trace is None:
+        return {}
+    known = {key[0]: entry for key, entry in trace.entries.items() if key[0] in names and bool(entry.reached.any())}
+    return {name: float(entry.value[entry.reached].float().mean()) for name, entry in known.items()}
+
+
+def _other_decisions(p: Prepared, source: Source) -> Trace | None:
+    """Decisions as those of the source, but for other items or another seed; None: there are none."""
+    if source.decisions.source == "replay":
+        return None
+    if source.decisions.source != "learned":
+        return p.made_up(source, p.options.seed + 1, min(p.batch_sizes))
+    if p.calibration is None:
+        return None
+    execution = Execution(PerSample(), record=True)
+    with torch.inference_mode():
+        execution.run(p.model, p.calibration)
+    return execution.trace

@@ -1,0 +1,22 @@
+"""Whole networks as one ONNX graph: dynamic ones, in which skipped work is skipped, and static ones."""
+
+from dynbench.graph.compile import Graph, compiled, static_graph
+from dynbench.graph.export import DecisionOutput
+from dynbench.graph.proof import Check, prove
+from dynbench.graph.session import Session
+from dynbench.graph.strategy import CannotTrace
+from dynbench.graph.symbolics import OPSET
+from dynbench.graph.work import executed_flops
+
+__all__ = [
+    "OPSET",
+    "CannotTrace",
+    "Check",
+    "DecisionOutput",
+    "Graph",
+    "Session",
+    "compiled",
+    "executed_flops",
+    "prove",
+    "static_graph",
+]

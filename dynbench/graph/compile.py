@@ -1,0 +1,73 @@
+"""From a dynamic network to its graphs: one for any batch, one for a single item."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+from torch import Tensor, nn
+
+from dynbench.graph.branches import into_branches
+from dynbench.graph.export import DecisionOutput, trace, trace_static
+from dynbench.graph.simplify import simplified
+from dynbench.graph.strategy import InGraph, OneItem
+
+EXAMPLES = 4  # items that are enough to reach every branch while tracing
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A whole dynamic network as one portable ONNX graph.
+
+    Attributes:
+        model: standard operators only; what is not decided for is not computed.
+        answers: names of the outputs that are the network's answer.
+        decisions: how decisions come out, and go in.
+        single: whether it takes one item, not any number of them.
+    """
+
+    model: onnx.ModelProto
+    answers: tuple[str, ...]
+    decisions: tuple[DecisionOutput, ...]
+    single: bool
+
+    @property
+    def replays(self) -> bool:
+        """Whether decisions are inputs."""
+        return any(t.table is not None for t in self.decisions)
+
+
+def compiled(
+    model: nn.Module, example: Tensor, *, single: bool, replay: bool = False, rates: dict[str, float] | None = None
+) -> Graph:
+    """A dynamic network as one graph.
+
+    Args:
+        model: with decision points, in evaluation mode, on the CPU.
+        example: inputs of some items.
+        single: for one item, where each choice is a branch; else for any batch, where items are gathered.
+        replay: decisions are inputs; the gates still run, and what they say comes out.
+        rates: how often each Skip runs its body, by name: for any batch, where nearly all or hardly any item does, a
+            batch in which all do alike is not gathered.
+
+    Raises:
+        CannotTrace: no graph can be made of it; the message names the operator or the point.
+    """
+    strategy = OneItem() if single else InGraph(rates)
+    flat = trace(model, example[: 1 if single else EXAMPLES], strategy, replay=replay)
+    graph = simplified(into_branches(flat.model))
+    return Graph(graph, tuple(flat.answers), tuple(flat.decisions), single)
+
+
+def static_graph(model: nn.Module, example: Tensor) -> Graph:
+    """A static network as one graph for any batch; of a dynamic one its static twin.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        example: inputs of some items.
+
+    Raises:
+        CannotTrace: no graph can be made of it; the message names the operator.
+    """
+    flat = trace_static(model, example[:EXAMPLES])
+    return Graph(simplified(into_branches(flat.model)), tuple(flat.answers), (), single=False)

@@ -1,0 +1,119 @@
+"""A graph is proved before it is timed: the same answers and the same decisions as `per_sample`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dynbench.dynamic import Execution, Trace, points
+from dynbench.dynamic.items import tensors
+from dynbench.dynamic.sources import edge
+from dynbench.graph.compile import Graph
+from dynbench.graph.session import Session
+from dynbench.strategies import Masking, PerSample
+
+SIZES = (1, 2, 7, 32)
+EDGES = ("none", "all", "one")
+TOLERANCE = 1e-4  # of the answer's largest value
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison with `per_sample`.
+
+    Attributes:
+        decisions: 'learned', or replayed ones: 'replayed', 'none', 'all', 'one'.
+        items: of the batch.
+        error: largest difference of the answers, relative to the largest value.
+        tolerance: the error up to which they count as the same.
+        same_path: whether the same items were asked at each point.
+        differ: share of the model's own decisions that differ, where they were not replayed.
+    """
+
+    decisions: str
+    items: int
+    error: float
+    tolerance: float
+    same_path: bool
+    differ: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is the same network."""
+        return self.error <= self.tolerance and self.same_path and self.differ == 0
+
+
+@torch.no_grad()
+def prove(
+    model: nn.Module, graph: Graph, x: Tensor, sizes: tuple[int, ...] = SIZES, tolerance: float = TOLERANCE
+) -> list[Check]:
+    """Compares a graph with `per_sample` at several batch sizes.
+
+    Args:
+        model: what the graph was made of.
+        graph: learned, or with replayed decisions.
+        x: items, as many as the largest batch.
+        sizes: of batches; of a graph for a single item only 1.
+        tolerance: the error up to which an answer counts as the same.
+    """
+    found, session = [], Session(graph)
+    for n in (1,) if graph.single else sizes:
+        batch = x[:n]
+        own = Execution(PerSample(), record=True)
+        answer = list(tensors(own.run(model, batch)))
+        assert own.trace is not None
+        if not graph.replays:
+            got, said = session.run(batch)
+            found.append(_check(tolerance, "learned", n, got, answer, said, own.trace, own=True))
+            continue
+        got, said = session.run(batch, own.trace)
+        found.append(_check(tolerance, "replayed", n, got, answer, said, own.trace, own=False))
+        for kind, trace in _edges(model, batch).items():
+            forced = Execution(PerSample(), replay=trace, record=True)
+            answer = list(tensors(forced.run(model, batch)))
+            assert forced.trace is not None
+            got, said = session.run(batch, trace)
+            found.append(_check(tolerance, kind, n, got, answer, said, forced.trace, own=False))
+    return found
+
+
+def _edges(model: nn.Module, x: Tensor) -> dict[str, Trace]:
+    if not all(p.can_be_made_up for p in points(model).values()):
+        return {}
+    everything = Execution(Masking(), record=True)
+    everything.run(model, x)
+    assert everything.trace is not None
+    return {kind: edge(everything.trace, model, kind) for kind in EDGES}
+
+
+def _check(
+    tolerance: float,
+    kind: str,
+    n: int,
+    got: list[Tensor],
+    answer: list[Tensor],
+    said: Trace,
+    right: Trace,
+    *,
+    own: bool,
+) -> Check:
+    error = max((_error(a, b) for a, b in zip(got, answer, strict=True)), default=0.0)
+    mine, theirs = said.reached_only(), right.reached_only()
+    same = mine.keys() == theirs.keys() and all(torch.equal(mine[k][1], theirs[k][1]) for k in mine)
+    asked = sum(int(r.sum()) for _, r in theirs.values())
+    wrong = sum(int((mine[k][0] != v).flatten(1).any(1).sum()) if v.dim() > 1 else int((mine[k][0] != v).sum())
+                for k, (v, _) in theirs.items() if k in mine) if own else 0  # fmt: skip
+    return Check(kind, n, error, tolerance, same, wrong / max(asked, 1))
+
+
+def _error(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape:
+        return float("inf")
+    finite = torch.isfinite(b)
+    if not torch.equal(finite, torch.isfinite(a)):
+        return float("inf")
+    difference = (a - b).masked_fill(~finite, 0).abs().max() if a.is_floating_point() else (a != b).double().max()
+    scale = b.masked_fill(~finite, 0).abs().max().clamp(min=1e-30) if b.is_floating_point() else 1.0
+    return float(difference / scale)

@@ -1,0 +1,114 @@
+"""Other ways to write the same down that are faster, on the portable graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from dynbench.graph.levels import Item, Level, used_in, without_dead, written_back
+
+
+def simplified(model: ModelProto) -> ModelProto:
+    """The same model with fewer or faster nodes: poolings of whole maps, steps of LSTM cells."""
+    root = Level.read(model.graph)
+    for level in root.below():
+        level.items = [new for item in level.items for new in _pooled(item)]
+    graph = _Values(root)
+    graph.undo_squeezes()
+    graph.fold_linear_into_lstm()
+    without_dead(root)
+    return written_back(model, root)
+
+
+def _pooled(item: Item) -> list[Item]:
+    """Means over a map become global average poolings, which are made in the layout of convolutions."""
+    node: NodeProto = item.node
+    if node.op_type != "ReduceMean" or len(node.input) != 1:
+        return [item]
+    said = {a.name: a for a in node.attribute}
+    if "axes" not in said or list(said["axes"].ints) not in ([2, 3], [-2, -1]):
+        return [item]
+    keep = "keepdims" not in said or said["keepdims"].i == 1
+    if keep:
+        return [Item(helper.make_node("GlobalAveragePool", node.input, node.output, name=node.name))]
+    pooled = f"{node.output[0]}/pooled"
+    return [
+        Item(helper.make_node("GlobalAveragePool", node.input, [pooled], name=node.name)),
+        Item(helper.make_node("Flatten", [pooled], node.output, name=f"{node.name}/Flatten", axis=1)),
+    ]
+
+
+class _Values:
+    """Who makes and who reads each value.
+
+    Args:
+        root: of all levels.
+    """
+
+    def __init__(self, root: Level) -> None:
+        self.root = root
+        self.maker: dict[str, tuple[Level, Item]] = {}
+        self.weights: dict[str, np.ndarray] = {}
+        for level in root.below():
+            self.weights |= {k: numpy_helper.to_array(w) for k, w in level.weights.items()}
+            for item in level.items:
+                for value in item.node.output:
+                    self.maker[value] = (level, item)
+                if item.node.op_type == "Constant" and item.node.attribute[0].name == "value":
+                    self.weights[item.node.output[0]] = numpy_helper.to_array(item.node.attribute[0].t)
+        self.uses: Counter[str] = used_in(root)
+
+    def made_by(self, value: str, kind: str) -> NodeProto | None:
+        """The node that makes a value, if it is of this kind."""
+        node = self.maker[value][1].node if value in self.maker else None
+        return node if node is not None and node.op_type == kind else None
+
+    def each(self, kind: str, change: Callable[[Level, NodeProto], None]) -> None:
+        """Calls `change` for each node of a kind."""
+        for level in self.root.below():
+            for item in list(level.items):
+                if item.node.op_type == kind:
+                    change(level, item.node)
+
+    def undo_squeezes(self) -> None:
+        """What is squeezed and unsqueezed again at the same place stays as it was."""
+        names: dict[str, str] = {}
+
+        def undo(_: Level, node: NodeProto) -> None:
+            before = self.made_by(node.input[0], "Squeeze")
+            if before is not None and len(before.input) == 2 and self._same(before.input[1], node.input[1]):
+                names[node.output[0]] = before.input[0]
+
+        self.each("Unsqueeze", undo)
+        for level in self.root.below():
+            for item in level.items:
+                item.node.input[:] = [names.get(v, v) for v in item.node.input]
+
+    def _same(self, a: str, b: str) -> bool:
+        return a in self.weights and b in self.weights and np.array_equal(self.weights[a], self.weights[b])
+
+    def fold_linear_into_lstm(self) -> None:
+        """A linear layer that only the input of a step reads becomes part of the step's own: W (E x + e) + w."""
+
+        def fold(level: Level, node: NodeProto) -> None:
+            wide = self.made_by(node.input[0], "Unsqueeze")
+            linear = None if wide is None else self.made_by(wide.input[0], "Gemm")
+            if wide is None or linear is None or self.uses[wide.input[0]] > 1 or self.uses[node.input[0]] > 1:
+                return
+            said = {a.name: a.i for a in linear.attribute if a.name.startswith("trans")}
+            read = [self.weights.get(v) for v in (*linear.input[1:], *node.input[1:4:2])]
+            if said != {"transB": 1} or len(read) != 4 or any(w is None for w in read):
+                return
+            inner, offset, outer, bias = (np.asarray(w, np.float64) for w in read)
+            half = bias.shape[1] // 2
+            shifted = np.concatenate([bias[:, :half] + outer[0] @ offset, bias[:, half:]], 1)
+            for at, value in ((1, outer @ inner), (3, shifted)):
+                name = f"{node.name}/{'folded' if at == 1 else 'bias'}"
+                level.weights[name] = numpy_helper.from_array(value.astype(np.float32), name)
+                node.input[at] = name
+            wide.input[0] = linear.input[0]
+
+        self.each("LSTM", fold)

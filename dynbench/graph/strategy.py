@@ -1,0 +1,321 @@
+"""A strategy that never looks at a value on the host, so that a trace of it is the whole dynamic network.
+
+Two of it: for any batch, where who needs a body is gathered, computed and put back; and for a single item, where every
+choice is a branch and nothing moves. Both are also ordinary strategies: run eagerly they give the same answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynbench.dynamic.context import Execution, Frame
+from dynbench.dynamic.items import first, map_items, wide
+from dynbench.dynamic import DecisionPoint, Loop, Pick, Program, Route, Skip, Weights, Width
+from dynbench.graph.operators import (
+    added,
+    anybody,
+    blank,
+    either,
+    grouped,
+    leaves,
+    nobody,
+    put,
+    rows_of,
+    seen,
+    split,
+    take,
+    whose,
+)
+from dynbench.errors import DynbenchError
+from dynbench.strategies.base import Strategy, together
+
+Key = tuple[str, tuple[int, ...]]  # a point's name, sizes of the coordinates below the sample
+
+
+class CannotTrace(DynbenchError):
+    """A model or point that no graph can be made of; the message says which and why, in one sentence."""
+
+
+@dataclass
+class Event:
+    """Decisions taken at one visit of a point.
+
+    Attributes:
+        ids: of the items asked, [m].
+        value: what the model itself decided for them, [m, ...].
+        known: the ids, where the host knows them.
+    """
+
+    ids: Tensor
+    value: Tensor
+    known: range | None = None
+
+
+class Tracing(Execution):
+    """An execution that can be traced: ids are tensors, decisions are kept as events, replayed ones come from tables.
+
+    Args:
+        strategy: an `InGraph`.
+        tables: decisions to use instead of the model's own, by key: [n * sizes, ...]; None: learned.
+
+    Attributes:
+        events: what was decided so far, by key, in the branch that is traced now.
+    """
+
+    def __init__(self, strategy: InGraph, tables: dict[Key, Tensor] | None = None) -> None:
+        super().__init__(strategy)
+        self.tables = tables
+        self.events: dict[Key, list[Event]] = {}
+
+    def run(self, model: nn.Module, *args: Any, start: int = 0, items: int | None = None) -> Any:
+        """The model's answer for a batch that is a stream of its own."""
+        from dynbench.dynamic.context import _current
+
+        x = first(args)
+        single = isinstance(self.strategy, OneItem)
+        self.frame = Frame.root(0, 1, 1, x.device) if single else Frame(None, "root", x.device, (0,))
+        if not single:
+            self.frame._ids, self.frame._span_known = torch.arange(x.shape[0], device=x.device), True
+        token = _current.set(self)
+        try:
+            return self.strategy.run(self, model, args)
+        finally:
+            _current.reset(token)
+
+    def decide(self, point: DecisionPoint, scores: Tensor, rule: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The model's own decision, kept as an event; where there are tables, theirs is used."""
+        own = scores if rule is None else rule(scores)
+        key = (point.name, tuple(map(int, self.frame.extent[1:])))  # while tracing, sizes are tensors
+        self.events.setdefault(key, []).append(Event(self.frame.ids, own, self.frame.span))
+        used = own if self.tables is None or key not in self.tables else self._forced(self.tables[key])
+        return seen(used, *_kind(point))
+
+    def _forced(self, table: Tensor) -> Tensor:
+        span = self.frame.span
+        return table.index_select(0, self.frame.ids) if span is None else table[span.start : span.stop : span.step]
+
+    def lazily(self, cond: Tensor, yes: Callable[[], Any], no: Callable[[], Any], *, guard: bool = False) -> Any:
+        """`yes()` where cond, of one bool, holds, else `no()`, decisions that were taken there included."""
+        outside, found = self.events, []
+        for side in (yes, no):
+            self.events = {}
+            value = side()
+            found.append((value, {key: _joined(events) for key, events in self.events.items()}))
+        self.events = outside
+        (a, said), (b, otherwise) = found
+        for key in {**said, **otherwise}:
+            like = said.get(key) or otherwise[key]
+            said.setdefault(key, nobody(like))
+            otherwise.setdefault(key, nobody(like))
+        keys = list(said)
+        value, decided = either(cond, (a, [said[k] for k in keys]), (b, [otherwise[k] for k in keys]), guard=guard)
+        for key, (ids, what) in zip(keys, decided, strict=True):
+            self.events.setdefault(key, []).append(Event(ids, what))
+        return value
+
+
+def _joined(events: list[Event]) -> tuple[Tensor, Tensor]:
+    if len(events) == 1:
+        return events[0].ids, events[0].value
+    return torch.cat([e.ids for e in events]), torch.cat([e.value for e in events])
+
+
+def _kind(point: DecisionPoint) -> tuple[str, int]:
+    if isinstance(point, Skip):
+        return "skip", 0
+    if isinstance(point, Loop):
+        return "loop", 0
+    return ("route", len(point.experts)) if isinstance(point, Route) else ("as it is", 0)
+
+
+USUAL = 0.9  # share of items from which on a decision is taken for the usual one
+LARGE = 4096  # bytes of an item
+
+
+class InGraph(Strategy):
+    """Gather, compute, put back, without a look at who they are; of any batch.
+
+    Args:
+        rates: how often the body of a Skip is run, by name, as far as known. Where nearly always or hardly ever, a batch
+            in which all do, or none, has a branch of its own in which nothing moves. It changes no answer.
+    """
+
+    name = "in_graph"
+
+    def __init__(self, rates: dict[str, float] | None = None) -> None:
+        self.rates = rates or {}
+
+    def skip(self, ex: Execution, point: Skip, x: Any, keep: Tensor, soft: Tensor | None) -> Any:
+        """The body for those who keep it, `otherwise` for the rest; where one of them is usual, first asks for that."""
+        rate = self.rates.get(point.name, 0.5)
+        usual, others = (point.body, ~keep) if rate > 0.5 else (point.otherwise, keep)
+        if max(rate, 1 - rate) < USUAL or usual is None:
+            return self.parted(ex, point, x, keep)
+        assert isinstance(ex, Tracing)
+        return ex.lazily(anybody(rows_of(others)), lambda: self.parted(ex, point, x, keep), lambda: usual(x))
+
+    def parted(self, ex: Execution, point: Skip, x: Any, keep: Tensor) -> Any:
+        """Those who keep the body apart from the rest."""
+        rows = rows_of(keep)
+        y = self.on(ex, rows, x, point.body)
+        if point.otherwise is None:
+            return put(x, rows, y)
+        rest = rows_of(~keep)
+        z = self.on(ex, rest, x, point.otherwise)
+        return put(put(blank(y, keep), rows, y), rest, z)
+
+    def on(self, ex: Execution, rows: Tensor, x: Any, body: Callable[[Any], Any], *, gathered: bool = False) -> Any:
+        """The body for the items `rows` [m] of x, or where they are `gathered` for x itself; not entered for none."""
+        assert isinstance(ex, Tracing)
+        like: list[Any] = []
+
+        def some() -> Any:
+            with ex.narrow(rows):
+                like.append(body(x if gathered else take(x, rows)))
+            return like[0]
+
+        return ex.lazily(anybody(rows), some, lambda: nobody(like[0]), guard=True)
+
+    def route(self, ex: Execution, point: Route | Skip, x: Any, chosen: Tensor, weights: Tensor | None) -> Any:
+        """(item, slot) pairs in the order of their experts; each computes its own, and all are put back at once."""
+        experts, k = list(point.experts), int(chosen.shape[1])
+        order, sizes = grouped(chosen, len(experts))
+        rows = whose(order, k)
+        y = _joined_items([self.on(ex, mine, part, expert or _same, gathered=True) for mine, part, expert in zip(
+            split(rows, sizes, len(experts)), _cut(x, rows, sizes, len(experts)), experts, strict=True)])  # fmt: skip
+        if weights is None:
+            return put(blank(y, chosen), order, y)
+        w = weights.flatten().index_select(0, order)
+        y = map_items(lambda t: t * wide(w, t), y)
+        return put(blank(y, chosen), order, y) if k == 1 else added(blank(y, chosen), rows, y)
+
+    def loop(self, ex: Execution, point: Loop, state: Any) -> Any:
+        """Who is done leaves for good; what is left of the loop lies in a branch that is not entered without items."""
+        return self._from(ex, point, state, 0)
+
+    def _from(self, ex: Execution, point: Loop, state: Any, k: int) -> Any:
+        """The answers of these items, step k and all later ones still to come."""
+        assert isinstance(ex, Tracing)
+        state, new, halted = point.once(ex, state, k)
+        if k == point.max_steps - 1:
+            return new
+        if halted is None:
+            return self._from(ex, point, state, k + 1)
+        stay = rows_of(~halted)
+
+        def rest() -> Any:
+            with ex.narrow(stay):
+                return put(new, stay, self._from(ex, point, take(state, stay), k + 1))
+
+        return ex.lazily(anybody(stay), rest, lambda: new)
+
+    def pick(self, ex: Execution, point: Pick, x: Any, at: Tensor, weights: Tensor | None) -> Any:
+        """The picked parts gathered, computed and put back: all shapes are known."""
+        k, parts = int(at.shape[1]), int(first(x).shape[1])
+        rows = (at + torch.arange(at.shape[0]).unsqueeze(1) * parts).flatten()
+        flat = map_items(lambda t: t.flatten(0, 1), x)
+        mine = map_items(lambda t: t.unflatten(0, (-1, k)), take(flat, rows))
+        y = point.body(mine, None) if weights is None else point.body(mine, None, weights)
+        if not point.back:
+            return y
+        out = put(flat, rows, map_items(lambda t: t.flatten(0, 1), y))
+        return map_items(lambda t: t.unflatten(0, (-1, parts)), out)
+
+    def weights(self, ex: Execution, point: Weights, x: Any, code: Tensor) -> Any:
+        """By the number of a code as a Route; a Width sliced to what anybody uses; else weights of their own."""
+        if isinstance(point, Width):
+            return point.layer.special(code.any(0))(x, code[:, code.any(0)])  # type: ignore[operator]
+        if point.codes is None or not point.shared or point.together or code.dim() != 1:
+            return together(ex, point, x, code)
+        return self.route(ex, _by_code(point), x, code.unsqueeze(1), None)
+
+    def program(self, ex: Execution, point: Program, x: Any, layouts: Tensor) -> Any:
+        """Refused: a program is scheduled on the host."""
+        raise CannotTrace(f"Program {point.name!r} is scheduled on the host, from layouts that a graph does not know")
+
+
+class OneItem(InGraph):
+    """Of a single item: each choice is a branch, nothing is gathered. Parts of it that are many items are grouped."""
+
+    name = "one_item"
+
+    def skip(self, ex: Execution, point: Skip, x: Any, keep: Tensor, soft: Tensor | None) -> Any:
+        """The body or what stands for it."""
+        if not _alone(ex):
+            return super().skip(ex, point, x, keep, soft)
+        otherwise = _same if point.otherwise is None else point.otherwise
+        return ex.lazily(keep, lambda: point.body(x), lambda: otherwise(x))  # type: ignore[attr-defined]
+
+    def route(self, ex: Execution, point: Route | Skip, x: Any, chosen: Tensor, weights: Tensor | None) -> Any:
+        """The chosen expert; of several per item, each that was chosen."""
+        if not _alone(ex) or chosen.shape[1] != 1:
+            return super().route(ex, point, x, chosen, weights)
+        y = self._among(ex, list(point.experts), 0, x, chosen[0, 0])
+        return y if weights is None else map_items(lambda t: t * wide(weights[:, 0], t), y)
+
+    def _among(self, ex: Execution, experts: list[Any], begin: int, x: Any, chosen: Tensor) -> Any:
+        """A tree of branches over experts `begin` and on."""
+        assert isinstance(ex, Tracing)
+        if len(experts) == 1:
+            return x if experts[0] is None else experts[0](x)
+        half = len(experts) // 2
+        return ex.lazily(
+            chosen < begin + half,
+            lambda: self._among(ex, experts[:half], begin, x, chosen),
+            lambda: self._among(ex, experts[half:], begin + half, x, chosen),
+        )
+
+    def _from(self, ex: Execution, point: Loop, state: Any, k: int) -> Any:
+        """The item's answer: this step's where it halts, else that of what is left of the loop, in a branch."""
+        if not _alone(ex):
+            return super()._from(ex, point, state, k)
+        assert isinstance(ex, Tracing)
+        state, new, halted = point.once(ex, state, k)
+        if k == point.max_steps - 1:
+            return new
+        if halted is None:
+            return self._from(ex, point, state, k + 1)
+        return ex.lazily(halted, lambda: new, lambda: self._from(ex, point, state, k + 1))
+
+
+def _alone(ex: Execution) -> bool:
+    span = ex.frame.span
+    return span is not None and len(span) == 1
+
+
+def _cut(x: Any, rows: Tensor, sizes: Tensor, parts: int) -> list[Any]:
+    """The items `rows` of x, in parts: small ones gathered together, large ones apart, as each is copied once then."""
+    if first(x)[0].numel() * first(x).element_size() > LARGE:
+        return [take(x, mine) for mine in split(rows, sizes, parts)]
+    every = take(x, rows)
+    cut: list[list[Tensor]] = [split(t, sizes, parts) for t in leaves(every)]
+    return [_rebuilt(every, iter([c[i] for c in cut])) for i in range(parts)]
+
+
+def _rebuilt(like: Any, parts: Iterator[Tensor]) -> Any:
+    return map_items(lambda _: next(parts), like)
+
+
+def _joined_items(parts: list[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else map_items(lambda *t: torch.cat(t), *parts)
+
+
+def _same(x: Any) -> Any:
+    return x
+
+
+class _ByCode(nn.Module):
+    """The layer made for one code."""
+
+
+def _by_code(point: Weights) -> Any:
+    params = point.generate(torch.arange(point.codes or 0))
+    each = [map_items(lambda t, i=i: t[i], params) for i in range(point.codes or 0)]
+    made: Any = _ByCode()
+    made.name, made.experts = point.name, [point.layer.special(p) for p in each]  # type: ignore[operator]
+    return made

@@ -1,0 +1,135 @@
+"""How the exporter writes down our own operators, and those of torch that it does not know, as plain ONNX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.onnx import symbolic_helper
+from torch.onnx import register_custom_op_symbolic as register
+
+OPSET = 17
+LAZY, BLANK = "dynbench::Either", "dynbench::Blank"  # what `branches` looks for
+_parse = symbolic_helper._parse_arg
+_INT64 = 7  # of ONNX
+_done = False
+_splits: set[int] = set()
+
+
+def _either(g: Any, cond: Any, yes: Any, no: Any, group: Any, guard: Any, rest: Any) -> Any:
+    said = {"group_i": _parse(group, "i"), "guard_i": _parse(guard, "i"), "rest_i": _parse(rest, "is")}
+    return _known(g.op(LAZY, cond, yes, no, **said), yes, rest)
+
+
+def _blank(g: Any, like: Any, items: Any, rest: Any) -> Any:
+    kind = like.type().scalarType()
+    return _known(g.op(BLANK, items, rest_i=_parse(rest, "is"), like_s=str(kind)), like, rest)
+
+
+def _known(out: Any, like: Any, rest: Any) -> Any:
+    """Tells the exporter the dtype and the sizes of an item."""
+    out.setType(like.type().with_sizes([None, *_parse(rest, "is")]))
+    return out
+
+
+def _long(g: Any, *values: int) -> Any:
+    return g.op("Constant", value_t=torch.tensor(values, dtype=torch.long))
+
+
+def _put(g: Any, into: Any, rows: Any, part: Any) -> Any:
+    out = g.op("ScatterND", into, g.op("Unsqueeze", rows, _long(g, 1)), part)
+    out.setType(into.type())
+    return out
+
+
+def _added(g: Any, into: Any, rows: Any, part: Any) -> Any:
+    out = g.op("ScatterND", into, g.op("Unsqueeze", rows, _long(g, 1)), part, reduction_s="add")
+    out.setType(into.type())
+    return out
+
+
+def _grouped(g: Any, chosen: Any, experts: Any) -> Any:
+    """One NonZero over [E, n k] finds the places in the order of experts."""
+    each = g.op("Constant", value_t=torch.arange(_parse(experts, "i")).unsqueeze(1))
+    hit = g.op("Equal", g.op("Reshape", chosen, _long(g, 1, -1)), each)
+    order = g.op("Gather", g.op("NonZero", hit), g.op("Constant", value_t=torch.tensor(1)), axis_i=0)
+    sizes = g.op("ReduceSum", g.op("Cast", hit, to_i=_INT64), _long(g, 1), keepdims_i=0)
+    return order, sizes
+
+
+def split_symbolic(parts: int) -> None:
+    """Tells the exporter of `dynbench::parts{n}`; once for each n."""
+    if parts in _splits:
+        return
+
+    def symbolic(g: Any, x: Any, sizes: Any) -> Any:
+        found = g.op("Split", x, sizes, axis_i=0, outputs=parts)
+        if (known := x.type().sizes()) is not None:
+            for part in found:
+                part.setType(x.type().with_sizes([None, *known[1:]]))
+        return tuple(found)
+
+    register(f"dynbench::parts{parts}", symbolic, OPSET)
+    _splits.add(parts)
+
+
+def _whose(g: Any, pairs: Any, k: Any) -> Any:
+    return g.op("Div", pairs, g.op("Constant", value_t=torch.tensor(_parse(k, "i"))))
+
+
+def _rows(g: Any, keep: Any) -> Any:
+    return g.op("Reshape", g.op("NonZero", keep), _long(g, -1))
+
+
+def _seen(g: Any, decision: Any, kind: Any, size: Any) -> Any:
+    return decision
+
+
+def _entr(g: Any, p: Any) -> Any:
+    """-p log p; 0 at 0."""
+    tiny = g.op("Constant", value_t=torch.tensor(torch.finfo(torch.float32).tiny))
+    return g.op("Neg", g.op("Mul", p, g.op("Log", g.op("Max", p, tiny))))
+
+
+def _rms_norm(g: Any, x: Any, shape: Any, weight: Any, eps: Any) -> Any:
+    axes = list(range(-len(_parse(shape, "is")), 0))
+    small = _parse(eps, "f")
+    small = torch.finfo(torch.float32).eps if small is None else small
+    mean = g.op("ReduceMean", g.op("Mul", x, x), axes_i=axes, keepdims_i=1)
+    root = g.op("Sqrt", g.op("Add", mean, g.op("Constant", value_t=torch.tensor(small))))
+    y = g.op("Div", x, root)
+    return y if symbolic_helper._is_none(weight) else g.op("Mul", y, weight)
+
+
+def _lstm(g: Any, x: Any, h: Any, c: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
+    """One step of an LSTM cell. torch's gates are i, f, g, o; ONNX's are i, o, f, g."""
+    kind, zero, hidden = h.type(), _long(g, 0), w_hh.type().sizes()[1]
+
+    def in_order(w: Any) -> Any:
+        i, f, n, o = (g.op("Slice", w, _long(g, k * hidden), _long(g, (k + 1) * hidden), _long(g, 0)) for k in range(4))
+        return g.op("Concat", i, o, f, n, axis_i=0)
+
+    weights = [g.op("Unsqueeze", in_order(w), zero) for w in (w_ih, w_hh)]
+    bias = g.op("Unsqueeze", g.op("Concat", in_order(b_ih), in_order(b_hh), axis_i=0), zero)
+    nothing = g.op("prim::Constant")
+    nothing.setType(torch._C.OptionalType.ofTensor())
+    x, h0, c0 = (g.op("Unsqueeze", v, zero) for v in (x, h, c))
+    _, h, c = g.op("LSTM", x, *weights, bias, nothing, h0, c0, hidden_size_i=hidden, outputs=3)
+    h, c = (g.op("Squeeze", v, zero) for v in (h, c))
+    h.setType(kind)
+    c.setType(kind)
+    return h, c
+
+
+def register_symbolics() -> None:
+    """Tells torch's exporter; once is enough."""
+    global _done
+    if _done:
+        return
+    for name, symbolic in {
+        "dynbench::either": _either, "dynbench::blank": _blank, "dynbench::put": _put, "dynbench::added": _added,
+        "dynbench::grouped": _grouped, "dynbench::whose": _whose, "dynbench::rows": _rows, "dynbench::seen": _seen,
+        "aten::special_entr": _entr, "aten::rms_norm": _rms_norm, "dynbench::lstm": _lstm,
+    }.items():  # fmt: skip
+        register(name, symbolic, OPSET)
+    _done = True

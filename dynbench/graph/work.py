@@ -1,0 +1,86 @@
+"""FLOPs that a graph really executed, from ONNX Runtime's own record of what ran on which shapes."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from dynbench.graph.compile import Graph
+from dynbench.graph.session import Session
+
+Shapes = list[list[int]]
+Attributes = dict[str, Any]
+
+
+def _convolution(inputs: Shapes, outputs: Shapes, said: Attributes) -> int:
+    return 2 * math.prod(outputs[0]) * math.prod(inputs[1][1:])
+
+
+def _transposed(inputs: Shapes, outputs: Shapes, said: Attributes) -> int:
+    return 2 * math.prod(inputs[0]) * math.prod(inputs[1][1:])
+
+
+def _product(inputs: Shapes, outputs: Shapes, said: Attributes) -> int:
+    return 2 * math.prod(outputs[0]) * inputs[0][-1]
+
+
+def _gemm(inputs: Shapes, outputs: Shapes, said: Attributes) -> int:
+    return 2 * math.prod(outputs[0]) * inputs[0][0 if said.get("transA") else 1]
+
+
+def _lstm(inputs: Shapes, outputs: Shapes, said: Attributes) -> int:
+    (steps, n, _), weights, recurrent = inputs[0], inputs[1], inputs[2]
+    return 2 * steps * n * (math.prod(weights) + math.prod(recurrent))
+
+
+FORMULAS: dict[str, Callable[[Shapes, Shapes, Attributes], int]] = {
+    "Conv": _convolution, "ConvTranspose": _transposed, "MatMul": _product, "Gemm": _gemm, "LSTM": _lstm,
+}  # fmt: skip
+UNKNOWN = frozenset({"Einsum", "GRU", "RNN", "Det", "Loop", "Scan"})  # compute, but have no formula here
+
+
+def executed_flops(graph: Graph, feeds: list[dict[str, np.ndarray]]) -> int:
+    """FLOPs (1 MAC = 2 FLOPs) of all these batches (`Session.feeds`).
+
+    Raises:
+        ValueError: an operator that computes and has no formula.
+    """
+    said = {n.name: n for n in _all_nodes(graph.model.graph)}
+    total = 0
+    with tempfile.TemporaryDirectory(prefix="dynbench-graph-") as folder:
+        session = Session(graph, fast=False, profile=str(Path(folder) / "profile"))
+        for batch in feeds:
+            session.answer(batch)
+        events = json.loads(Path(session.session.end_profiling()).read_text(encoding="utf-8"))
+    for event in events:
+        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
+            continue
+        kind, args = event["args"]["op_name"], event["args"]
+        if kind in UNKNOWN:
+            raise ValueError(f"operator {kind} has no FLOP formula")
+        if kind in FORMULAS:
+            node = said.get(event["name"].removesuffix("_kernel_time"))
+            attributes = {} if node is None else {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            total += FORMULAS[kind](_sizes(args["input_type_shape"]), _sizes(args["output_type_shape"]), attributes)
+    return total
+
+
+def _sizes(typed: list[dict[str, list[int]]]) -> Shapes:
+    return [sizes for of in typed for sizes in of.values()]
+
+
+def _all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    found = []
+    for node in graph.node:
+        found.append(node)
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                found += _all_nodes(attribute.g)
+    return found
