@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bench.paired import Row
 
 CHILD = "DYNBENCH_BENCH_CHILD"  # set in the process that measures
-PARTS = ("null", "layer", "compaction", "cascading", "command", "big")
+PARTS = ("null", "layer", "compaction", "cascading", "deployed", "command", "big")
 LEGEND = """SkipNet-110 runs under compaction with replayed decisions (synthetic, keep-rate 0.5), the cascade under
 cascading (half leave at each level; ResNet-38 is the static net). Efficiency is speed-up over ideal, the ideal dense
 FLOPs over required region FLOPs. Ratios are medians over rounds in which all arms take turns, batch by batch."""
@@ -30,6 +30,9 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="[default: 1]")
     parser.add_argument("--run", type=Path, metavar="DIR", help="run of the default suite [default: newest of runs/]")
     parser.add_argument("--only", choices=PARTS, action="append", help="only this part; may be repeated")
+    parser.add_argument(
+        "--workload", action="append", metavar="NAME", help="only this one of part deployed; may repeat"
+    )
     options = parser.parse_args()
     if CHILD not in os.environ:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(options.threads))
@@ -59,7 +62,7 @@ def measure(options: argparse.Namespace) -> int:
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """The rows of the parts that were chosen."""
-    from bench import big_run, command, layer, null, speed
+    from bench import big_run, command, deployed, layer, null, speed
 
     parts, seconds, thorough = options.only or PARTS, 6.0 if options.quick else 45.0, not options.quick
     if "null" in parts:
@@ -71,6 +74,8 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
             yield from speed.compaction_of_skipnet(batch, seconds, thorough)
     if "cascading" in parts:
         yield from speed.cascading_of_idk(128, seconds, thorough)
+    if "deployed" in parts:
+        yield from deployed.against_deployed(seconds / 2, options.workload)
     if "command" in parts:
         yield from command.default_suite(options.run or command.newest_run())
         yield from command.help_page(3 if options.quick else 15)

@@ -1,10 +1,12 @@
-"""Numbers as text. Here digits are chosen, for sentences, tables and the command line alike; units stand beside."""
+"""Numbers and names as text, for sentences, tables and the command line alike; here digits are chosen."""
 
 from __future__ import annotations
 
 import math
 
-from dynbench.store.schema import Interval
+from dynbench.store.schema import Arm, Interval
+
+ENGINE_NAMES = {"eager": "eager PyTorch", "compile": "torch.compile", "onnxruntime": "ONNX Runtime"}
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -70,6 +72,18 @@ def seconds(value: float) -> str:
     """'2 min 13 s'."""
     whole = round(value)
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
+
+
+def way_in_words(arm: Arm) -> str:
+    """How a network is run, after its name: 'as one ONNX Runtime graph', 'in eager PyTorch (folded)'."""
+    engine = ENGINE_NAMES.get(arm.engine, arm.engine)
+    if arm.control == "graph":
+        where = f"as one {engine} graph"
+    elif arm.kind == "strategy" and arm.engine != "eager":
+        where = f"with its parts in {engine}"
+    else:
+        where = f"in {engine}"
+    return where if arm.form == "plain" else f"{where} ({arm.form.replace('+', ', ')})"
 
 
 def _fixed(value: float, digits: int) -> str:

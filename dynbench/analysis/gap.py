@@ -17,7 +17,7 @@ class Gap:
     """`ideal = speedup x product of losses`, exactly: what counters and profile do not explain is `utilisation`.
 
     Attributes:
-        baseline: the primary one, that the speed-up and the rates refer to.
+        baseline: the primary one, that the speed-up and the rates refer to; of a deployed cell the deployed one.
         ideal: dense FLOPs / required region FLOPs.
         speedup: measured.
         efficiency: speedup / ideal.
@@ -41,7 +41,7 @@ class Gap:
 
 def gap(cell: Cell) -> Gap:
     """Explains one cell; what was not measured stays None or is left out."""
-    against = primary_speedup(cell)
+    against = best_speedup(cell)
     speedup = None if against is None else against.value
     ideal = cell.ideal if cell.flops is None else ideal_speedup(cell.flops)
     efficiency = None if speedup is None or ideal is None else speedup / ideal
@@ -65,13 +65,24 @@ def gap(cell: Cell) -> Gap:
 
 
 def primary_speedup(cell: Cell) -> Speedup | None:
-    """The speed-up against the primary baseline; None where it was not measured."""
+    """The speed-up against the primary baseline, both as written; None where it was not measured."""
     return next((s for s in cell.speedups if s.primary), None)
 
 
 def deployed_speedup(cell: Cell) -> Speedup | None:
     """The speed-up against the primary baseline, both in their fastest way; None where it was not measured."""
     return next((s for s in cell.deployed_speedups if s.primary), None)
+
+
+def best_speedup(cell: Cell) -> Speedup | None:
+    """What a cell is judged by: the deployed speed-up, or that as written; None where neither was measured."""
+    return deployed_speedup(cell) or primary_speedup(cell)
+
+
+def is_written(cell: Cell) -> bool:
+    """Whether a cell is a network as it is written; the deployed ones in another way are not."""
+    plain = cell.arm.control == "host" and cell.arm.engine == "eager" and cell.arm.form == "plain"
+    return not cell.deployed or bool(cell.speedups) or plain
 
 
 def ideal_speedup(flops: Flops) -> float | None:

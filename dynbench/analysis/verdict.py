@@ -1,4 +1,4 @@
-"""What was found for one workload, in a sentence or two that the numbers bear out."""
+"""What was found for one workload, in a few sentences that the numbers bear out."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dynbench.analysis.formatting import digits_of, interval, percent, times
-from dynbench.analysis.gap import gap, primary_speedup
-from dynbench.analysis.headline import Timed, contest, timed
+from dynbench.analysis.formatting import digits_of, interval, percent, times, way_in_words
+from dynbench.analysis.gap import best_speedup, deployed_speedup, gap, is_written
+from dynbench.analysis.headline import Alternative, Contest, Timed, alternatives, contest, timed
 from dynbench.analysis.resolution import direction
 from dynbench.store.schema import Accuracy, Cell, Decisions, Speedup, WorkloadInfo
 from dynbench.unavailable import Unavailable
 
 
 def verdict(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> str:
-    """Says what is saved, what it costs in accuracy, and what it becomes in time.
+    """Says what to use, what is saved, what it costs in accuracy, and what it becomes in time.
 
-    It is about the largest batch size that was measured, and adds a smaller one where that ends otherwise. A
-    difference whose interval contains 1 is called neither faster nor slower. What was not measured is said with its
-    reason.
+    Where a static network is both faster and at least as accurate, the first sentence says so. Then follow what is
+    saved, the dynamic network against the static one in their fastest ways (where ways were tried), both as written,
+    and static networks that are faster but less accurate. It is about the largest batch size that was measured, and
+    adds a smaller one where that ends otherwise. A difference whose interval contains 1 is called neither faster nor
+    slower. What was not measured is said with its reason.
 
     Args:
         info: the workload.
@@ -32,17 +34,19 @@ def verdict(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> str:
         return _static(info, mine, device_phrase)
     if found is None:
         return f"{info.title}: no dynamic strategy was measured."
-    sentences = [_saved(info, found.source, found.entrants, _baseline(mine)), *_declared(info, found.source)]
+    others = alternatives(info, found)
+    sentences = [*_recommended(info, found, others), _saved(info, found, mine), *_declared(info, found.source)]
+    if found.deployed:
+        sentences += _deployed(found, mine, device_phrase)
+    elif any(c.deployed for c in mine):
+        sentences.append(f"Deployed against deployed was not measured: {_why_not_deployed(found, mine)}.")
     if found.ranked:
-        largest = max(found.ranked)
-        sentences.append(f"On {device_phrase} {_measured(found.ranked[largest])}.")
-        sentences += _otherwise(found.ranked)
-        sentences += _failures([c for c in found.entrants if c.status == "failed" and c.batch_size == largest])
+        sentences += _written(found, device_phrase)
     elif any(c.status == "ok" for c in found.entrants):
         sentences.append(_no_baseline(mine))
-    else:
+    elif found.entrants and not found.deployed:
         sentences.append(f"Nothing was timed: {_reasons(found.entrants)}.")
-    return " ".join(sentences)
+    return " ".join([*sentences, *_less_accurate(info, others)])
 
 
 def _static(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> str:
@@ -58,7 +62,13 @@ def _static(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> str:
         if t.cell.batch_size == largest
     ]
     against = measured[0].speedup.baseline
-    return f"{head}. On {device_phrase} at batch {largest}, against {against}: {', '.join(each)}."
+    text = f"{head}. On {device_phrase} at batch {largest}, against {against}: {', '.join(each)}."
+    fastest = [
+        f"{c.arm.name} {times(s.value, digits_of(s))}{_doubt(s)}"
+        for c in cells
+        if c.status == "ok" and c.batch_size == largest and (s := deployed_speedup(c)) is not None
+    ]
+    return f"{text} Each in its fastest way: {', '.join(fastest)}." if fastest else text
 
 
 def _static_name(info: WorkloadInfo, cell: Cell) -> str:
@@ -76,16 +86,18 @@ class _Baseline:
 
 def _baseline(cells: list[Cell]) -> _Baseline:
     for cell in cells:
-        if cell.arm.kind == "baseline" and cell.primary:
+        if cell.arm.kind == "baseline" and cell.primary and is_written(cell):
             return _Baseline(cell.arm.name, "the dense network" if cell.static_twin else cell.arm.name)
-    name = next((s.baseline for c in cells if (s := primary_speedup(c)) is not None), None)
+    name = next((s.baseline for c in cells if (s := best_speedup(c)) is not None), None)
     return _Baseline(name, name or "the dense network")
 
 
 # --- what is saved ---------------------------------------------------------------------------------------------------
 
 
-def _saved(info: WorkloadInfo, source: Decisions, strategies: list[Cell], baseline: _Baseline) -> str:
+def _saved(info: WorkloadInfo, found: Contest, cells: list[Cell]) -> str:
+    source, baseline = found.source, _baseline(cells)
+    strategies = [*found.entrants, *(t.cell for t in found.deployed.values())]
     ideal = next((g.ideal for c in strategies if (g := gap(c)).ideal is not None), None)
     doing = _doing(info)
     unknown = ""
@@ -148,17 +160,38 @@ def _accuracy(info: WorkloadInfo, source: Decisions, baseline: str | None) -> st
     if theirs is None or isinstance(theirs.value, Unavailable):
         return f", at {_level(ours, ours.value)} ({baseline or 'primary baseline'} unknown)"
     if "accuracy" not in ours.metric:
-        better = "" if ours.higher_is_better else " (lower is better)"
-        return f", at {ours.value:.3f} against {theirs.value:.3f} {ours.metric}{better}"
+        return f", at {_both(ours, ours.value, theirs.value)}"
     points = 100 * (ours.value - theirs.value)
-    both = f"{100 * ours.value:.1f} against {100 * theirs.value:.1f} %"
     if abs(points) < 0.05:
-        return f" at the same {ours.metric} ({both})"
+        return f" at the same {ours.metric} ({_percents(ours.value, theirs.value)})"
     difference = f"{abs(points):.1f} points {'more' if points > 0 else 'less'} {ours.metric}"
-    n = min(ours.items, theirs.items)
-    variance = sum(max(0.0, p * (1 - p)) for p in (ours.value, theirs.value))
-    doubt = f", less than {n} inputs can resolve" if n and abs(points) < 196 * math.sqrt(variance / n) else ""
-    return f" at {difference} ({both}{doubt})"
+    inputs = _cannot_resolve(ours, theirs)
+    doubt = f", less than {inputs} inputs can resolve" if inputs else ""
+    return f" at {difference} ({_percents(ours.value, theirs.value)}{doubt})"
+
+
+def _percents(one: float, other: float) -> str:
+    return f"{100 * one:.1f} against {100 * other:.1f} %"
+
+
+def _both(metric: Accuracy, one: float, other: float) -> str:
+    """'90.9 against 89.9 % top-1 accuracy', '2.250 against 2.310 bits per byte (lower is better)'."""
+    if "accuracy" in metric.metric:
+        return f"{_percents(one, other)} {metric.metric}"
+    better = "" if metric.higher_is_better else " (lower is better)"
+    return f"{one:.3f} against {other:.3f} {metric.metric}{better}"
+
+
+def _cannot_resolve(one: Accuracy, other: Accuracy) -> int | None:
+    """The number of inputs where that is too small for the difference of two accuracies; else None."""
+    n = min(one.items, other.items)
+    if "accuracy" not in one.metric or not n or isinstance(one.value, Unavailable):
+        return None
+    if isinstance(other.value, Unavailable):
+        return None
+    variance = sum(max(0.0, p * (1 - p)) for p in (one.value, other.value))
+    difference = abs(one.value - other.value)
+    return n if 0 < difference < 1.96 * math.sqrt(variance / n) else None
 
 
 def _level(accuracy: Accuracy, value: float) -> str:
@@ -166,11 +199,137 @@ def _level(accuracy: Accuracy, value: float) -> str:
     return f"{number} {accuracy.metric}"
 
 
+# --- what to use -----------------------------------------------------------------------------------------------------
+
+
+def _recommended(info: WorkloadInfo, found: Contest, others: dict[int, list[Alternative]]) -> list[str]:
+    """Which static network to use instead, where one is faster and at least as accurate.
+
+    Of the largest batch size, and of the smallest one where that ends otherwise.
+    """
+    ends = dict.fromkeys((max(others), min(others))) if others else {}
+    picks = {size: others[size][0] for size in ends if others[size] and others[size][0].gain >= 0}
+    at = {name: [size for size in picks if picks[size].name == name] for name in (p.name for p in picks.values())}
+    ways = "each in its fastest way" if found.deployed else "both as written"
+    sentences = []
+    for name, sizes in at.items():
+        head = "Use" if len(sizes) == len(ends) else f"At batch {sizes[0]} use"
+        than = [f" as fast as {info.title}"] + [""] * (len(sizes) - 1)
+        speeds = [_as_fast(picks[size], f"{words} at batch {size}") for size, words in zip(sizes, than, strict=True)]
+        accurate = _accurate(info, picks[sizes[0]])
+        sentences.append(f"{head} {name}: it is {' and '.join(speeds)}, {ways}, and {accurate}.")
+    return sentences
+
+
+def _as_fast(other: Alternative, words: str) -> str:
+    """How many times as fast the static network is: '1.38x as fast at batch 32 (95 % CI 1.32 to 1.40)'."""
+    back = _inverse(other.speedup)
+    return f"{times(back.value, digits_of(back))}{words} ({percent(back.confidence)} CI {interval(back)})"
+
+
+def _inverse(found: Speedup) -> Speedup:
+    ends = {"value": 1 / found.value, "low": 1 / found.high, "high": 1 / found.low}
+    return found.model_copy(update=ends)
+
+
+def _accurate(info: WorkloadInfo, other: Alternative) -> str:
+    """'more accurate (90.9 against 89.9 % top-1 accuracy, a difference too small for 1000 inputs to resolve)'."""
+    ours, theirs = info.accuracies["dynamic"], info.accuracies[other.name]
+    assert not isinstance(ours.value, Unavailable) and not isinstance(theirs.value, Unavailable)
+    word = "as accurate" if other.gain == 0 else "more accurate" if other.gain > 0 else "less accurate"
+    inputs = _cannot_resolve(ours, theirs)
+    doubt = f", a difference too small for {inputs} inputs to resolve" if inputs else ""
+    return f"{word} ({_both(ours, theirs.value, ours.value)}{doubt})"
+
+
+def _less_accurate(info: WorkloadInfo, others: dict[int, list[Alternative]]) -> list[str]:
+    """A sentence on each static network that is faster, but less accurate, at the largest batch size."""
+    if not others:
+        return []
+    largest = max(others)
+    return [
+        f"{other.name} is {_as_fast(other, f' as fast at batch {largest}')}, but {_accurate(info, other)}."
+        for other in others[largest]
+        if other.gain < 0
+    ]
+
+
+# --- deployed against deployed ---------------------------------------------------------------------------------------
+
+
+def _deployed(found: Contest, cells: list[Cell], device_phrase: str) -> list[str]:
+    """The dynamic network in its fastest way against the static one in its own."""
+    largest = max(found.deployed)
+    best = found.deployed[largest]
+    static = _deployed_primary(cells, best.cell)
+    ideal = gap(best.cell).ideal
+    tail = "" if ideal is None else f"; the ideal is {times(ideal)}"
+    head = f"Deployed against deployed, on {device_phrase}"
+    sentences = [f"{head}, {_stands(best, static)} at batch {largest}: {_value(best)}{tail}."]
+    ends = direction(best.speedup)
+    for size in sorted(found.deployed):
+        other = found.deployed[size]
+        if direction(other.speedup) != ends:
+            static = _deployed_primary(cells, other.cell)
+            sentences.append(f"At batch {size} {_stands(other, static)}: {_value(other)}.")
+            break
+    failed = [c for c in found.not_deployed if c.status == "failed" and not is_written(c) and c.batch_size > largest]
+    return sentences + _failures(failed)
+
+
+def _stands(best: Timed, static: str) -> str:
+    """'compaction as one ONNX Runtime graph is faster than ResNet-38 as one ONNX Runtime graph'."""
+    is_ = {"faster": "is faster than", "slower": "is slower than", "unclear": "is not measurably faster than"}
+    arm = best.cell.arm
+    return f"{arm.strategy} {way_in_words(arm)} {is_[direction(best.speedup)]} {static}"
+
+
+def _value(best: Timed) -> str:
+    return f"{times(best.speedup.value, digits_of(best.speedup))} ({_ends(best.speedup)})"
+
+
+def _deployed_primary(cells: list[Cell], beside: Cell) -> str:
+    """The primary baseline in its fastest way in the group of a cell: 'ResNet-38 as one ONNX Runtime graph'."""
+    found = (c for c in cells if c.group_id == beside.group_id and c.deployed and c.arm.kind == "baseline")
+    cell = next((c for c in found if c.primary), None)
+    if cell is not None:
+        return f"{cell.arm.name} {way_in_words(cell.arm)}"
+    against = deployed_speedup(beside)
+    return "the primary baseline" if against is None else against.baseline
+
+
+def _why_not_deployed(found: Contest, cells: list[Cell]) -> str:
+    failed = [c for c in found.not_deployed if c.status != "ok"]
+    if failed:
+        return _reasons(failed)
+    if not found.not_deployed:
+        return "no way of the dynamic network could be timed"
+    bases = [c for c in cells if c.arm.kind == "baseline" and c.primary and c.deployed and c.status != "ok"]
+    return _reasons(bases) if bases else f"no way of {_baseline(cells).phrase} could be timed"
+
+
 # --- what it becomes -------------------------------------------------------------------------------------------------
 
 
-def _measured(ranked: list[Timed]) -> str:
-    """`ranked`: the cells of one batch size, best first."""
+def _written(found: Contest, device_phrase: str) -> list[str]:
+    """The strategies as written, and what failed of them."""
+    largest = max(found.ranked)
+    if found.deployed:
+        sentences = [f"As written, in eager PyTorch, {_measured(found.ranked[largest], alone=False)}."]
+    else:
+        sentences = [f"On {device_phrase} {_measured(found.ranked[largest], alone=True)}."]
+    sentences += _otherwise(found.ranked)
+    failed = [c for c in found.entrants if c.status == "failed" and c.batch_size == largest]
+    return sentences + _failures(failed)
+
+
+def _measured(ranked: list[Timed], *, alone: bool) -> str:
+    """The cells of one batch size.
+
+    Args:
+        ranked: best first.
+        alone: the sentence before says what is saved, and no other one names the ideal.
+    """
     (best, speedup), *rest = ranked
     others = [t for t in rest if not t.cell.item_by_item]
     against = f"{speedup.baseline} at batch {best.batch_size}"
@@ -178,7 +337,7 @@ def _measured(ranked: list[Timed]) -> str:
     into = ""
     if direction(speedup) == "faster":
         gives = "gives"
-        if ideal is None or ideal > 1:
+        if alone and (ideal is None or ideal > 1):
             gives, into = "turns that into", "into "
         head = f"{_name(best)} {gives} {times(speedup.value, digits_of(speedup))} against {against} ({_ends(speedup)})"
     else:
@@ -188,7 +347,7 @@ def _measured(ranked: list[Timed]) -> str:
             head = f"{'every strategy measured' if len(ranked) > 1 else _name(best)} is slower than {against}"
         head += f": {_gives(ranked[0])}"
     tail = "".join(f", {_name(t.cell)} {into}{times(t.speedup.value)}{_doubt(t.speedup)}" for t in others)
-    return f"{head}{tail}" + ("" if ideal is None else f"; the ideal is {times(ideal)}")
+    return f"{head}{tail}" + (f"; the ideal is {times(ideal)}" if alone and ideal is not None else "")
 
 
 def _otherwise(ranked: dict[int, list[Timed]]) -> list[str]:
@@ -208,7 +367,7 @@ def _failures(failed: list[Cell]) -> list[str]:
 
 
 def _no_baseline(cells: list[Cell]) -> str:
-    bases = [c for c in cells if c.arm.kind == "baseline" and c.primary]
+    bases = [c for c in cells if c.arm.kind == "baseline" and c.primary and is_written(c)]
     why = f": {_reasons(bases)}" if bases and all(c.status != "ok" for c in bases) else ""
     return f"No speed-up can be given, as there is no measured primary baseline{why}."
 

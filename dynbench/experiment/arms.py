@@ -159,6 +159,6 @@ def runnable(spec: Workload, options: Options, arm: Arm, inputs: Tensor, trace: 
         described = next((b for b in spec.baselines if b.name == arm.baseline), spec.primary)
         described = described.model_copy(update={"form": arm.form})
         model = build_baseline(described, spec, model, inputs[:1])
-    network = prepare_network(model, parts.engines[arm.engine], inputs)
+    network = prepare_network(model, parts.engine(arm.engine), inputs)
     replay = None if arm.live or arm.baseline is not None else trace
     return Call(network, Execution(parts.strategy(arm.strategy), replay=replay), items)

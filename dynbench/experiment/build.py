@@ -195,7 +195,7 @@ class Prepared:
         if key not in self._networks:
             written = self.as_written(arm)
             x = self.batches(min(self.batch_sizes))[0][1]
-            self._networks[key] = prepare_network(written, self.parts.engines[arm.engine], x)
+            self._networks[key] = prepare_network(written, self.parts.engine(arm.engine), x)
         return self._networks[key]
 
     def as_written(self, arm: Arm) -> nn.Module:

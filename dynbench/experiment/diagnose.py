@@ -111,7 +111,7 @@ def diagnose(p: Prepared, source: Source, arm: RunningArm, facts: Facts) -> Work
     if arm.arm.kind == "strategy" and facts.answer is not None:
         columns["phases"] = _phases(arm)
         if not arm.cell.static_twin:  # that one is another function of the input, by intention
-            got = counted.answer if p.parts.engines[arm.arm.engine].as_written else answers(arm.call, arm.batches)
+            got = counted.answer if p.parts.engine(arm.arm.engine).as_written else answers(arm.call, arm.batches)
             columns |= {"max_error": output_error(got, facts.answer), "tolerance": facts.tolerance}
     return Work(executed, facts.required_region, facts.required_total, facts.accounted, facts.accounted_rule, columns)
 

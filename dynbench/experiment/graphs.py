@@ -35,8 +35,12 @@ def session(p: Prepared, source: Source, arm: Arm, batch_size: int) -> Session:
     if key not in p.sessions:
         sizes = (1,) if single else tuple(sorted({n for n in (*PROOF_SIZES, *p.batch_sizes) if n <= p.items}))
         if dynamic:
-            graph = compiled(p.model, p.inputs, single=single, replay=replay, rates=_rates(p, source))
+            rates = _rates(p, source)
+            graph = compiled(p.model, p.inputs, single=single, replay=replay, rates=rates)
             _prove(p, graph, sizes)
+            if not replay:  # its own decisions do not lead everywhere: the same graph with decisions none, all and one
+                replaying = compiled(p.model, p.inputs, single=single, replay=True, rates=rates)
+                _prove(p, replaying, tuple(n for n in sizes if n in PROOF_SIZES))
         else:
             written = p.as_written(arm)
             graph = static_graph(written, p.inputs)

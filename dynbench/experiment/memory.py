@@ -53,12 +53,13 @@ class ProbeRequest:
     @property
     def engine(self) -> str:
         """The arm's engine, as the options name it."""
-        return next(name for name in self.options.engines if load_engine(name).name == self.arm.engine)
+        asked = {load_engine(name).name: name for name in self.options.engines}
+        return asked.get(self.arm.engine, self.arm.engine)
 
     @property
     def warm(self) -> bool:
         """Whether the call is measured after another one: so it is for all arms of a run if an engine prepares."""
-        return not all(load_engine(name).as_written for name in self.options.engines)
+        return self.options.deployed or not all(load_engine(name).as_written for name in self.options.engines)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """The request as a message; its tensors are written to `folder`."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynbench import engines
+from dynbench.engines import ENGINES, Engine
+from dynbench.engines import PROTOCOL as ENGINE_PROTOCOL
 from dynbench.errors import UserError
 from dynbench.experiment.spec import STRATEGY_NAMES, Options, Workload, part_reference
 from dynbench.meters.loads import LOADS, Load
@@ -32,7 +33,7 @@ class Parts:
     """
 
     strategies: dict[str, type[Strategy]]
-    engines: dict[str, engines.Engine]
+    engines: dict[str, Engine]
     load: Load
     quantities: list[Quantity]
 
@@ -55,18 +56,22 @@ class Parts:
             load_quantities(spec.quantities, spec.folder),
         )
 
+    def engine(self, name: str) -> Engine:
+        """An engine by its name: one that was asked for, or one of those that the tournament tries."""
+        return self.engines[name] if name in self.engines else ENGINES[name]
+
     def strategy(self, name: str | None) -> Strategy:
         """A new instance; None: the one that static networks run under."""
         return Dense() if name is None else self.strategies[name]()
 
 
-def load_engine(reference: str) -> engines.Engine:
+def load_engine(reference: str) -> Engine:
     """An engine by its name, or one of the user's own.
 
     Raises:
         UserError: there is none, or it does not fit the protocol.
     """
-    engine: engines.Engine = choose(reference, engines.ENGINES, Path.cwd(), "an engine", engines.PROTOCOL)
+    engine: Engine = choose(reference, ENGINES, Path.cwd(), "an engine", ENGINE_PROTOCOL)
     return engine
 
 

@@ -22,6 +22,7 @@ from dynbench.store.schema import Accuracy, Cell, Manifest, NotMeasured, Workloa
 from dynbench.version import __version__
 
 Say = Callable[[str], None]
+ATTEMPTS = 4  # to measure a group: a network that ends the process may do so in several ways
 
 
 @dataclass
@@ -306,7 +307,7 @@ def _check_quantities(info: WorkloadInfo, plan: Plan) -> None:
 
 
 def _measure(worker: Worker, group: Group, options: Options, out: Path, observer: Observer) -> tuple[list[Cell], float]:
-    """Measures a group; after a death once more without the arm that was running, which is recorded as failed.
+    """Measures a group; after a death again without the arm that was running, which is recorded as failed.
 
     The measuring process writes the group's samples itself.
 
@@ -315,7 +316,7 @@ def _measure(worker: Worker, group: Group, options: Options, out: Path, observer
     """
     failed: dict[str, str] = {}
     reason = ""
-    for _ in range(2):
+    for _ in range(ATTEMPTS):
         request = {
             "do": "measure",
             "file": group.file,
@@ -335,7 +336,7 @@ def _measure(worker: Worker, group: Group, options: Options, out: Path, observer
             reason, arm = str(e), getattr(e, "arm", None)
             if arm is None:
                 break
-            observer.say(f"{group.group_id}: {reason} while running {arm}; once more without it")
+            observer.say(f"{group.group_id}: {reason} while running {arm}; again without it")
             failed[arm] = reason
     observer.say(f"{group.group_id}: given up: {reason}")
     return _failures(group, {c.arm.key: failed.get(c.arm.key, reason) for c in group.cells}), 0.0

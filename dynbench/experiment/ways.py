@@ -118,7 +118,7 @@ class Tournament:
         found = list(cells)
         static = [list(static_ways(self._p, b)) for b in self._p.spec.baselines or [self._p.spec.primary]]
         for ways in (list(dynamic_ways(self._p, self._source)), *static):
-            candidates = self._ranked(ways)
+            candidates = self._ranked(ways, {a.engine for a in ways if a.key in self._without})
             if not candidates or candidates[0].ratio is None:
                 continue
             update = {"deployed": True, "candidates": candidates}
@@ -130,9 +130,9 @@ class Tournament:
                 found[place] = found[place].model_copy(update=update)
         return found
 
-    def _ranked(self, ways: list[Arm]) -> list[Candidate]:
-        """All ways, the fastest first; those that were not timed last."""
-        entries = [self._entry(arm) for arm in ways]
+    def _ranked(self, ways: list[Arm], fatal: set[str]) -> list[Candidate]:
+        """All ways, the fastest first; those that were not timed last. `fatal`: engines that ended the process."""
+        entries = [self._entry(arm, fatal) for arm in ways]
         self._play(entries)
         fastest = min((_median_ns(e) for e in entries if e.times_ns), default=0.0)
         ranked = sorted(entries, key=lambda e: _median_ns(e) if e.times_ns else np.inf)
@@ -140,10 +140,10 @@ class Tournament:
             Candidate(arm=e.arm, ratio=_median_ns(e) / fastest if e.times_ns else None, reason=e.reason) for e in ranked
         ]
 
-    def _entry(self, arm: Arm) -> Entry:
+    def _entry(self, arm: Arm, fatal: set[str]) -> Entry:
         """A way, ready; or why it is not."""
-        if arm.key in self._without:
-            return Entry(arm, reason="it ended the measuring process")
+        if arm.engine in fatal:
+            return Entry(arm, reason=f"the network ended the measuring process with engine {arm.engine!r}")
         if (engine := ENGINES.get(arm.engine)) is None or (why := engine.refuses(self._p.options.device)):
             return Entry(arm, reason=why if engine is not None else f"there is no engine {arm.engine!r}")
         self._tell("arm", name=arm.key)

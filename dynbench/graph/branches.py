@@ -223,10 +223,10 @@ def _known_in(scope: Scope, infos: Infos) -> list[ValueInfoProto]:
 
 
 # on no items these cost no more than an If, and fail nowhere
-_HARMLESS = frozenset(
-    """Add Sub Mul Div Neg Pow Sqrt Exp Log Erf Abs Relu Gelu Sigmoid Tanh Cast Identity Constant Gather Reshape Flatten
-    Squeeze Unsqueeze Transpose MatMul Gemm ReduceMean ReduceSum""".split()
-)
+_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Neg", "Pow", "Sqrt", "Exp", "Log", "Erf", "Abs", "Cast"}
+_ACTIVATIONS = {"Relu", "Gelu", "Sigmoid", "Tanh"}
+_MOVES = {"Identity", "Constant", "Gather", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"}
+_HARMLESS = _ELEMENTWISE | _ACTIVATIONS | _MOVES | {"MatMul", "Gemm", "ReduceMean", "ReduceSum"}
 _FEW = 12  # nodes
 
 
@@ -272,12 +272,13 @@ def _zeros(node: NodeProto, infos: Infos) -> list[NodeProto]:
     kind = infos[out].type.tensor_type.elem_type
     sizes = numpy_helper.from_array(np.array(rest, np.int64))
     zero = helper.make_tensor("zero", kind, [1], [0])
+    count, item, shape = f"{out}/items", f"{out}/rest", f"{out}/shape"
     return [
-        helper.make_node("Shape", node.input, [f"{out}/items"], name=f"{node.name}/Shape", start=0, end=1),
-        helper.make_node("Constant", [], [f"{out}/rest"], name=f"{node.name}/Constant", value=sizes),
-        helper.make_node("Concat", [f"{out}/items", f"{out}/rest"], [f"{out}/shape"], name=f"{node.name}/Concat", axis=0),
-        helper.make_node("ConstantOfShape", [f"{out}/shape"], [out], name=node.name, value=zero),
-    ]  # fmt: skip
+        helper.make_node("Shape", node.input, [count], name=f"{node.name}/Shape", start=0, end=1),
+        helper.make_node("Constant", [], [item], name=f"{node.name}/Constant", value=sizes),
+        helper.make_node("Concat", [count, item], [shape], name=f"{node.name}/Concat", axis=0),
+        helper.make_node("ConstantOfShape", [shape], [out], name=node.name, value=zero),
+    ]
 
 
 def _if(unit: Unit, made_in: dict[str, Scope], infos: Infos) -> NodeProto:

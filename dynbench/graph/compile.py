@@ -1,28 +1,31 @@
-"""From a dynamic network to its graphs: one for any batch, one for a single item."""
+"""From a network to its graphs: a dynamic one's for any batch and for a single item, a static one's for any batch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import onnx
+import torch
 from torch import Tensor, nn
 
 from dynbench.graph.branches import into_branches
 from dynbench.graph.export import DecisionOutput, trace, trace_static
 from dynbench.graph.simplify import simplified
-from dynbench.graph.strategy import InGraph, OneItem
+from dynbench.graph.strategy import CannotTrace, InGraph, OneItem
 
 EXAMPLES = 4  # items that are enough to reach every branch while tracing
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A whole dynamic network as one portable ONNX graph.
+    """A whole network as one portable ONNX graph.
 
     Attributes:
-        model: standard operators only; what is not decided for is not computed.
-        answers: names of the outputs that are the network's answer.
-        decisions: how decisions come out, and go in.
+        model: standard operators only; what is not decided for is not computed. Its nodes are named after the modules
+            of the network.
+        answers: names of the outputs that are the network's answer: `answer`, `answer.1`, ...
+        decisions: how decisions come out (`decision:<point>`, `items:<point>`), and go in (`decided:<point>`); of a
+            static network there are none.
         single: whether it takes one item, not any number of them.
     """
 
@@ -34,7 +37,7 @@ class Graph:
     @property
     def replays(self) -> bool:
         """Whether decisions are inputs."""
-        return any(t.table is not None for t in self.decisions)
+        return any(decision.table is not None for decision in self.decisions)
 
 
 def compiled(
@@ -54,9 +57,8 @@ def compiled(
         CannotTrace: no graph can be made of it; the message names the operator or the point.
     """
     strategy = OneItem() if single else InGraph(rates)
-    flat = trace(model, example[: 1 if single else EXAMPLES], strategy, replay=replay)
-    graph = simplified(into_branches(flat.model))
-    return Graph(graph, tuple(flat.answers), tuple(flat.decisions), single)
+    flat = trace(model, _items(example, 1 if single else EXAMPLES), strategy, replay=replay)
+    return Graph(simplified(into_branches(flat.model)), flat.answers, flat.decisions, single)
 
 
 def static_graph(model: nn.Module, example: Tensor) -> Graph:
@@ -69,5 +71,12 @@ def static_graph(model: nn.Module, example: Tensor) -> Graph:
     Raises:
         CannotTrace: no graph can be made of it; the message names the operator.
     """
-    flat = trace_static(model, example[:EXAMPLES])
-    return Graph(simplified(into_branches(flat.model)), tuple(flat.answers), (), single=False)
+    flat = trace_static(model, _items(example, EXAMPLES))
+    return Graph(simplified(into_branches(flat.model)), flat.answers, (), single=False)
+
+
+def _items(example: Tensor, n: int) -> Tensor:
+    """n of the example's items, its own ones over and over: a trace of a single one hides what does not broadcast."""
+    if not example.dim() or not example.shape[0]:
+        raise CannotTrace("the example has no items")
+    return example[torch.arange(n) % example.shape[0]]

@@ -1,19 +1,22 @@
-"""A dynamic network, traced as one flat ONNX graph; what is lazy in it is still marked (see `operators`)."""
+"""A network, traced as one flat ONNX graph; what is lazy in a dynamic one is still marked (see `operators`)."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
+import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
+from dynbench.graph.names import Names, named_scopes
 from dynbench.graph.operators import fixed_causality, leaves, whole_cells
-from dynbench.graph.strategy import CannotTrace, InGraph, Key, Tracing
+from dynbench.graph.strategy import CannotTrace, Event, InGraph, Key, OneItem, Tracing
 from dynbench.graph.symbolics import OPSET, register_symbolics
 
 
@@ -38,48 +41,67 @@ class DecisionOutput:
     table: str | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Flat:
     """A traced network.
 
     Attributes:
         model: ONNX, lazy choices marked.
-        inputs: names of the network's own inputs.
-        answers: names of its own outputs.
+        answers: names of the outputs that are the network's answer.
         decisions: how its decisions come out, and go in.
     """
 
     model: onnx.ModelProto
-    inputs: list[str]
-    answers: list[str]
-    decisions: list[DecisionOutput]
+    answers: tuple[str, ...]
+    decisions: tuple[DecisionOutput, ...] = ()
 
 
-class _Whole(nn.Module):
-    """A model under a strategy, as a plain module of tensors."""
+class _Static(nn.Module):
+    """A static network, or the static twin of a dynamic one, as a plain module of tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.answers = model, 0
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The answer's tensors."""
+        _print_nothing()
+        with named_scopes(self.model):
+            answer = leaves(self.model(x))
+        self.answers = len(answer)
+        return tuple(answer)
+
+
+class _Dynamic(nn.Module):
+    """A dynamic network under a strategy, as a plain module of tensors.
+
+    Args:
+        model: the network.
+        strategy: one that can be traced.
+        keys: of the points whose decisions are given; none: learned.
+    """
 
     def __init__(self, model: nn.Module, strategy: InGraph, keys: list[Key]) -> None:
         super().__init__()
-        self.model, self.strategy, self.keys = model, strategy, keys
-        self.ran: Tracing | None = None
-        self.answers = 0
+        self.model, self.strategy, self.keys, self.answers = model, strategy, keys, 0
+        self.events: dict[Key, list[Event]] = {}
 
     def forward(self, x: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
         """The answer's tensors, then for each key of decisions values and ids."""
-        self.ran = Tracing(self.strategy, dict(zip(self.keys, tables, strict=True)) if tables else None)
-        answer = leaves(self.ran.run(self.model, x))
-        self.answers = len(answer)
+        _print_nothing()
+        tracing = Tracing(self.strategy, dict(zip(self.keys, tables, strict=True)) if tables else None)
+        with named_scopes(self.model):
+            answer = leaves(tracing.run(self.model, x))
+        self.answers, self.events = len(answer), tracing.events
         decided = []
-        for events in self.ran.events.values():
-            alone = len(events) == 1
-            decided += [events[0].value if alone else torch.cat([e.value for e in events])]
-            decided += [events[0].ids if alone else torch.cat([e.ids for e in events])]
+        for events in self.events.values():
+            decided += [_joined([e.value for e in events]), _joined([e.ids for e in events])]
         return (*answer, *decided)
 
 
 @torch.no_grad()
 def trace(model: nn.Module, example: Tensor, strategy: InGraph, *, replay: bool) -> Flat:
-    """Traces a model under a strategy.
+    """Traces a dynamic network under a strategy.
 
     Args:
         model: in evaluation mode, on the CPU.
@@ -90,53 +112,27 @@ def trace(model: nn.Module, example: Tensor, strategy: InGraph, *, replay: bool)
     Raises:
         CannotTrace: the exporter knows no way to write an operator down, or a point cannot be a graph.
     """
-    register_symbolics()
-    eager = Tracing(strategy)
-    eager.run(model, example)  # which points are met, at which coordinates
-    keys = list(eager.events) if replay else []
-    tables = [_table(key, eager, example.shape[0]) for key in keys]
-    whole = _Whole(model, strategy, keys).eval()  # or the exporter would leave the model in training mode
-    single = strategy.name == "one_item"
-    inputs = ["x", *(f"decided:{_label(k)}" for k in keys)]
-    buffer = io.BytesIO()
-    names: list[str] = [f"answer{i}" for i in range(64)]
-    try:
-        with warnings.catch_warnings(), fixed_causality(), whole_cells(model) if single else contextlib.nullcontext():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                whole, (example, *tables), buffer, dynamo=False, opset_version=OPSET, input_names=inputs,
-                custom_opsets={"dynbench": 1},
-                dynamic_axes={} if single else {name: {0: f"items of {name}"} for name in inputs},
-            )  # fmt: skip
-    except CannotTrace:
-        raise
-    except Exception as e:
-        raise CannotTrace(_reason(e)) from e
-    onnx_model = onnx.load_from_string(buffer.getvalue())
-    assert whole.ran is not None
-    outputs = [o.name for o in onnx_model.graph.output]
+    single = isinstance(strategy, OneItem)
+    with _one_sentence(model):
+        eager = Tracing(strategy)
+        eager.run(model, example)  # which points are met, at which coordinates
+        keys = list(eager.events) if replay else []
+        tables = [_table(key, eager.events[key], example.shape[0]) for key in keys]
+        whole = _Dynamic(model, strategy, keys)
+        inputs = ["x", *(f"decided:{_label(key)}" for key in keys)]
+        with whole_cells(model) if single else contextlib.nullcontext():
+            exported = _exported(whole, (example, *tables), inputs, single=single)
+    names = Names(exported, inputs)
+    answers = [names.output(i, _answer(i)) for i in range(whole.answers)]
     decisions = []
-    for i, (key, events) in enumerate(whole.ran.events.items()):
-        value, ids = outputs[whole.answers + 2 * i : whole.answers + 2 * i + 2]
-        known = [e.known for e in events]
-        fixed = single and all(k is not None for k in known) and len(known) > 0
-        constant = tuple(i for k in known if k is not None for i in k) if fixed else ids
-        like = events[0].value
-        table = f"decided:{_label(key)}" if replay else None
-        decisions.append(DecisionOutput(key, value, constant, like.dtype, tuple(map(int, like.shape[1:])), table))
-    return Flat(onnx_model, ["x"], outputs[: whole.answers], decisions)
-
-
-class _Static(nn.Module):
-    """A static network as a plain module of tensors."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The answer's tensors."""
-        return tuple(leaves(self.model(x)))
+    for i, (key, events) in enumerate(whole.events.items()):
+        value = names.output(whole.answers + 2 * i, f"decision:{_label(key)}")
+        ids = names.output(whole.answers + 2 * i + 1, f"items:{_label(key)}")
+        known = [e.known for e in events if e.known is not None]
+        always = tuple(i for k in known for i in k) if single and len(known) == len(events) else ids
+        like, table = events[0].value, f"decided:{_label(key)}" if replay else None
+        decisions.append(DecisionOutput(key, value, always, like.dtype, tuple(map(int, like.shape[1:])), table))
+    return Flat(names.applied(), tuple(answers), tuple(decisions))
 
 
 @torch.no_grad()
@@ -146,24 +142,43 @@ def trace_static(model: nn.Module, example: Tensor) -> Flat:
     Raises:
         CannotTrace: the exporter knows no way to write an operator down.
     """
+    whole = _Static(model)
+    with _one_sentence(model):
+        exported = _exported(whole, (example,), ["x"], single=False)
+    names = Names(exported, ["x"])
+    answers = [names.output(i, _answer(i)) for i in range(whole.answers)]
+    return Flat(names.applied(), tuple(answers))
+
+
+def _exported(whole: nn.Module, args: tuple[Tensor, ...], names: list[str], *, single: bool) -> onnx.ModelProto:
+    """What the exporter writes down, with a free number of items unless it is a single one."""
     register_symbolics()
     buffer = io.BytesIO()
-    try:
-        with warnings.catch_warnings(), fixed_causality():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                _Static(model).eval(),
-                (example,),
-                buffer,
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=["x"],
-                dynamic_axes={"x": {0: "items"}},
-            )
-    except Exception as e:
-        raise CannotTrace(_reason(e)) from e
-    found = onnx.load_from_string(buffer.getvalue())
-    return Flat(found, ["x"], [o.name for o in found.graph.output], [])
+    with warnings.catch_warnings(), fixed_causality():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            whole.eval(),  # or the exporter would leave the model in training mode
+            args,
+            buffer,  # type: ignore[arg-type]
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=names,
+            dynamic_axes={} if single else {name: {0: f"items of {name}"} for name in names},
+        )
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def _print_nothing() -> None:
+    """To be called while tracing: the exporter turns its log on at its start, and prints the graph of a failure."""
+    torch._C._jit_set_onnx_log_enabled(False)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _answer(i: int) -> str:
+    return f"answer.{i}" if i else "answer"
 
 
 def _label(key: Key) -> str:
@@ -171,14 +186,44 @@ def _label(key: Key) -> str:
     return name + "".join(f"/{n}" for n in sizes)
 
 
-def _table(key: Key, eager: Tracing, items: int) -> Tensor:
-    like = eager.events[key][0].value
-    size = items
-    for n in key[1]:
-        size *= n
-    return torch.zeros((size, *like.shape[1:]), dtype=like.dtype)
+def _table(key: Key, events: list[Event], items: int) -> Tensor:
+    """The model's own decisions at a point, as a table over all items; a mask of zeros would trace nothing."""
+    like = events[0].value
+    table = torch.zeros((items * math.prod(key[1]), *like.shape[1:]), dtype=like.dtype)
+    for event in events:
+        table[event.ids] = event.value
+    return table
+
+
+@contextlib.contextmanager
+def _one_sentence(model: nn.Module) -> Iterator[None]:
+    """Inside this block whatever fails is a `CannotTrace` that names the operator, or the module."""
+    try:
+        yield
+    except CannotTrace:
+        raise
+    except Exception as e:
+        raise CannotTrace(f"the network cannot be a graph: {_reason(e)}{_place(model, e)}") from e
 
 
 def _reason(e: Exception) -> str:
-    text = str(e).strip().splitlines()
-    return f"{type(e).__name__}: {text[0] if text else ''}"
+    text = " ".join(str(e).split())
+    if "requires grad as a constant" in text:
+        return "it computes with parameters of a module that is not among its own"
+    if found := re.search(r"[Oo]perator '([\w:.]+)'", text):
+        return f"the exporter does not know operator {found[1]} in opset {OPSET}"
+    if found := re.search(r"ONNX export of (.+?)\. ", text):
+        return f"the exporter does not know {found[1]}"
+    return f"{type(e).__name__}: {text.partition(' [Caused by')[0]}" if text else type(e).__name__
+
+
+def _place(model: nn.Module, e: Exception) -> str:
+    """The innermost module of the model in which it happened, if it was in one."""
+    names = {module: name for name, module in model.named_modules() if name}
+    found, frames = "", e.__traceback__
+    while frames is not None:
+        module = frames.tb_frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and module in names:
+            found = f" (in {type(module).__name__} {names[module]!r})"
+        frames = frames.tb_next
+    return found

@@ -20,7 +20,7 @@ from dynbench.graph.levels import Item, Level, make_unique, without_dead, writte
 
 NCHWC = "com.microsoft.nchwc"
 _MARK = "dynbench/mark"
-_CONVOLUTIONS = ("Conv",)
+_BLOCK = 16  # channels of the largest block; maps of a multiple of it are not padded in any block
 _MOVES = {"Gather": (0,), "ScatterND": (0, 2), "Identity": (0,)}  # on whole items: which inputs are maps
 
 
@@ -43,7 +43,7 @@ def _mark(level: Level) -> None:
     made = {o: item.node for item in level.items for o in item.node.output}
     marks: dict[str, str] = {}
     for item in level.items:
-        if item.node.op_type in _CONVOLUTIONS:
+        if item.node.op_type == "Conv":
             value = item.node.input[0]
             maker = made.get(value)
             if (maker is None and level.parent is not None) or (maker is not None and maker.op_type in _MOVES):
@@ -76,7 +76,7 @@ def _optimised(model: ModelProto) -> ModelProto:
     with tempfile.TemporaryDirectory(prefix="dynbench-graph-") as folder:
         file = Path(folder) / "optimised.onnx"
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        options.intra_op_num_threads, options.log_severity_level = 1, 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.optimized_model_filepath = str(file)
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -147,7 +147,7 @@ class _Reorders:
     def _pool(self, level: Level, item: Item) -> None:
         """A pooling over whole maps is made in blocks, too; what comes out is small."""
         node = item.node
-        if (found := self.blocked(node.input[0])) is not None:
+        if (found := self.blocked(node.input[0])) is not None and found[1] % _BLOCK == 0:
             node.input[0], node.domain = found[0], NCHWC  # of one pixel, so that the layouts are the same
 
     def _find(self, value: str) -> tuple[str, int] | None:
@@ -166,14 +166,13 @@ class _Reorders:
         """Whole items are moved alike in either layout."""
         node = item.node
         found = {i: self.blocked(node.input[i]) for i in _MOVES[node.op_type]}
-        channels = {f[1] for f in found.values() if f is not None}
-        if len(channels) != 1 or any(f is None and not self._bare(node.input[i]) for i, f in found.items()):
+        channels = self._agreed([(node.input[i], f) for i, f in found.items()])
+        if channels is None:
             return None
         for i, f in found.items():
             if f is not None:
                 node.input[i] = f[0]
-        (count,) = channels
-        return self._now_in_blocks(level, item, value, count)
+        return self._now_in_blocks(level, item, value, channels)
 
     def _now_in_blocks(self, level: Level, item: Item, value: str, channels: int) -> tuple[str, int]:
         """The item's output `value` is in blocks from now on; who wants it plain reorders it."""
@@ -187,8 +186,19 @@ class _Reorders:
         self.maker[value] = (level, level.items[level.items.index(item) + 1])
         return new, channels
 
+    def _agreed(self, values: list[tuple[str, tuple[str, int] | None]]) -> int | None:
+        """Channels of values that are all known in blocks, or the same in blocks; None: they are not."""
+        channels = {found[1] for _, found in values if found is not None}
+        if len(channels) != 1:
+            return None
+        (count,) = channels
+        plain = [value for value, found in values if found is None]
+        if plain and (count % _BLOCK or not all(map(self._bare, plain))):
+            return None
+        return count
+
     def _bare(self, value: str) -> bool:
-        """Whether a value is the same in any layout: zeros, or no items at all."""
+        """Whether a value of whole blocks is the same in any layout: zeros, or no items at all."""
         if value in self.weights:
             return 0 in self.weights[value].dims
         if value not in self.maker:
@@ -204,14 +214,13 @@ class _Reorders:
         at = list(item.node.output).index(value)
         sides = [branch.outputs[at] for branch in item.branches]
         found = [self.blocked(v) for v in sides]
-        channels = {f[1] for f in found if f is not None}
-        if len(channels) != 1 or any(f is None and not self._bare(v) for f, v in zip(found, sides, strict=True)):
+        channels = self._agreed(list(zip(sides, found, strict=True)))
+        if channels is None:
             return None
         for branch, f in zip(item.branches, found, strict=True):
             if f is not None:
                 branch.outputs[at] = self._inside(branch, f[0], f"{value}/{branch.name}/blocks")
-        (count,) = channels
-        return self._now_in_blocks(level, item, value, count)
+        return self._now_in_blocks(level, item, value, channels)
 
     def _inside(self, branch: Level, value: str, alias: str) -> str:
         """A value as an output of a branch: of one from outside, a copy."""

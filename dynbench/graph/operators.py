@@ -1,7 +1,7 @@
 """A few operators that a traced strategy leaves in the graph, and that `branches` and the exporter know how to read.
 
-- `dynbench::either(cond, yes, no, group, rest)`: `yes` where the scalar `cond` holds, else `no`. It is *lazy*: what only one
-  side needs is moved into a branch of an `If` afterwards. Those of one `group` become one `If`.
+- `dynbench::either(cond, yes, no, group, rest)`: `yes` where the scalar `cond` holds, else `no`. It is *lazy*: what
+  only one side needs is moved into a branch of an `If` afterwards. Those of one `group` become one `If`.
 - `dynbench::blank(like, items, rest)`: zeros, as many as there are items.
 - `dynbench::put(into, rows, part)`: `into` with the rows replaced; one ScatterND.
 - `dynbench::seen(decision, kind, size)`: the decision. While tracing its values are replaced by ones that reach every
@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ def _seen(decision: Tensor, kind: str, size: int) -> Tensor:
 
 
 def _lstm(x: Tensor, h: Tensor, c: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-    return torch._VF.lstm_cell(x, (h, c), *weights)  # type: ignore[attr-defined, no-any-return]
+    return torch._VF.lstm_cell(x, (h, c), *weights)
 
 
 for _name, _function in (
@@ -167,7 +167,7 @@ def anybody(rows: Tensor) -> Tensor:
 
 
 def seen(decision: Tensor, kind: str, size: int = 0) -> Tensor:
-    """The decision; while tracing, one of this kind ('skip', 'loop', 'route' among `size`) that reaches all branches."""
+    """The decision; while tracing, one of this kind (skip, loop, route among `size`) that reaches all branches."""
     found: Tensor = torch.ops.dynbench.seen(decision, kind, size)
     return found
 
@@ -188,7 +188,7 @@ def whole_cells(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def fixed_causality() -> Iterator[None]:
     """Inside this block attention may be told by a traced comparison of sizes whether it is causal."""
-    attention = functional.scaled_dot_product_attention
+    attention: Callable[..., Tensor] = functional.scaled_dot_product_attention
 
     def told(*args: Any, is_causal: Any = False, **more: Any) -> Tensor:
         return attention(*args, is_causal=bool(is_causal), **more)
@@ -203,7 +203,8 @@ def fixed_causality() -> Iterator[None]:
 def _one_step(cell: nn.LSTMCell, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     h, c = state or (x.new_zeros(x.shape[0], cell.hidden_size),) * 2
     weights = cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh
-    return torch.ops.dynbench.lstm(x, h, c, *weights)  # type: ignore[no-any-return]
+    found: tuple[Tensor, Tensor] = torch.ops.dynbench.lstm(x, h, c, *weights)
+    return found
 
 
 def take(state: Any, rows: Tensor) -> Any:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 import onnxruntime
 import torch
+from onnx import ModelProto, helper
 from torch import Tensor
 
-from dynbench.dynamic.trace import Entry, Trace
+from dynbench.dynamic.trace import Entry, Trace, TraceError
+from dynbench.errors import DynbenchError
 from dynbench.graph.compile import Graph
+from dynbench.graph.export import DecisionOutput
 from dynbench.graph.layout import for_this_machine
+from dynbench.graph.strategy import CannotTrace
+
+
+class CannotFeed(DynbenchError):
+    """Inputs or decisions that a graph does not take; the message says why in one sentence."""
 
 
 class Session:
@@ -23,61 +31,153 @@ class Session:
         fast: optimised for this machine, with layouts kept across branches; else as it is, without any optimisation.
         threads: of ONNX Runtime.
         profile: a prefix for a profile's file; None: none is taken.
+
+    Raises:
+        CannotTrace: ONNX Runtime does not load the graph.
     """
 
     def __init__(self, graph: Graph, *, fast: bool = True, threads: int = 1, profile: str | None = None) -> None:
         self.graph = graph
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, profile
             options.add_session_config_entry("session.disable_prepacking", "1")  # or their shapes are not recorded
-        model = for_this_machine(graph.model) if fast else graph.model
-        self.session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        self.takes = {i.name for i in self.session.get_inputs()}
+        try:
+            model = for_this_machine(graph.model) if fast else graph.model
+            self.session = onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as e:
+            raise CannotTrace(f"ONNX Runtime does not load the graph: {_complaint(e)}") from e
+        self._input = _input(graph.model)
+        self._takes = {i.name for i in self.session.get_inputs()}
+        self._answers = list(graph.answers)
+        self._call = self.session._sess.run  # below its checks of arguments, which cost 1 us a call
 
     def feeds(self, x: Tensor, trace: Trace | None = None, start: int = 0) -> dict[str, np.ndarray]:
-        """What the session takes, for items `start` and on of the trace's stream."""
-        feeds = {"x": x.numpy()}
+        """What the session takes for the batch x [n, ...].
+
+        Args:
+            x: as the example that the graph was made of, of any number of items, or of one for a single item's graph.
+            trace: decisions of the stream, for a graph that replays.
+            start: index of the batch's first item in the stream.
+
+        Raises:
+            CannotFeed: another shape, dtype or number of items, or decisions that are missing.
+        """
+        self._check(x)
+        feeds = {"x": x.detach().numpy()} if "x" in self._takes else {}  # an input that nothing reads is gone
         for decision in self.graph.decisions:
-            if decision.table in self.takes:
-                assert decision.table is not None
-                feeds[decision.table] = _table(decision, trace, start, x.shape[0])
+            if decision.table is not None:
+                table = _table(decision, trace, start, x.shape[0])
+                if decision.table in self._takes:
+                    feeds[decision.table] = table
         return feeds
 
+    def _check(self, x: Tensor) -> None:
+        if not x.dim() or not x.shape[0]:
+            raise CannotFeed("a graph takes at least one item")
+        if self.graph.single and x.shape[0] != 1:
+            raise CannotFeed(f"the graph is for a single item, not for {x.shape[0]}")
+        if x.device.type != "cpu":
+            raise CannotFeed(f"the graph runs on the CPU and takes no input on {x.device}")
+        if self._input is None:
+            return
+        dtype, item = self._input
+        given = torch.empty(0, dtype=x.dtype).numpy().dtype if x.dtype != torch.bfloat16 else None
+        if given != dtype:
+            raise CannotFeed(f"the graph takes {dtype}, not {str(x.dtype).removeprefix('torch.')}")
+        if tuple(x.shape[1:]) != item:
+            raise CannotFeed(f"the graph takes items of shape {item}, not {tuple(x.shape[1:])}")
+
     def answer(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """The network's answer, and nothing else read out."""
-        found: list[np.ndarray] = self.session.run(list(self.graph.answers), feeds)
-        return found
+        """The network's answer, its leaves in order, and nothing else read out.
+
+        Raises:
+            CannotTrace: ONNX Runtime fails to run the graph.
+        """
+        return self._read(self._answers, feeds)
 
     def run(self, x: Tensor, trace: Trace | None = None, start: int = 0) -> tuple[list[Tensor], Trace]:
-        """The answer, and what the model itself decided, for whom, as a trace of this batch."""
-        names = [n for t in self.graph.decisions for n in ([t.value, t.ids] if isinstance(t.ids, str) else [t.value])]
-        wanted = list(dict.fromkeys([*self.graph.answers, *names]))
-        got = dict(zip(wanted, self.session.run(wanted, self.feeds(x, trace, start)), strict=True))
-        n, entries = x.shape[0], {}
-        for decision in self.graph.decisions:
-            value = torch.from_numpy(np.asarray(got[decision.value])).reshape(-1, *decision.shape)
-            ids = (
-                torch.tensor(decision.ids)
-                if not isinstance(decision.ids, str)
-                else torch.from_numpy(got[decision.ids]).flatten()
-            )
-            size = n * math.prod(decision.key[1])
-            table = torch.zeros((size, *decision.shape), dtype=decision.dtype)
-            reached = torch.zeros(size, dtype=torch.bool)
-            table[ids], reached[ids] = value, True
-            entries[decision.key] = Entry(table, reached)
+        """The answer, and what the model itself decided, for whom, as a trace of this batch.
+
+        Raises:
+            CannotFeed: see `feeds`.
+            CannotTrace: ONNX Runtime fails to run the graph, or it decides for items that there are not.
+        """
+        feeds, decisions = self.feeds(x, trace, start), self.graph.decisions
+        wanted = [*self._answers, *(d.value for d in decisions), *(d.ids for d in decisions if isinstance(d.ids, str))]
+        got = {name: torch.from_numpy(array) for name, array in zip(wanted, self._read(wanted, feeds), strict=True)}
+        entries = {d.key: _entry(d, got, x.shape[0]) for d in decisions}
         covers = frozenset(name for name, _ in entries)
-        return [torch.from_numpy(np.asarray(got[a])) for a in self.graph.answers], Trace(entries, n, "", covers)
+        return [got[a] for a in self._answers], Trace(entries, x.shape[0], "", covers)
+
+    def _read(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        try:
+            found: list[np.ndarray] = self._call(names, feeds, None)
+        except Exception as e:
+            raise CannotTrace(f"ONNX Runtime fails to run the graph: {_complaint(e)}") from e
+        return found
 
 
-def _table(decision: Any, trace: Trace | None, start: int, n: int) -> np.ndarray:
-    per = math.prod(decision.key[1])
-    entry = None if trace is None else trace.entries.get(decision.key)
-    if entry is None:  # nobody of the stream was asked
-        return torch.zeros((n * per, *decision.shape), dtype=decision.dtype).numpy()
-    return entry.value[start * per : (start + n) * per].numpy()
+def _input(model: ModelProto) -> tuple[np.dtype, tuple[int, ...]] | None:
+    """(dtype, shape of an item) of the network's own input; None: the graph does not read it."""
+    for value in model.graph.input:
+        if value.name == "x":
+            kind = value.type.tensor_type
+            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type))
+            return dtype, tuple(d.dim_value for d in kind.shape.dim[1:])
+    return None
+
+
+def _table(decision: DecisionOutput, trace: Trace | None, start: int, n: int) -> np.ndarray:
+    """The decisions of items `start` to `start + n`; zeros where no item of the stream was asked."""
+    name, sizes = decision.key
+    if trace is None:
+        raise CannotFeed(f"the graph takes decisions of point {name!r}, and there is no trace")
+    per = math.prod(sizes)
+    try:
+        found = trace.look_up(name, (trace.items, *sizes), range(start * per, (start + n) * per))
+    except TraceError as e:
+        raise CannotFeed(str(e)) from e
+    if found is None:
+        found = torch.zeros((n * per, *decision.shape), dtype=decision.dtype)
+    if start + n > trace.items:
+        raise CannotFeed(f"the trace has decisions for {trace.items} items, not for items {start} to {start + n - 1}")
+    if found.dtype != decision.dtype or tuple(found.shape[1:]) != decision.shape:
+        raise CannotFeed(
+            f"decisions of point {name!r} are {_kind(found.dtype, found.shape[1:])} in the trace, "
+            f"and {_kind(decision.dtype, decision.shape)} in the graph"
+        )
+    return found.cpu().numpy()
+
+
+def _kind(dtype: torch.dtype, shape: Iterable[int]) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+
+
+def _entry(decision: DecisionOutput, got: dict[str, Tensor], items: int) -> Entry:
+    """What came out for one point, as an entry of a trace."""
+    value = got[decision.value].reshape(-1, *decision.shape)
+    ids = got[decision.ids].flatten() if isinstance(decision.ids, str) else torch.tensor(decision.ids, dtype=torch.long)
+    size = items * math.prod(decision.key[1])
+    if len(ids) != len(value) or bool(((ids < 0) | (ids >= size)).any()) or len(ids.unique()) != len(ids):
+        raise CannotTrace(
+            f"the graph decides at point {decision.key[0]!r} {len(value)} times for {len(ids)} items of {size}, "
+            "or for an item twice"
+        )
+    table = torch.zeros((size, *decision.shape), dtype=decision.dtype)
+    reached = torch.zeros(size, dtype=torch.bool)
+    table[ids], reached[ids] = value, True
+    return Entry(table, reached)
+
+
+def _complaint(e: Exception) -> str:
+    """What ONNX Runtime says, in one line."""
+    text = " ".join(str(e).split())
+    node, _, why = text.rpartition("Status Message: ")
+    if not node:
+        return text or type(e).__name__
+    return f"{node[node.rfind('while running ') + len('while running ') :].strip().rstrip('.')}: {why}"

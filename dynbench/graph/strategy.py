@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynbench.dynamic import DecisionPoint, Loop, Pick, Program, Route, Skip, Weights, Width
 from dynbench.dynamic.context import Execution, Frame
 from dynbench.dynamic.items import first, map_items, wide
-from dynbench.dynamic import DecisionPoint, Loop, Pick, Program, Route, Skip, Weights, Width
+from dynbench.errors import DynbenchError
 from dynbench.graph.operators import (
     added,
     anybody,
@@ -31,7 +32,6 @@ from dynbench.graph.operators import (
     take,
     whose,
 )
-from dynbench.errors import DynbenchError
 from dynbench.strategies.base import Strategy, together
 
 Key = tuple[str, tuple[int, ...]]  # a point's name, sizes of the coordinates below the sample
@@ -141,8 +141,8 @@ class InGraph(Strategy):
     """Gather, compute, put back, without a look at who they are; of any batch.
 
     Args:
-        rates: how often the body of a Skip is run, by name, as far as known. Where nearly always or hardly ever, a batch
-            in which all do, or none, has a branch of its own in which nothing moves. It changes no answer.
+        rates: how often the body of a Skip is run, by name, as far as known. Where nearly always or hardly ever, a
+            batch in which all do, or none, has a branch of its own in which nothing moves. It changes no answer.
     """
 
     name = "in_graph"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.onnx import symbolic_helper
 from torch.onnx import register_custom_op_symbolic as register
+from torch.onnx import symbolic_helper
 
 OPSET = 17
 LAZY, BLANK = "dynbench::Either", "dynbench::Blank"  # what `branches` looks for
@@ -126,10 +127,19 @@ def register_symbolics() -> None:
     global _done
     if _done:
         return
-    for name, symbolic in {
-        "dynbench::either": _either, "dynbench::blank": _blank, "dynbench::put": _put, "dynbench::added": _added,
-        "dynbench::grouped": _grouped, "dynbench::whose": _whose, "dynbench::rows": _rows, "dynbench::seen": _seen,
-        "aten::special_entr": _entr, "aten::rms_norm": _rms_norm, "dynbench::lstm": _lstm,
-    }.items():  # fmt: skip
+    symbolics: dict[str, Callable[..., Any]] = {
+        "dynbench::either": _either,
+        "dynbench::blank": _blank,
+        "dynbench::put": _put,
+        "dynbench::added": _added,
+        "dynbench::grouped": _grouped,
+        "dynbench::whose": _whose,
+        "dynbench::rows": _rows,
+        "dynbench::seen": _seen,
+        "dynbench::lstm": _lstm,
+        "aten::special_entr": _entr,
+        "aten::rms_norm": _rms_norm,
+    }
+    for name, symbolic in symbolics.items():
         register(name, symbolic, OPSET)
     _done = True

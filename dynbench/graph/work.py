@@ -41,8 +41,12 @@ def _lstm(inputs: Shapes, outputs: Shapes, said: Attributes) -> int:
 
 
 FORMULAS: dict[str, Callable[[Shapes, Shapes, Attributes], int]] = {
-    "Conv": _convolution, "ConvTranspose": _transposed, "MatMul": _product, "Gemm": _gemm, "LSTM": _lstm,
-}  # fmt: skip
+    "Conv": _convolution,
+    "ConvTranspose": _transposed,
+    "MatMul": _product,
+    "Gemm": _gemm,
+    "LSTM": _lstm,
+}
 UNKNOWN = frozenset({"Einsum", "GRU", "RNN", "Det", "Loop", "Scan"})  # compute, but have no formula here
 
 

@@ -12,7 +12,12 @@ from typing import Literal
 from dynbench.store.quantities import QUANTITIES, Quantity
 
 Kind = Literal["name", "number", "text", "prose"]
-STAYING = ("speedup", "ideal_speedup", "efficiency_speedup_over_ideal")  # quantities whose column stays
+STAYING = (
+    "deployed_speedup",
+    "speedup",
+    "ideal_speedup",
+    "efficiency_speedup_over_ideal",
+)  # quantities whose column stays
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,75 @@ def against(baseline: str) -> Column:
     return Column(f"against:{baseline}", f"against {baseline}", "x (95 % CI)", "Speed-up against this baseline.")
 
 
+def deployed_against(baseline: str) -> Column:
+    """The column of deployed speed-ups against a baseline that is not the primary one."""
+    header, definition = f"deployed against {baseline}", "Deployed speed-up against this baseline in its fastest way."
+    return Column(f"deployed against:{baseline}", header, "x (95 % CI)", definition)
+
+
 _OTHERS = [
+    Column(
+        key="use",
+        header="use",
+        definition="The dynamic network, or a static one by its name.",
+        kind="text",
+        stays=True,
+    ),
+    Column(
+        key="strategy",
+        header="strategy",
+        definition="How decided work is executed; a static network has none.",
+        kind="text",
+        stays=True,
+    ),
+    Column(
+        key="form",
+        header="form",
+        definition="How the network is written down: plain, folded (batch norm is part of the weights before it), "
+        "channels last in memory.",
+        kind="text",
+        stays=True,
+    ),
+    Column(
+        key="engine",
+        header="engine",
+        definition="What computes the layers.",
+        kind="text",
+        stays=True,
+    ),
+    Column(
+        key="control",
+        header="control",
+        definition="Who executes decisions: the 'host' (Python, part by part), or the 'graph', which is called once "
+        "per batch and holds the whole network.",
+        kind="text",
+        stays=True,
+    ),
+    Column(
+        key="decides",
+        header="who decides",
+        definition="'itself': the network's own gates decide as it runs. A dash: nothing is decided, or the decisions "
+        "of the group are replayed.",
+        kind="text",
+    ),
+    Column(
+        key="over_fastest",
+        header="time",
+        unit="of the fastest",
+        definition="In the tournament: time of a few batches / the same in the network's fastest way.",
+        is_not="A short measurement, only to choose the way; the group measures the chosen one again.",
+        stays=True,
+    ),
+    Column(
+        key="device",
+        header="device",
+        kind="text",
+    ),
+    Column(
+        key="threads",
+        header="threads",
+        kind="text",
+    ),
     Column(
         key="name",
         header="what ran",

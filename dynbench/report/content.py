@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from dynbench.analysis.formatting import bytes_, digits_of, interval, percent, seconds, significant, times
-from dynbench.analysis.headline import headline
+from dynbench.analysis.formatting import bytes_, digits_of, interval, percent, seconds, significant, times, way_in_words
+from dynbench.analysis.headline import Timed, contest
 from dynbench.analysis.resolution import direction
 from dynbench.analysis.verdict import verdict
 from dynbench.report.background import background_sections, legend
@@ -16,11 +16,13 @@ from dynbench.report.drawings import (
     Absent,
     Paths,
     Speedups,
+    Tradeoff,
     Trend,
     Work,
     by_batch_size,
     by_keep_rate,
     latency_by_path,
+    tradeoff,
     work,
 )
 from dynbench.report.palette import tones_of
@@ -37,9 +39,17 @@ FIGURES = (
     (
         "speedup-by-batch",
         "Speed-up against batch size",
-        "Above the line at 1x an arm is faster than the primary baseline. Dashed: the ideal, if time followed "
-        "computation. Bands: 95 % confidence intervals over rounds. Dotted: static networks. Both axes are "
-        "logarithmic.",
+        "Above the line at 1x an arm is faster than the primary baseline. Thick lines, where ways were tried: each "
+        "network in its fastest way against the primary baseline in its own; the others are as written. Dashed: the "
+        "ideal, if time followed computation. Bands: 95 % confidence intervals over rounds. Dotted: static networks. "
+        "Both axes are logarithmic.",
+    ),
+    (
+        "accuracy-by-time",
+        "Accuracy against time",
+        "Every network is a row at its accuracy, every way of running it a marker; filled: its fastest way. To the "
+        "left is faster, above is better. Dashed: the Pareto front; what lies right of and below it is both slower and "
+        "no better than something else that was measured. The axis of times is logarithmic.",
     ),
     (
         "speedup-by-keep-rate",
@@ -57,11 +67,15 @@ FIGURES = (
         "latency-by-path",
         "Latency by path",
         "How long an input takes at batch 1 by how deep it went. Marker: median; thick line: middle half; thin line: 5 "
-        "to 95 % of all times. Dotted, with its middle half as a band: the primary baseline, which knows no paths. The "
+        "to 95 % of all times. Dotted, with its middle half as a band: the primary baseline, which knows no paths. "
+        "Deployed: in its fastest way. The "
         "axis of times is logarithmic.",
     ),
 )
 """Key, title and text of every kind of figure."""
+
+
+Drawing = Speedups | Tradeoff | Work | Paths | Trend | Absent
 
 
 @dataclass(frozen=True)
@@ -70,8 +84,10 @@ class Verdict:
 
     Attributes:
         sentence: from `analysis.verdict`.
-        figure: the speed-up it is judged by, '1.83x'; None where nothing was timed.
+        figure: the speed-up it is judged by, '1.83x': deployed against deployed, or as written where no ways were
+            tried; None where nothing was timed.
         detail: of which strategy at which batch size, and its interval.
+        written: beside a deployed figure that as written; None where there is none.
         outcome: 'faster', 'slower' or 'not told apart from it'.
         strategy: for its colour.
         inputs: one sentence.
@@ -82,6 +98,7 @@ class Verdict:
     sentence: str
     figure: str | None
     detail: str
+    written: str | None
     outcome: str | None
     strategy: str | None
     inputs: str
@@ -102,7 +119,7 @@ class Panel:
     title: str
     caption: str
     alt: str
-    drawing: Speedups | Work | Paths | Trend | Absent
+    drawing: Drawing
 
     @property
     def absent(self) -> str | None:
@@ -206,20 +223,29 @@ def _moment(iso: str) -> str:
 
 
 def _verdict(info: WorkloadInfo, cells: list[Cell], where: str) -> Verdict:
-    best = headline(info.name, cells)
+    found = contest(info.name, cells)
+    best = None if found is None else found.best
     caution = None
     if info.weights is None:
         caution = "Untrained weights: decisions, and the computation they save, are those of no trained network."
-    if best is not None and best[0].decisions.source in ("synthetic", "published"):
+    if best is not None and best.cell.decisions.source in ("synthetic", "published"):
         caution = "Decisions were made up: this is about execution at a given keep-rate, not about a trained network."
-    figure, detail, outcome, strategy = None, "nothing was timed", None, None
-    if best is not None:
-        cell, found = best
-        figure = times(found.value, digits_of(found))
-        detail = f"{cell.arm.title}, batch {cell.batch_size}, {percent(found.confidence)} CI {interval(found)}"
-        outcome, strategy = OUTCOMES[direction(found)], cell.arm.strategy
+    figure, detail, written, outcome, strategy = None, "nothing was timed", None, None, None
+    if found is not None and best is not None:
+        figure = times(best.speedup.value, digits_of(best.speedup))
+        detail = _detail(best, deployed=bool(found.deployed))
+        outcome, strategy = OUTCOMES[direction(best.speedup)], best.cell.arm.strategy
+        if found.deployed and (other := found.best_written) is not None:
+            value = times(other.speedup.value, digits_of(other.speedup))
+            written = f"as written {value}: {_detail(other, deployed=False)}"
     sentence = verdict(info, cells, where)
-    return Verdict(info.title, sentence, figure, detail, outcome, strategy, info.inputs, caution)
+    return Verdict(info.title, sentence, figure, detail, written, outcome, strategy, info.inputs, caution)
+
+
+def _detail(best: Timed, *, deployed: bool) -> str:
+    cell, found = best
+    what = f"deployed: {cell.arm.strategy} {way_in_words(cell.arm)}" if deployed else cell.arm.title
+    return f"{what}, batch {cell.batch_size}, {percent(found.confidence)} CI {interval(found)}"
 
 
 def _figures(
@@ -227,26 +253,38 @@ def _figures(
 ) -> list[FigureGroup]:
     keys = _Keys()
     groups = [FigureGroup(key, title, text, []) for key, title, text in FIGURES]
-    by_size, by_rate, flops, paths = (group.panels for group in groups)
+    by_size, by_time, by_rate, flops, paths = (group.panels for group in groups)
     for info in infos:
         cells = by_workload[info.name]
         seen, swept = views(info, cells), sweeps(info, cells)
         for view in seen:
             title, name = title_of(view), slug(view)
             by_size.append(_panel(keys(f"speedup {name}"), title, by_batch_size(view, tones)))
+            tradeoffs = [tradeoff(view, size, tones) for size in _ends(view.batch_sizes)]
+            drawn = [d for d in tradeoffs if isinstance(d, Tradeoff)]
+            for d in drawn:
+                by_time.append(_panel(keys(f"accuracy {name} {d.batch_size}"), f"{title}, batch {d.batch_size}", d))
+            if not drawn:
+                why = next(iter(tradeoffs), Absent("no cell was measured"))
+                by_time.append(_panel(keys(f"accuracy {name}"), title, why))
             flops.append(_panel(keys(f"flops {name}"), title, work(view, tones)))
             paths.append(_panel(keys(f"paths {name}"), title, latency_by_path(view, run, tones)))
         if not seen:
-            why = Absent("no cell outside the keep-rate sweep is in this run")
-            for panels, kind in ((by_size, "speedup"), (flops, "flops"), (paths, "paths")):
-                panels.append(_panel(keys(f"{kind} {info.name}"), info.title, why))
+            none = Absent("no cell outside the keep-rate sweep is in this run")
+            for panels, kind in ((by_size, "speedup"), (by_time, "accuracy"), (flops, "flops"), (paths, "paths")):
+                panels.append(_panel(keys(f"{kind} {info.name}"), info.title, none))
         for view in swept:
             drawing = by_keep_rate(view, tones, _learned_rate(seen))
             by_rate.append(_panel(keys(f"keep-rate {slug(view)}"), title_of(view), drawing))
         if not swept:
-            why = Absent("the workload asks for no keep-rate sweep, or the run ended before it")
-            by_rate.append(_panel(keys(f"keep-rate {info.name}"), info.title, why))
+            none = Absent("the workload asks for no keep-rate sweep, or the run ended before it")
+            by_rate.append(_panel(keys(f"keep-rate {info.name}"), info.title, none))
     return groups
+
+
+def _ends(batch_sizes: Sequence[int]) -> list[int]:
+    """Batch 1, if it was measured, and the largest."""
+    return sorted({*(b for b in batch_sizes if b == 1), *batch_sizes[-1:]})
 
 
 def _learned_rate(seen: Sequence[View]) -> float | None:
@@ -269,10 +307,12 @@ class _Keys:
         return key
 
 
-def _panel(key: str, title: str, drawing: Speedups | Work | Paths | Absent) -> Panel:
+def _panel(key: str, title: str, drawing: Drawing) -> Panel:
     caption, alt = "", ""
     if isinstance(drawing, Speedups):
         caption, alt = _speedups_in_words(drawing)
+    elif isinstance(drawing, Tradeoff):
+        caption, alt = _tradeoff_in_words(drawing)
     elif isinstance(drawing, Work):
         caption, alt = _work_in_words(drawing)
     elif isinstance(drawing, Paths):
@@ -297,6 +337,15 @@ def _speedups_in_words(d: Speedups) -> tuple[str, str]:
     return caption, f"Speed-up against {d.baseline} by {d.over}. {'; '.join(lines)}."
 
 
+def _tradeoff_in_words(d: Tradeoff) -> tuple[str, str]:
+    front = [p for p in d.points if p.front]
+    on_it = ", ".join(f"{p.network} ({p.name}, {significant(p.item_ms)} ms)" for p in front)
+    points = "; ".join(
+        f"{p.network}, {p.name}: {significant(p.item_ms)} ms, {significant(p.accuracy)}" for p in d.points
+    )
+    return f"On the front: {on_it}.", f"{d.metric} by ms per item at batch {d.batch_size}: {points}."
+
+
 def _work_in_words(d: Work) -> tuple[str, str]:
     bars = ", ".join(f"{b.label} {significant(b.flops / 1e6)}" for b in d.bars)
     rule = f" The paper counts: {d.accounted_rule}." if d.accounted_rule else ""
@@ -310,7 +359,6 @@ def _paths_in_words(d: Paths) -> tuple[str, str]:
         + ", ".join(f"{significant(q[2])} ms at {p}" for p, q in zip(d.paths, arm.quantiles, strict=True))
         for arm in d.arms
     ]
-    if d.baseline is not None:
-        medians.append(f"{d.baseline[0]}: {significant(d.baseline[1][2])} ms")
+    medians += [f"{name}: {significant(quantiles[2])} ms" for name, quantiles in d.baselines]
     caption = f"{sum(d.items)} inputs, each timed {d.rounds} times or more."
     return caption, f"Median milliseconds per input by path ({d.counted_in}). {'; '.join(medians)}."

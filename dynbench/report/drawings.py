@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynbench.analysis.gap import break_even_keep_rate, ideal_speedup, primary_speedup
+from dynbench.analysis.gap import (
+    best_speedup,
+    break_even_keep_rate,
+    deployed_speedup,
+    ideal_speedup,
+    is_written,
+    primary_speedup,
+)
 from dynbench.errors import UserError
 from dynbench.report.palette import INK, MUTED
-from dynbench.report.selection import View, primary_baseline
+from dynbench.report.selection import View, deployed_primary, primary_baseline
 from dynbench.store.run import Run
-from dynbench.store.schema import Cell, Interval
+from dynbench.store.schema import Cell, Interval, Speedup
 from dynbench.unavailable import Measured, Unavailable
 
 if TYPE_CHECKING:
@@ -38,6 +45,7 @@ class Line:
         tone: names its colour.
         static: of a static network.
         hollow: another line of the same colour comes before it.
+        deployed: of a network in its fastest way, against the primary baseline in its own.
     """
 
     name: str
@@ -48,6 +56,7 @@ class Line:
     high: list[float]
     static: bool = False
     hollow: bool = False
+    deployed: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,7 @@ class Paths:
         items: how many inputs of the stream went each.
         rounds: how often each was timed, at least.
         arms: strategies.
-        baseline: name of the primary baseline and the quantiles of its times over all inputs.
+        baselines: name and quantiles of the times over all inputs, of the primary baseline as written and deployed.
     """
 
     counted_in: str
@@ -133,7 +142,44 @@ class Paths:
     items: list[int]
     rounds: int
     arms: list[Distribution]
-    baseline: tuple[str, list[float]] | None
+    baselines: list[tuple[str, list[float]]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """An arm by its time per item in ms and the accuracy of its network, as it is shown.
+
+    Attributes:
+        network: whose accuracy it is.
+        tone: names its colour.
+        deployed: it is its network's fastest way.
+        front: no other arm is at least as fast and more accurate, or faster and as accurate.
+    """
+
+    network: str
+    name: str
+    tone: str
+    item_ms: float
+    accuracy: float
+    deployed: bool
+    front: bool
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """Accuracy against time per item at a batch size.
+
+    Attributes:
+        batch_size: in items.
+        metric: with its unit: 'top-1 accuracy, %'.
+        higher_is_better: of the metric.
+        points: the fastest first.
+    """
+
+    batch_size: int
+    metric: str
+    higher_is_better: bool
+    points: list[Point]
 
 
 @dataclass(frozen=True)
@@ -171,14 +217,18 @@ class Trend:
 
 
 def by_batch_size(view: View, tones: dict[str, str]) -> Speedups | Absent:
-    """Speed-up against batch size, a line per strategy and per baseline that is not the primary one."""
+    """Speed-up against batch size, a line per strategy and per baseline that is not the primary one.
+
+    Networks in their fastest way come first.
+    """
     timed = _timed(view.cells)
     if isinstance(timed, Absent):
         return timed
     sizes = sorted({c.batch_size for c in timed})
     if len(sizes) == 1:
         return Absent(f"only batch size {sizes[0]} was timed: the table has its speed-ups")
-    lines = _lines(timed, lambda c: float(c.batch_size), tones)
+    deployed = _deployed_lines(timed, tones)
+    lines = deployed + _lines(timed, lambda c: float(c.batch_size), tones, taken={line.tone for line in deployed})
     ideal: dict[float, float] = {}
     for c in timed:
         if c.arm.kind == "strategy" and c.flops is not None and (found := ideal_speedup(c.flops)) is not None:
@@ -206,6 +256,32 @@ def by_keep_rate(sweep: View, tones: dict[str, str], learned: float | None) -> S
     return Speedups("keep-rate", _baseline(timed), lines, sorted(ideal.items()), known, learned)
 
 
+def tradeoff(view: View, batch_size: int, tones: dict[str, str]) -> Tradeoff | Absent:
+    """Accuracy against time of every arm of a batch size that gives its network's own answer."""
+    found = view.info.accuracies
+    known = {name: a.value for name, a in found.items() if not isinstance(a.value, Unavailable)}
+    if len(known) < 2:
+        return Absent("accuracy is known of fewer than two networks")
+    if not any(c.decisions.source == "learned" for c in view.cells):
+        return Absent("accuracy belongs to learned decisions, and these are others")
+    metric = next(found[name] for name in known)
+    percents = "accuracy" in metric.metric
+    points: list[Point] = []
+    arms = [c for c in view.at(batch_size) if c.arm.kind != "control" and not c.static_twin and c.latency is not None]
+    for cell in sorted(arms, key=lambda c: 0.0 if c.latency is None else c.latency.item_ms):
+        network = cell.arm.baseline or "dynamic"
+        if network in known and cell.latency is not None:
+            shown = known[network] * (100 if percents else 1)
+            best = [p.accuracy for p in points]
+            better = not best or (shown > max(best) if metric.higher_is_better else shown < min(best))
+            name = "dynamic network" if network == "dynamic" else network
+            tone, ms = _tone(cell, tones), cell.latency.item_ms
+            points.append(Point(name, cell.arm.title, tone, ms, shown, cell.deployed, better))
+    if len({p.network for p in points}) < 2:
+        return Absent(f"fewer than two networks of known accuracy were timed at batch {batch_size}")
+    return Tradeoff(batch_size, f"{metric.metric}, %" if percents else metric.metric, metric.higher_is_better, points)
+
+
 def work(view: View, tones: dict[str, str]) -> Work | Absent:
     """Dense, required, executed and accounted FLOPs at the largest batch size that was counted."""
     counted = [c for c in view.cells if c.status == "ok" and c.arm.kind == "strategy" and c.flops is not None]
@@ -213,7 +289,7 @@ def work(view: View, tones: dict[str, str]) -> Work | Absent:
         return Absent(f"no FLOPs were counted{_why(view.cells)}")
     largest = max(c.batch_size for c in counted)
     counted = [c for c in counted if c.batch_size == largest]
-    example = next((c for c in counted if not c.static_twin), counted[0])
+    example = next((c for c in counted if not c.static_twin and is_written(c)), counted[0])
     primary = primary_baseline(view.at(largest), example.arm.engine)
     flops = example.flops
     assert flops is not None
@@ -221,7 +297,7 @@ def work(view: View, tones: dict[str, str]) -> Work | Absent:
         (f"dense: {primary.arm.name}" if primary else "dense", flops.dense, INK, True),
         ("required: bodies", flops.required_region, INK, False),
         ("required: with gates", flops.required_total, INK, False),
-        *((f"executed: {c.arm.title}", c.flops.executed, _tone(c, tones), True) for c in counted if c.flops),
+        *((f"executed: {_short_title(c)}", c.flops.executed, _tone(c, tones), True) for c in counted if c.flops),
         ("accounted in the paper", flops.accounted, MUTED, False),
     ]
     bars = [Bar(label, a, tone, ran) for label, a, tone, ran in amounts if not isinstance(a, Unavailable)]
@@ -261,15 +337,24 @@ def latency_by_path(view: View, run: Run, tones: dict[str, str]) -> Paths | Abse
         if all(len(t) for t in by_path):
             tone = _tone(cell, tones)
             again = any(other.tone == tone for other in found)
-            found.append(Distribution(cell.arm.title, tone, [_quantiles(t) for t in by_path], again))
+            found.append(Distribution(_short_title(cell), tone, [_quantiles(t) for t in by_path], again))
     if not found:
         return Absent("no strategy was timed on every path")
-    primary = primary_baseline(view.at(1), first.arm.engine)
-    static = None
-    if primary is not None and (mine := _samples_of(primary, samples)).any():
-        static = (primary.arm.name, _quantiles(times[mine]))
+    written = next((c for c in cells if is_written(c)), first)
+    bases = (primary_baseline(view.at(1), written.arm.engine), deployed_primary(view.at(1)))
+    static = [
+        (_short_title(c), _quantiles(times[mine]))
+        for c in {c.cell_id: c for c in bases if c is not None}.values()
+        if (mine := _samples_of(c, samples)).any()
+    ]
     items = np.bincount(path_of, minlength=len(labels))
     return Paths(first.path_label, labels, items.tolist(), min(c.rounds for c in cells), found, static)
+
+
+def _short_title(cell: Cell) -> str:
+    """What an arm is called in a figure that has only one deployed arm of its network."""
+    deployed = cell.deployed and not is_written(cell)
+    return f"{cell.arm.strategy or cell.arm.name}, deployed" if deployed else cell.arm.title
 
 
 def _samples_of(cell: Cell, samples: pd.DataFrame) -> np.ndarray:
@@ -283,7 +368,7 @@ def _tone(cell: Cell, tones: dict[str, str]) -> str:
 
 def _timed(cells: Sequence[Cell]) -> list[Cell] | Absent:
     """Strategies and secondary baselines with a speed-up against the primary one."""
-    found = [c for c in cells if c.status == "ok" and c.arm.kind != "control" and primary_speedup(c) is not None]
+    found = [c for c in cells if c.status == "ok" and c.arm.kind != "control" and best_speedup(c) is not None]
     if any(c.arm.kind == "strategy" for c in found):
         return found
     return Absent(f"no speed-up was measured{_why(cells)}")
@@ -300,7 +385,7 @@ def _why(cells: Sequence[Cell]) -> str:
 
 
 def _baseline(timed: Sequence[Cell]) -> str:
-    return next(s.baseline for c in timed if (s := primary_speedup(c)) is not None)
+    return next(s.baseline for c in timed if (s := best_speedup(c)) is not None)
 
 
 def _rate(cell: Cell) -> float:
@@ -308,28 +393,45 @@ def _rate(cell: Cell) -> float:
     return cell.decisions.keep_rate
 
 
-def _lines(timed: Sequence[Cell], x: Callable[[Cell], float], tones: dict[str, str]) -> list[Line]:
+def _lines(
+    timed: Sequence[Cell], x: Callable[[Cell], float], tones: dict[str, str], taken: Iterable[str] = ()
+) -> list[Line]:
+    """A line per arm as written; `taken`: colours of lines that come before these."""
     by_arm: dict[str, list[Cell]] = {}
-    for cell in sorted(timed, key=x):
-        by_arm.setdefault(cell.arm.key, []).append(cell)
+    for cell in timed:
+        if primary_speedup(cell) is not None:
+            by_arm.setdefault(cell.arm.key, []).append(cell)
     lines: list[Line] = []
-    for key in dict.fromkeys(c.arm.key for c in timed):
-        mine = by_arm[key]
+    used = set(taken)
+    for mine in by_arm.values():
+        points = sorted(((x(c), s) for c in mine if (s := primary_speedup(c)) is not None), key=lambda point: point[0])
         tone, static = _tone(mine[0], tones), mine[0].arm.kind == "baseline"
-        found = [s for c in mine if (s := primary_speedup(c)) is not None]
-        lines.append(
-            Line(
-                name=mine[0].arm.title,
-                tone=tone,
-                x=[x(c) for c in mine],
-                y=[s.value for s in found],
-                low=[s.low for s in found],
-                high=[s.high for s in found],
-                static=static,
-                hollow=not static and any(line.tone == tone for line in lines),
-            )
-        )
+        lines.append(_line(mine[0].arm.title, tone, points, static=static, hollow=not static and tone in used))
+        used.add(tone)
     return lines
+
+
+def _deployed_lines(timed: Sequence[Cell], tones: dict[str, str]) -> list[Line]:
+    """A line per network in its fastest way, whichever that is at each batch size."""
+    networks: dict[str | None, list[tuple[Cell, Speedup]]] = {}
+    for cell in timed:
+        if (found := deployed_speedup(cell)) is not None:
+            networks.setdefault(cell.arm.baseline, []).append((cell, found))
+    lines = []
+    for baseline, mine in networks.items():
+        ordered = sorted(mine, key=lambda pair: pair[0].batch_size)
+        strategies = list(dict.fromkeys(c.arm.strategy for c, _ in ordered))
+        name = baseline or (strategies[0] if len(strategies) == 1 else "dynamic network")
+        points = [(float(c.batch_size), s) for c, s in ordered]
+        tone = _tone(ordered[-1][0], tones)
+        lines.append(_line(f"{name}, deployed", tone, points, static=baseline is not None, deployed=True))
+    return lines
+
+
+def _line(name: str, tone: str, points: Sequence[tuple[float, Speedup]], **how: bool) -> Line:
+    found = [s for _, s in points]
+    x, y = [at for at, _ in points], [s.value for s in found]
+    return Line(name, tone, x, y, [s.low for s in found], [s.high for s in found], **how)
 
 
 def _bins(depths: np.ndarray) -> tuple[np.ndarray, list[str]]:

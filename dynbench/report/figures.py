@@ -27,10 +27,10 @@ from matplotlib.textpath import text_to_path
 from matplotlib.transforms import IdentityTransform
 
 from dynbench.analysis.formatting import percent, significant, times
-from dynbench.report.drawings import Curve, Line, Paths, Speedups, Trend, Work
+from dynbench.report.drawings import Curve, Line, Paths, Speedups, Tradeoff, Trend, Work
 from dynbench.report.palette import INK, MUTED, PAPER, RULE, STRATEGIES, TONES
 
-Drawing = Speedups | Work | Paths | Trend
+Drawing = Speedups | Tradeoff | Work | Paths | Trend
 Tick = tuple[float, str]
 Label = tuple[float, str, str]  # where a line ends, its name, its tone
 
@@ -44,6 +44,7 @@ TITLE = 14.0  # height of a vertical axis's title
 NAME = 140.0  # a longer name is cut
 LEADER = 12.0  # from where a line ends to its name
 APART = 13.0  # names at the ends of lines
+THICK, NORMAL, THIN = 3.2, 1.8, 1.0  # lines: deployed ones, others, and others beside deployed ones
 DOTS, DASHES = (0, (1.5, 2.5)), (0, (5, 3))
 SLANTED: dict[str, Any] = {"rotation": 45, "rotation_mode": "anchor", "ha": "right", "fontsize": SMALL}  # of ticks
 ASLANT = math.sin(math.radians(45))
@@ -89,6 +90,8 @@ def draw(drawing: Drawing) -> str:
         figure = _trend(drawing)
     elif isinstance(drawing, Speedups):
         figure = _speedups(drawing)
+    elif isinstance(drawing, Tradeoff):
+        figure = _tradeoff(drawing)
     else:
         figure = _work(drawing) if isinstance(drawing, Work) else _paths(drawing)
     code = io.StringIO()
@@ -118,8 +121,9 @@ def _speedups(d: Speedups) -> Figure:
         _learned(axes, d.learned)
     if d.ideal:
         axes.plot(*zip(*d.ideal, strict=True), color=_colour(INK), linewidth=1.4, linestyle=DASHES)
+    others = THIN if any(line.deployed for line in d.lines) else NORMAL
     for line in d.lines:
-        _line(axes, line)
+        _line(axes, line, THICK if line.deployed else others)
     for line in d.lines:
         if line.name in d.break_even:
             _ring(axes, [d.break_even[line.name]], [1], line.tone)
@@ -158,15 +162,16 @@ def _learned(axes: Axes, rate: float) -> None:
     axes.text(place, box.y1 - 6, "learned", color=_colour(MUTED), size=size, ha=side, va="center", transform=PIXELS)
 
 
-def _line(axes: Axes, line: Line) -> None:
+def _line(axes: Axes, line: Line, width: float) -> None:
     colour = _colour(line.tone)
     if line.static:
-        axes.plot(line.x, line.y, color=colour, linewidth=1.8, linestyle=DOTS)
+        axes.plot(line.x, line.y, color=colour, linewidth=width, linestyle=DOTS)
     else:
         axes.fill(
             [*line.x, *reversed(line.x)], [*line.low, *reversed(line.high)], color=colour, alpha=0.18, linewidth=0
         )
-        axes.plot(line.x, line.y, color=colour, linewidth=1.8, **_marker(line.tone, 5.6, hollow=line.hollow))
+        size = 7.0 if line.deployed else 5.6
+        axes.plot(line.x, line.y, color=colour, linewidth=width, **_marker(line.tone, size, hollow=line.hollow))
     _spans(axes, line.x, line.low, line.high, color=colour, linewidth=1)
 
 
@@ -181,6 +186,44 @@ def _names_inside(axes: Axes, lines: Sequence[Line]) -> None:
         end = axes.transData.transform((line.x[-1], 1))[0]
         x = min(end + 6, box.x1 - text_width(name))
         axes.text(x, y, name, color=_colour(line.tone), va="center", transform=PIXELS)
+
+
+# --- accuracy against time -------------------------------------------------------------------------------------------
+
+
+def _tradeoff(d: Tradeoff) -> Figure:
+    """A row per network, at its accuracy; the better is above."""
+    networks = {p.network: p for p in reversed(d.points)}  # the fastest arm of each
+    labels = [(p.accuracy, _short(name), p.tone) for name, p in networks.items()]
+    left, right = _around(p.item_ms for p in d.points)
+    worst, best = min(p.accuracy for p in d.points), max(p.accuracy for p in d.points)
+    margin = 0.12 * (best - worst) or 0.01 * abs(best) or 1.0
+    bottom, top = worst - margin, best + margin
+    ticks = [(tick, f"{tick:.10g}") for tick in even_ticks(bottom, top, 6)]
+    figure = _figure(max(HEIGHT, APART * len(labels) + 60))
+    axes = _axes(figure, _room_left(ticks), _room_right(labels), bottom=38)
+    axes.set_xscale("log")
+    axes.set_xlim(left, right)
+    axes.set_ylim(*((bottom, top) if d.higher_is_better else (top, bottom)))
+    axes.set_yticks([value for value, _ in ticks], [text for _, text in ticks])
+    times_ms = time_ticks(left, right)
+    widest = max(text_width(text) for _, text in times_ms) + 2 * GAP
+    some = slice(None, None, math.ceil(widest * len(times_ms) / axes.bbox.width))
+    axes.set_xticks([value for value, _ in times_ms[some]], [text for _, text in times_ms[some]])
+    axes.xaxis.minorticks_off()
+    sns.despine(ax=axes)
+    for accuracy, _, tone in labels:
+        axes.axhline(accuracy, color=_colour(tone), linewidth=0.6)
+    front = [(p.item_ms, p.accuracy) for p in d.points if p.front]
+    x, y = zip(*front, (right, front[-1][1]), strict=True)
+    axes.plot(x, y, color=_colour(INK), linewidth=1.4, linestyle=DASHES, drawstyle="steps-post")
+    for p in d.points:
+        marker = _marker(p.tone, 8.0 if p.deployed else 5.6, hollow=not p.deployed)
+        axes.plot([p.item_ms], [p.accuracy], color=_colour(p.tone), linestyle="", **marker)
+    _names_beside(axes, labels)
+    metric = _short(d.metric, 170)
+    _titles(axes, f"ms per item, batch {d.batch_size}", metric if d.higher_is_better else f"{metric}, lower is better")
+    return figure
 
 
 # --- work ------------------------------------------------------------------------------------------------------------
@@ -221,10 +264,9 @@ def _work(d: Work) -> Figure:
 
 def _paths(d: Paths) -> Figure:
     drawn = [v for arm in d.arms for quantiles in arm.quantiles for v in quantiles]
-    limits = _around(drawn if d.baseline is None else [*drawn, *d.baseline[1]])
+    limits = _around([*drawn, *(v for _, quantiles in d.baselines for v in quantiles)])
     labels = [(arm.quantiles[-1][2], _short(arm.name), arm.tone) for arm in d.arms]
-    if d.baseline is not None:
-        labels.insert(0, (d.baseline[1][2], _short(d.baseline[0]), MUTED))
+    labels = [*((quantiles[2], _short(name), MUTED) for name, quantiles in d.baselines), *labels]
     ticks = time_ticks(*limits)
     counts = [f"n={n}" for n in d.items]
     room = (WIDTH - _room_left(ticks) - _room_right(labels)) / len(d.paths) - GAP
@@ -234,8 +276,7 @@ def _paths(d: Paths) -> Figure:
     figure = _figure(HEIGHT + deep - 2 * FONT_SIZE)
     axes = _log_axes(figure, limits, ticks, labels, bottom=30 + deep, left=max(_room_left(ticks), deep))
     axes.set_xlim(-0.6, len(d.paths) - 0.4)
-    if d.baseline is not None:
-        _, lower, middle, upper, _ = d.baseline[1]
+    for _, (_, lower, middle, upper, _) in d.baselines:
         axes.axhspan(lower, upper, color=_colour(MUTED), alpha=0.18, linewidth=0)
         axes.axhline(middle, color=_colour(MUTED), linewidth=1.2, linestyle=DOTS)
     step = min(0.18, 0.7 / len(d.arms))
@@ -412,8 +453,9 @@ def _names_beside(axes: Axes, labels: Sequence[Label]) -> None:
     fits = APART * len(labels) <= box.height
     low, high = (box.y0, box.y1 - half) if fits else (half, axes.figure.bbox.height - half)
     right = box.x1
-    ordered = sorted(labels, key=lambda label: label[0], reverse=True)[::-1]  # of equal ones the first is above
-    ends = [_height(axes, y) for y, _, _ in ordered]
+    at = [(_height(axes, label[0]), label) for label in labels]
+    at = sorted(at, key=lambda pair: pair[0], reverse=True)[::-1]  # of equal ones the first is above
+    ends, ordered = [end for end, _ in at], [label for _, label in at]
     places = spread(ends, APART, low, high)
     leaders = [[(right + 1, end), (right + LEADER - 2, place)] for end, place in zip(ends, places, strict=True)]
     colours = [_colour(tone) for _, _, tone in ordered]

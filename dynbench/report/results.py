@@ -6,9 +6,18 @@ import math
 from collections.abc import Iterable, Sequence
 
 from dynbench.analysis.formatting import percent, significant
-from dynbench.analysis.gap import Gap, break_even_keep_rate, gap, primary_speedup
-from dynbench.analysis.headline import headline
-from dynbench.report.columns import COLUMNS, Column, against, column
+from dynbench.analysis.gap import (
+    Gap,
+    best_speedup,
+    break_even_keep_rate,
+    deployed_speedup,
+    gap,
+    is_written,
+    primary_speedup,
+)
+from dynbench.analysis.headline import contest, headline
+from dynbench.report.columns import COLUMNS, Column, against, column, deployed_against
+from dynbench.report.deploy import deploy_section
 from dynbench.report.selection import (
     View,
     is_sweep,
@@ -29,7 +38,7 @@ from dynbench.report.values import (
     words,
 )
 from dynbench.store.quantities import Place, Quantity, Reading, quantities
-from dynbench.store.schema import Accuracy, Cell, Claim, Flops, Interval, WorkloadInfo
+from dynbench.store.schema import Accuracy, Cell, Claim, Flops, Interval, Speedup, WorkloadInfo
 from dynbench.unavailable import Measured, Unavailable
 
 EQUAL_FLOPS = 0.2  # a static network within 20 % of the required FLOPs is one of equal mean FLOPs
@@ -53,6 +62,7 @@ def result_sections(infos: Sequence[WorkloadInfo], cells: Sequence[Cell]) -> lis
     swept = [view for info in infos for view in sweeps(info, mine[info.name])]
     declared = [_declared(info, mine[info.name]) for info in infos if info.declared]
     return [
+        *deploy_section(infos, mine),
         Section(
             "results",
             "Speed",
@@ -70,7 +80,7 @@ def result_sections(infos: Sequence[WorkloadInfo], cells: Sequence[Cell]) -> lis
             "gap",
             "Where the saving went",
             "ideal = speed-up x the losses. Losses are factors: 1.20x means that the arm would be 1.2 times as fast "
-            "without this one.",
+            "without this one. Those of a deployed arm are against the deployed primary baseline.",
             [b for v in seen for b in _gap(v)] or _none("No speed-up was measured."),
         ),
         Section(
@@ -184,14 +194,23 @@ def _identity(cell: Cell) -> Row:
 def _row(cell: Cell, wanted: Iterable[Quantity]) -> Row:
     row = _identity(cell) | {q.key: shown(q, cell) for q in wanted}
     warnings = ", ".join(dict.fromkeys(w.id for w in cell.warnings))
-    return row | {"speedup": _speedup(cell), "stopped_by": words(cell.stopped_by), "warnings": words(warnings)}
+    return row | _speedups(cell) | {"stopped_by": words(cell.stopped_by), "warnings": words(warnings)}
 
 
-def _speedup(cell: Cell) -> Value:
+def _speedups(cell: Cell) -> Row:
+    """As written and deployed; a dash where a cell is not the one or the other."""
+    row: Row = {}
+    if is_written(cell):
+        row["speedup"] = _speedup(cell, primary_speedup(cell))
+    if cell.deployed:
+        row["deployed_speedup"] = _speedup(cell, deployed_speedup(cell))
+    return row
+
+
+def _speedup(cell: Cell, found: Speedup | None) -> Value:
     """With its interval; of the primary baseline that it is the reference; else why there is none."""
     if cell.status != "ok":
         return missing(f"{cell.arm.name} {cell.status}: {cell.reason or 'no reason was stored'}")
-    found = primary_speedup(cell)
     if found is not None:
         return with_interval(found)
     if cell.arm.kind == "baseline" and cell.primary:
@@ -205,17 +224,19 @@ def _speed(view: View) -> list[Block]:
         return [Block(title_of(view), ["Nothing was measured; see Refused and failed."])]
     speed, latency = _at("speed", view.info), _at("latency", view.info)
     others = list(dict.fromkeys(s.baseline for c in cells for s in c.speedups if not s.primary))
+    deployed = list(dict.fromkeys(s.baseline for c in cells for s in c.deployed_speedups if not s.primary))
     columns = [
         *_columns(["name", "role", "batch"]),
         *map(column, speed),
         *map(against, others),
+        *map(deployed_against, deployed),
         *map(column, latency),
         *_columns(["stopped_by", "warnings"]),
     ]
     rows = [
-        _row(c, [*speed, *latency]) | _against(c, others)
+        _row(c, [*speed, *latency]) | _against(c, others) | _deployed_against(c, deployed)
         if c.status == "ok"
-        else _identity(c) | {"speedup": _speedup(c)}
+        else _identity(c) | _speedups(c)
         for c in view.cells
     ]
     return [Block(title_of(view), table=make_table(f"speed {slug(view)}", "Speed", columns, rows, block="batch"))]
@@ -224,6 +245,11 @@ def _speed(view: View) -> list[Block]:
 def _against(cell: Cell, baselines: Iterable[str]) -> Row:
     known = {s.baseline: s for s in cell.speedups}
     return {f"against:{b}": with_interval(known[b]) if b in known else Value(NOTHING) for b in baselines}
+
+
+def _deployed_against(cell: Cell, baselines: Iterable[str]) -> Row:
+    known = {s.baseline: s for s in cell.deployed_speedups}
+    return {f"deployed against:{b}": with_interval(known[b]) if b in known else Value(NOTHING) for b in baselines}
 
 
 def _work(view: View) -> list[Block]:
@@ -274,11 +300,13 @@ def _of_dense(amount: Reading, flops: Flops) -> Value:
 
 
 def _gap(view: View) -> list[Block]:
-    timed = [c for c in view.cells if c.status == "ok" and c.arm.kind == "strategy" and primary_speedup(c) is not None]
+    timed = [c for c in view.cells if c.status == "ok" and c.arm.kind == "strategy" and best_speedup(c) is not None]
     if not timed:
         return []
     rows = [_gap_row(c, gap(c)) for c in timed]
-    losses = _columns(["name", "batch", "speedup", "ideal_speedup", *(f"lost_{n}" for n in LOSSES), "causes"])
+    losses = _columns(
+        ["name", "batch", "deployed_speedup", "speedup", "ideal_speedup", *(f"lost_{n}" for n in LOSSES), "causes"]
+    )
     blocks = [Block(title_of(view), table=make_table(f"gap {slug(view)}", "Losses", losses, rows, block="batch"))]
     if any(c.phases is not None for c in timed):
         table = make_table(
@@ -289,7 +317,7 @@ def _gap(view: View) -> list[Block]:
 
 
 def _gap_row(cell: Cell, found: Gap) -> Row:
-    row = _identity(cell) | {"speedup": _speedup(cell), "ideal_speedup": ratio(found.ideal)}
+    row = _identity(cell) | _speedups(cell) | {"ideal_speedup": ratio(found.ideal)}
     row |= {f"lost_{name}": ratio(found.losses.get(name)) for name in LOSSES}
     for key, phases in SHARES.items():
         if found.shares:
@@ -358,8 +386,10 @@ def _accuracy(info: WorkloadInfo, cells: Sequence[Cell]) -> list[Block]:
         return [Block(info.title, [f"Not measured: {why}."])]
     best = headline(info.name, cells)
     measured = [c for c in cells if c.status == "ok"]
-    group = measured if best is None else [c for c in measured if c.group_id == best[0].group_id]
-    static = {c.arm.baseline: c for c in group if c.arm.kind == "baseline"}
+    group = measured if best is None else [c for c in measured if c.group_id == best.cell.group_id]
+    fastest = {c.arm.baseline: c for c in group if c.arm.kind == "baseline" and c.deployed}
+    written = {c.arm.baseline: c for c in group if c.arm.kind == "baseline" and is_written(c)}
+    static = fastest | written
     required = next((c.flops.required_total for c in group if c.arm.kind == "strategy" and c.flops is not None), None)
     equal = _of_equal_flops(static.values(), required)
     rows = []
@@ -372,21 +402,33 @@ def _accuracy(info: WorkloadInfo, cells: Sequence[Cell]) -> list[Block]:
         }
         if name == "dynamic":
             row |= {"network": words("dynamic network"), "place": words("dynamic"), "cost": quantity(required, 1e6)}
-            if best is not None and best[0].decisions.source == "learned":
-                note = f"{best[0].arm.name} at batch {best[0].batch_size}"
-                row["speedup"] = Value(with_interval(best[1]).text, best[1].value, note)
+            row |= _best_speedups(info, cells)
         elif (cell := static.get(name)) is not None:
             place = "static network of equal mean FLOPs" if cell is equal else role(cell)
             row |= {"place": words(place), "cost": quantity(None if cell.flops is None else cell.flops.executed, 1e6)}
-            row["speedup"] = _speedup(cell)
+            for c in {c.cell_id: c for c in (written.get(name), fastest.get(name)) if c is not None}.values():
+                row |= _speedups(c)
         rows.append(row)
-    keys = ["network", "place", "metric", "accuracy", "labelled", "cost", "speedup"]
+    keys = ["network", "place", "metric", "accuracy", "labelled", "cost", "deployed_speedup", "speedup"]
     text = []
     if equal is None and required is not None:
         text = [f"There is no static network within {percent(EQUAL_FLOPS)} of the required FLOPs in this run."]
     if info.weights is None:
         text.insert(0, "The weights are untrained: these figures say nothing about the paper's network.")
     return [Block(info.title, text, make_table(f"accuracy {info.name}", "Accuracy", _columns(keys), rows))]
+
+
+def _best_speedups(info: WorkloadInfo, cells: Sequence[Cell]) -> Row:
+    """Of the dynamic network with learned decisions, deployed and as written, at the largest batch size of each."""
+    found = contest(info.name, cells)
+    if found is None or found.source.source != "learned":
+        return {}
+    best = {"deployed_speedup": next(iter(found.deployed.values()), None), "speedup": found.best_written}
+    return {
+        key: Value(with_interval(t.speedup).text, t.speedup.value, f"{t.cell.arm.title} at batch {t.cell.batch_size}")
+        for key, t in best.items()
+        if t is not None
+    }
 
 
 def _of_equal_flops(static: Iterable[Cell], required: Measured | None) -> Cell | None:
@@ -442,7 +484,7 @@ def _claim(claim: Claim) -> Row:
 def _measured(cell: Cell | None) -> Row:
     if cell is None:
         return {"measured": missing("no strategy of this workload was measured")}
-    found = primary_speedup(cell)
+    found = best_speedup(cell)
     row = {"measured": missing("no speed-up was measured") if found is None else with_interval(found)}
     if cell.flops is not None:
         row |= {

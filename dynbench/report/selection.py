@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dynbench.analysis.gap import is_written
 from dynbench.analysis.headline import SOURCES
 from dynbench.report.palette import STRATEGIES
 from dynbench.store.schema import Cell, Manifest, WorkloadInfo
@@ -19,7 +20,7 @@ class View:
     Attributes:
         info: of the workload.
         name: what tells it from the workload's other views: 'synthetic', 'learned, bfloat16'.
-        cells: by batch size, strategies first, in the order of the palette.
+        cells: by batch size, deployed ones first, then strategies, in the order of the palette.
     """
 
     info: WorkloadInfo
@@ -75,18 +76,25 @@ def _named(info: WorkloadInfo, groups: dict[tuple[str, ...], list[Cell]]) -> lis
 def _order(cell: Cell) -> tuple[object, ...]:
     known = STRATEGIES.index(cell.arm.strategy) if cell.arm.strategy in STRATEGIES else len(STRATEGIES)
     source = SOURCES.index(cell.decisions.source), cell.decisions.label
-    return *source, cell.batch_size, KINDS.index(cell.arm.kind), known, not cell.primary
+    return *source, cell.batch_size, not cell.deployed, KINDS.index(cell.arm.kind), known, not cell.primary
 
 
 def primary_baseline(cells: Sequence[Cell], engine: str) -> Cell | None:
-    """The measured primary baseline of an engine among cells of one group."""
-    found = (c for c in cells if c.arm.kind == "baseline" and c.primary and c.status == "ok")
+    """The measured primary baseline of an engine, as written, among cells of one group."""
+    found = (c for c in cells if c.arm.kind == "baseline" and c.primary and c.status == "ok" and is_written(c))
     return next((c for c in found if c.arm.engine == engine), None)
 
 
+def deployed_primary(cells: Sequence[Cell]) -> Cell | None:
+    """The measured primary baseline in its fastest way, among cells of one group."""
+    found = (c for c in cells if c.arm.kind == "baseline" and c.primary and c.status == "ok" and c.deployed)
+    return next(found, None)
+
+
 def role(cell: Cell) -> str:
-    """'strategy', 'primary baseline', ..."""
-    return "primary baseline" if cell.arm.kind == "baseline" and cell.primary else cell.arm.kind
+    """'strategy', 'primary baseline', 'strategy, deployed', ..."""
+    what = "primary baseline" if cell.arm.kind == "baseline" and cell.primary else cell.arm.kind
+    return f"{what}, deployed" if cell.deployed else what
 
 
 def device_phrase(manifest: Manifest, cells: Sequence[Cell]) -> str:

@@ -35,7 +35,7 @@ def cell(table: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: it does not say what ran in it.
     """
-    if table.get("schema_version", 1) >= NAMED_BY_ARM:
+    if _names_arms(table):
         return {**table, "schema_version": SCHEMA_VERSION}
     arm, rest = _split(table)
     facts = {
@@ -51,11 +51,16 @@ def cell(table: dict[str, Any]) -> dict[str, Any]:
 def manifest(table: dict[str, Any]) -> dict[str, Any]:
     """A manifest of an older schema in the form of today."""
     found = {**table, "schema_version": SCHEMA_VERSION}
-    if table.get("schema_version", 1) >= NAMED_BY_ARM:
+    if _names_arms(table):
         return found
     if isinstance(workloads := table.get("workloads"), dict):  # else validation names it
         found["workloads"] = {name: _with_actions(info) for name, info in workloads.items()}
     return found
+
+
+def _names_arms(table: object) -> bool:
+    """Whether a cell or manifest is of a schema whose cells have arms; what is no table is told by validation."""
+    return isinstance(table, dict) and table.get("schema_version", 1) >= NAMED_BY_ARM
 
 
 def history_key(table: dict[str, Any]) -> dict[str, Any]:

@@ -148,31 +148,31 @@ _SPEED = [
         places=("speed", "sweep"),
     ),
     Quantity(
-        key="speedup",
-        read=_primary,
-        header="speed-up",
-        unit="x (95 % CI)",
-        kind="interval",
-        definition="Time of the primary baseline / time of this arm, for the whole stream within one round; the median "
-        "over rounds with its confidence interval (order statistics). Above 1 is faster.",
-        is_not="The interval covers the rounds of this run, not another machine, process or day.",
-        better="up",
-        certain=True,
-        places=("speed", "sweep"),
-    ),
-    Quantity(
         key="deployed_speedup",
         read=_deployed,
         header="deployed speed-up",
         unit="x (95 % CI)",
         kind="interval",
-        definition="Time of the primary baseline in its fastest way / time of the dynamic network in its fastest way, "
-        "in the same rounds. The fastest way (form, engine, control, strategy) is found by a tournament before the "
+        definition="Time of the primary baseline in its fastest way / time of this network in its fastest way, in the "
+        "same rounds. The fastest way (form, engine, control, strategy) is found by a tournament before the "
         "group is measured.",
         is_not="Not the fastest of all ways there are: the report lists those that were tried.",
         better="up",
         certain=True,
         places=("speed",),
+    ),
+    Quantity(
+        key="speedup",
+        read=_primary,
+        header="speed-up",
+        unit="x (95 % CI)",
+        kind="interval",
+        definition="Time of the primary baseline / time of this arm, both as written, for the whole stream within one "
+        "round; the median over rounds with its confidence interval (order statistics). Above 1 is faster.",
+        is_not="The interval covers the rounds of this run, not another machine, process or day.",
+        better="up",
+        certain=True,
+        places=("speed", "sweep"),
     ),
     Quantity(
         key="resolution",

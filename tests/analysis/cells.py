@@ -32,9 +32,9 @@ def cell(name: str, speedup: tuple[float, float, float] | None = None, kind: str
         name: of the strategy, or of the baseline.
         speedup: of which no more is said.
         kind: of the arm.
-        changes: fields of the cell; `engine`, `form` and `live` of its arm.
+        changes: fields of the cell; `engine`, `form`, `live` and `control` of its arm.
     """
-    what = arm(name, kind, **{key: changes.pop(key) for key in ("engine", "form", "live") if key in changes})
+    what = arm(name, kind, **{key: changes.pop(key) for key in ("engine", "form", "live", "control") if key in changes})
     batch_size = changes.pop("batch_size", 32)
     label = changes.pop("decisions", decisions())
     group = f"skipnet38/{label.label}/cpu/b{batch_size}/float32/t1"

@@ -9,6 +9,7 @@ from typing import Any
 from dynbench.store.run import RunWriter
 from dynbench.store.schema import (
     Accuracy,
+    Candidate,
     Cell,
     Claim,
     Decisions,
@@ -117,9 +118,9 @@ def cell(
         speed: against ResNet-38; None for ResNet-38 itself.
         kind: of the arm.
         workload: its name.
-        changes: fields of the cell; `engine`, `form` and `live` of its arm.
+        changes: fields of the cell; `engine`, `form`, `live` and `control` of its arm.
     """
-    what = arm(name, kind, **{key: changes.pop(key) for key in ("engine", "form", "live") if key in changes})
+    what = arm(name, kind, **{key: changes.pop(key) for key in ("engine", "form", "live", "control") if key in changes})
     decisions = changes.pop("decisions", Decisions(source="learned", label="learned", keep_rate=0.69))
     keep = decisions.keep_rate or 0.5
     group = f"{workload}/{decisions.label}/cpu/b{batch}/float32/t1"
@@ -205,6 +206,31 @@ def group(batch: int, *, workload: str = SKIPPED, primary: bool = True, **change
     return found
 
 
+def deployed(batch: int, speed: float, *, strategy: str = "compaction", workload: str = SKIPPED) -> list[Cell]:
+    """Each network as one graph, twice as fast as it is written: the dynamic one, ResNet-38 and ResNet-20."""
+    graph = {"engine": "onnxruntime", "control": "graph", "workload": workload, "deployed": True}
+    dynamic = cell(strategy, batch, None, live=True, **graph)
+    primary = cell("ResNet-38", batch, None, kind="baseline", primary=True, **graph)
+    small = cell("ResNet-20", batch, None, kind="baseline", **graph)
+    ratios = [
+        (dynamic, speed, [speedup(speed), speedup(speed / 1.4, "ResNet-20", primary=False)]),
+        (primary, 1.0, [speedup(1 / 1.4, "ResNet-20", primary=False)]),
+        (small, 1.4, [speedup(1.4)]),
+    ]
+    found = []
+    for c, ratio, speedups in ratios:
+        assert c.latency is not None
+        stream_ms = 160.0 / ratio
+        latency = c.latency.model_copy(update={"stream_ms": stream_ms, "item_ms": stream_ms / ITEMS})
+        tried = [
+            Candidate(arm=c.arm, ratio=1.0),
+            Candidate(arm=c.arm.model_copy(update={"engine": "eager", "control": "host"}), ratio=2.0),
+            Candidate(arm=c.arm.model_copy(update={"control": "host"}), reason="a layer has no such operator"),
+        ]
+        found.append(c.model_copy(update={"latency": latency, "deployed_speedups": speedups, "candidates": tried}))
+    return found
+
+
 def sweep(workload: str = SKIPPED) -> list[Cell]:
     """Compaction breaks even at a keep-rate of 0.8, masking never."""
     found = []
@@ -254,7 +280,7 @@ def write_run(path: Path, about: Manifest, cells: list[Cell]) -> Path:
 
 
 def whole_run(path: Path) -> Path:
-    """Three workloads: one with everything, a cascade, and experts at one batch size without claims."""
+    """Three workloads: one with everything, a cascade with deployed cells, and experts at one batch size only."""
     noisy = Warning_(id="DB-PREC-01", text="confidence interval of +-4 %; asked for was +-2 %", remedy="more time")
     skipped = [c for b in (1, 8, 32) for c in group(b)] + sweep()
     skipped += [cell("compaction", 32, 1.2, kind="control", live=True, warnings=[noisy])]
@@ -266,6 +292,7 @@ def whole_run(path: Path) -> Path:
         for c in group(b, workload=CASCADED)
         if c.arm.strategy != "cascading"
     ]
+    cascaded += [c for b in (1, 8) for c in deployed(b, 1.1, strategy="cascading", workload=CASCADED)]
     same = [128.0] * ITEMS
     experts = group(1, workload=EXPERTS, batch_paths=same, path_label="experts visited of 512")
     about = manifest(

@@ -48,6 +48,7 @@ def full() -> Cell:
             "device_stream_ms": 60.0,
         },
         speedups=[{**interval, "baseline": "ResNet", "primary": True, "resolution": 0.01}],
+        deployed_speedups=[{**interval, "baseline": "ResNet", "primary": True, "resolution": 0.01}],
         ideal=2.0,
         efficiency=0.6,
         flops={"dense": 10.0, "required_region": 5.0, "required_total": 6.0, "executed": 7.0, "accounted": 4.0},

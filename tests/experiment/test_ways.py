@@ -1,0 +1,147 @@
+"""The tournament, and the networks in their fastest way that follow from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dynbench import devices
+from dynbench.errors import UserError
+from dynbench.experiment import Options, graphs, run_experiment
+from dynbench.experiment.build import Prepared, prepare
+from dynbench.experiment.plan import planned_cells
+from dynbench.experiment.spec import check_options, load_spec
+from dynbench.experiment.ways import Tournament
+from dynbench.graph import CannotTrace
+from dynbench.store.run import Run
+from dynbench.store.schema import Cell
+
+TINY = Path(__file__).parent / "tiny"
+QUICK = Options(time_limit_s=0.3, precision=0.5, deployed=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("runs") / "deployed"
+    run_experiment([str(TINY / "tiny.toml")], QUICK, out, command=["dynbench", "run", "tiny.toml"])
+    return Run.open(out)
+
+
+def played(p: Prepared, batch_size: int, without: set[str] | None = None) -> list[Cell]:
+    """The deployed cells of learned decisions."""
+    (source,) = (s for s in p.sources if s.decisions.label == "learned")
+    device = devices.device("cpu")
+    tournament = Tournament(
+        p, source, batch_size, device, without=without or set(), tell=lambda *_, **__: None, stop=lambda: False
+    )
+    with torch.inference_mode():
+        return [c for c in tournament.fastest(planned_cells(p, source, batch_size)) if c.deployed]
+
+
+@pytest.fixture
+def tiny() -> Prepared:
+    return prepare(load_spec(str(TINY / "tiny.toml")), QUICK)
+
+
+def test_each_network_has_one_deployed_cell_at_each_batch_size(run: Run) -> None:
+    deployed = [c for c in run.cells if c.deployed]
+    assert {(c.batch_size, c.arm.baseline) for c in deployed} == {(b, name) for b in (1, 4) for name in (None, "plain")}
+    assert len(deployed) == 4
+    assert all(c.status == "ok" and not c.decisions.sweep for c in deployed)
+    assert len({c.cell_id for c in run.cells}) == len(run.cells)
+
+
+def test_what_lost_is_recorded_with_its_ratio_or_a_reason(run: Run) -> None:
+    for cell in (c for c in run.cells if c.deployed):
+        first, *others = cell.candidates
+        assert first.arm == cell.arm and first.ratio == 1
+        ratios = [c.ratio for c in others if c.ratio is not None]
+        assert ratios == sorted(ratios) and all(ratio >= 1 for ratio in ratios)
+        assert all((c.ratio is None) == bool(c.reason) for c in cell.candidates)
+        ways = {(c.arm.engine, c.arm.control) for c in cell.candidates}
+        assert {("eager", "host"), ("onnxruntime", "graph")} <= ways
+
+
+def test_deployed_is_compared_with_deployed_and_as_written_with_as_written(run: Run) -> None:
+    for cell in (c for c in run.cells if c.arm.kind == "strategy" and c.status == "ok"):
+        assert [s.baseline for s in cell.deployed_speedups] == (["plain"] if cell.deployed else [])
+        as_written = cell.arm.control == "host" and cell.arm.engine == "eager"
+        assert [s.baseline for s in cell.speedups] == (["plain"] if as_written else [])
+    for cell in (c for c in run.cells if c.primary and c.batch_size == 4):
+        assert cell.speedups == [] and cell.deployed_speedups == []
+
+
+def test_a_deployed_graph_gives_the_right_answer_by_the_right_work(run: Run) -> None:
+    cells = {(c.arm.title, c.batch_size): c for c in run.cells if c.decisions.label == "learned"}
+    for batch in (1, 4):
+        graphs_of_it = [c for (_, b), c in cells.items() if b == batch and c.arm.control == "graph"]
+        for cell in graphs_of_it:
+            host = cells["plain" if cell.arm.kind == "baseline" else "cascading", batch]
+            assert cell.flops is not None and host.flops is not None
+            assert cell.flops.executed == pytest.approx(host.flops.executed)
+            if cell.arm.kind == "strategy":
+                assert cell.max_error is not None and cell.tolerance is not None and cell.max_error <= cell.tolerance
+
+
+def test_auto_measures_only_networks_in_their_fastest_way(tmp_path: Path) -> None:
+    options = QUICK.model_copy(update={"strategies": ["auto"], "batch_sizes": [2], "decisions": ["learned"]})
+    run_experiment([str(TINY / "tiny.toml")], options, tmp_path / "run", command=[])
+    cells = Run.open(tmp_path / "run").cells
+    assert [c.deployed for c in cells if c.arm.kind != "baseline"] == [True]
+    assert any(c.deployed and c.primary for c in cells)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"strategies": ["auto"], "deployed": False}, "no --engine"),
+        ({"strategies": ["auto", "masking"]}, "stands alone"),
+    ],
+)
+def test_auto_that_cannot_be_is_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        check_options(QUICK.model_copy(update=options))
+
+
+def test_a_network_that_cannot_be_a_graph_is_deployed_as_something_else(
+    tiny: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise CannotTrace("Skip 'block0' cannot be a graph")
+
+    monkeypatch.setattr(graphs, "compiled", refuse)
+    (dynamic,) = (c for c in played(tiny, 4) if c.arm.kind == "strategy")
+    assert dynamic.arm.control == "host"
+    (graph,) = (c for c in dynamic.candidates if c.arm.control == "graph")
+    assert (graph.ratio, graph.reason) == (None, "Skip 'block0' cannot be a graph")
+
+
+def test_a_graph_that_answers_otherwise_is_not_timed(tiny: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = prepare(load_spec(str(TINY / "tiny.toml")), QUICK)
+    with torch.no_grad():
+        other.model.exits.heads[1].bias += 1  # type: ignore[operator, union-attr]
+        other.baselines["plain"][2].bias += 1  # type: ignore[index]
+    made, made_static = graphs.compiled, graphs.static_graph
+    monkeypatch.setattr(graphs, "compiled", lambda model, x, **how: made(other.model, x, **how))
+    monkeypatch.setattr(graphs, "static_graph", lambda model, x: made_static(other.baselines["plain"], x))
+    for cell in played(tiny, 4):
+        (graph,) = (c for c in cell.candidates if c.arm.control == "graph")
+        assert graph.ratio is None and "answers otherwise" in str(graph.reason)
+
+
+def test_a_way_that_ended_the_process_is_tried_no_more_nor_others_of_its_engine(tiny: Prepared) -> None:
+    cells = {c.arm.baseline: c for c in played(tiny, 4, {"baseline:plain, folded"})}
+    reasons = {(c.arm.engine, c.arm.form): c.reason for c in cells["plain"].candidates}
+    assert reasons["onnxruntime", "plain"] is None and "ended the measuring process" in str(reasons["eager", "plain"])
+    assert cells["plain"].arm.control == "graph"
+
+
+def test_other_decisions_than_learned_are_replayed_in_the_graph(tmp_path: Path) -> None:
+    options = QUICK.model_copy(update={"batch_sizes": [4], "decisions": ["synthetic"]})
+    run_experiment([str(TINY / "tiny.toml")], options, tmp_path / "run", command=[])
+    (cell,) = (c for c in Run.open(tmp_path / "run").cells if c.deployed and c.arm.kind == "strategy")
+    (graph,) = (c for c in cell.candidates if c.arm.control == "graph")
+    assert not graph.arm.live and graph.reason is None
