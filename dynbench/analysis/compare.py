@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynbench.analysis.formatting import change_text
-from dynbench.analysis.gap import primary_speedup
+from dynbench.analysis.gap import best_speedup, deployed_speedup, is_written, primary_speedup
 from dynbench.analysis.judge import MATTERS, Judgement, judge
 from dynbench.analysis.resolution import FLOOR
 from dynbench.analysis.statistics import median_interval, quotient
@@ -53,18 +53,42 @@ class Change:
     exact: list[str]
 
 
+class DeployedChange(NamedTuple):
+    """A network in its fastest way in both runs, whichever way that is.
+
+    Attributes:
+        old: in the earlier run.
+        cell: in the later run.
+        judged: of its time relative to the primary baseline in its own fastest way in the same run.
+    """
+
+    old: Cell
+    cell: Cell
+    judged: Judgement
+
+    @property
+    def other_way(self) -> str | None:
+        """Says so where the fastest way is another one now."""
+        if self.old.arm == self.cell.arm:
+            return None
+        ways = f"{self.old.arm.title} before, {self.cell.arm.title} now"
+        return f"another way is the fastest in {self.cell.group_id}: {ways}"
+
+
 class Comparison(NamedTuple):
     """Two runs side by side.
 
     Attributes:
         changes: of the cells that both runs have measured.
-        single: cells that only one of the runs has measured, in words.
+        single: cells that only one of the runs has measured, in words; not those of networks in `deployed`.
         differ: what of `CHECKED` differs and was allowed to, in words.
+        deployed: the deployed speed-ups of networks that both runs have.
     """
 
     changes: list[Change]
     single: list[str]
     differ: list[str]
+    deployed: list[DeployedChange]
 
 
 def differences(a: Run, b: Run) -> dict[str, str]:
@@ -119,7 +143,8 @@ def compare(a: Run, b: Run, *, allow: Sequence[str] = (), matters: float = MATTE
         )
     before, after = _timed(a), _timed(b)
     both = [address for address in after if address in before]
-    if not both:
+    deployed = list(_deployed(a, b, matters))
+    if not both and not deployed:
         raise UserError(f"{a.path} and {b.path} have no measured cell in common")
     known = quantities([*a.manifest.workloads.values(), *b.manifest.workloads.values()])
     streams_a, streams_b = _Streams(a), _Streams(b)
@@ -128,9 +153,29 @@ def compare(a: Run, b: Run, *, allow: Sequence[str] = (), matters: float = MATTE
         old, new = before[address], after[address]
         time = quotient(streams_b.of(new), streams_a.of(old))
         changes.append(_change(old, new, time, matters, known))
-    single = [f"{c.cell_id}: only in {a.path}" for address, c in before.items() if address not in after]
-    single += [f"{c.cell_id}: only in {b.path}" for address, c in after.items() if address not in before]
-    return Comparison(changes, single, list(differ.values()))
+    paired = {c.cell_id for pair in deployed for c in (pair.old, pair.cell)}
+    single = [
+        f"{c.cell_id}: only in {run.path}"
+        for run, mine, others in ((a, before, after), (b, after, before))
+        for address, c in mine.items()
+        if address not in others and (c.cell_id not in paired or is_written(c))
+    ]
+    return Comparison(changes, single, list(differ.values()), deployed)
+
+
+def _deployed(a: Run, b: Run, matters: float) -> Iterator[DeployedChange]:
+    """The networks that are not the primary baseline, by group; their ways may differ between the runs."""
+    before, after = (
+        {(c.group_id, c.arm.baseline): c for c in run.cells if c.status == "ok" and deployed_speedup(c) is not None}
+        for run in (a, b)
+    )
+    for address, new in after.items():
+        if (old := before.get(address)) is None:
+            continue
+        ours, theirs = deployed_speedup(new), deployed_speedup(old)
+        assert ours is not None and theirs is not None
+        resolution = _combined([UNKNOWN_RESOLUTION if s.resolution is None else s.resolution for s in (theirs, ours)])
+        yield DeployedChange(old, new, judge(quotient(theirs, ours), resolution, matters=matters))
 
 
 def _timed(run: Run) -> dict[Address, Cell]:
@@ -139,8 +184,7 @@ def _timed(run: Run) -> dict[Address, Cell]:
 
 def _change(old: Cell, new: Cell, time: Interval, matters: float, known: Iterable[Quantity]) -> Change:
     machine = _machine(old, new)
-    ours, theirs = primary_speedup(new), primary_speedup(old)
-    relative = None if ours is None or theirs is None else quotient(theirs, ours)
+    relative = _relative(old, new)
     resolution = _combined([_resolution(old), _resolution(new)])
     corrected = time if machine is None else _scaled(time, 1 / machine)
     judged = judge(corrected, resolution, matters=matters)
@@ -158,8 +202,17 @@ def _change(old: Cell, new: Cell, time: Interval, matters: float, known: Iterabl
     return Change(old, new, time, machine, relative, judged, list(_exact(old, new, known)))
 
 
+def _relative(old: Cell, new: Cell) -> Interval | None:
+    """How the time relative to the primary baseline changed, as written or, where a cell is not, deployed."""
+    for speedup_of in (primary_speedup, deployed_speedup):
+        theirs, ours = speedup_of(old), speedup_of(new)
+        if theirs is not None and ours is not None:
+            return quotient(theirs, ours)
+    return None
+
+
 def _baseline(cell: Cell) -> str:
-    found = primary_speedup(cell)
+    found = best_speedup(cell)
     return "the baseline" if found is None else found.baseline
 
 
@@ -172,7 +225,7 @@ def _machine(old: Cell, new: Cell) -> float | None:
 
 def _resolution(cell: Cell) -> float:
     """How small a difference this cell's run can resolve, as a share."""
-    known = [s.resolution for s in cell.speedups if s.resolution is not None]
+    known = [s.resolution for s in cell.speedups or cell.deployed_speedups if s.resolution is not None]
     if known:
         return known[0]
     if cell.again is not None:
@@ -249,7 +302,8 @@ class Exact:
 def exact_quantities(a: Run, b: Run) -> list[Exact]:
     """What must be exactly the same when a run is repeated: inputs, weights, decisions, outcomes and what is counted.
 
-    A workload, or a cell, that one of the runs does not have is a difference, too.
+    A workload, or a cell, that one of the runs does not have is a difference, too; but for ways of a network that only
+    one of the runs found to be the fastest, as that depends on the clock.
     """
     rows: list[Exact] = []
     for name in dict.fromkeys([*a.manifest.workloads, *b.manifest.workloads]):
@@ -258,6 +312,9 @@ def exact_quantities(a: Run, b: Run) -> list[Exact]:
     counted = [q for q in known if q.exact and not q.depends_on_software]
     before, after = ({(c.group_id, c.arm): c for c in run.cells} for run in (a, b))
     for address in dict.fromkeys([*before, *after]):
+        found = [c for c in (before.get(address), after.get(address)) if c is not None]
+        if len(found) == 1 and not is_written(found[0]):
+            continue
         rows += _counts(before.get(address), after.get(address), counted)
     return rows
 

@@ -139,7 +139,7 @@ def alternatives(info: WorkloadInfo, found: Contest) -> dict[int, list[Alternati
         known = [
             Alternative(s.baseline, cell, s, gain) for s in faster if (gain := _gain(info, s.baseline)) is not None
         ]
-        by_size[size] = sorted(known, key=lambda a: (a.gain < 0, a.speedup.value))
+        by_size[size] = sorted(known, key=lambda a: (a.gain < 0, a.speedup.value, -a.gain))
     return by_size
 
 

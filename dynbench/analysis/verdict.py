@@ -159,7 +159,7 @@ def _accuracy(info: WorkloadInfo, source: Decisions, baseline: str | None) -> st
         return f", its accuracy unavailable ({_short(ours.value.unavailable)})"
     if theirs is None or isinstance(theirs.value, Unavailable):
         return f", at {_level(ours, ours.value)} ({baseline or 'primary baseline'} unknown)"
-    if "accuracy" not in ours.metric:
+    if not _is_share(ours):
         return f", at {_both(ours, ours.value, theirs.value)}"
     points = 100 * (ours.value - theirs.value)
     if abs(points) < 0.05:
@@ -170,22 +170,27 @@ def _accuracy(info: WorkloadInfo, source: Decisions, baseline: str | None) -> st
     return f" at {difference} ({_percents(ours.value, theirs.value)}{doubt})"
 
 
+def _is_share(metric: Accuracy) -> bool:
+    """Whether it is a share of right answers, said in percent."""
+    return "accuracy" in metric.metric
+
+
 def _percents(one: float, other: float) -> str:
     return f"{100 * one:.1f} against {100 * other:.1f} %"
 
 
 def _both(metric: Accuracy, one: float, other: float) -> str:
-    """'90.9 against 89.9 % top-1 accuracy', '2.250 against 2.310 bits per byte (lower is better)'."""
-    if "accuracy" in metric.metric:
+    """'90.9 against 89.9 % top-1 accuracy', '2.250 against 2.310 bits per byte, lower is better'."""
+    if _is_share(metric):
         return f"{_percents(one, other)} {metric.metric}"
-    better = "" if metric.higher_is_better else " (lower is better)"
+    better = "" if metric.higher_is_better else ", lower is better"
     return f"{one:.3f} against {other:.3f} {metric.metric}{better}"
 
 
 def _cannot_resolve(one: Accuracy, other: Accuracy) -> int | None:
     """The number of inputs where that is too small for the difference of two accuracies; else None."""
     n = min(one.items, other.items)
-    if "accuracy" not in one.metric or not n or isinstance(one.value, Unavailable):
+    if not _is_share(one) or not n or isinstance(one.value, Unavailable):
         return None
     if isinstance(other.value, Unavailable):
         return None
@@ -195,7 +200,7 @@ def _cannot_resolve(one: Accuracy, other: Accuracy) -> int | None:
 
 
 def _level(accuracy: Accuracy, value: float) -> str:
-    number = f"{100 * value:.1f} %" if "accuracy" in accuracy.metric else f"{value:.3f}"
+    number = f"{100 * value:.1f} %" if _is_share(accuracy) else f"{value:.3f}"
     return f"{number} {accuracy.metric}"
 
 
@@ -236,7 +241,10 @@ def _accurate(info: WorkloadInfo, other: Alternative) -> str:
     """'more accurate (90.9 against 89.9 % top-1 accuracy, a difference too small for 1000 inputs to resolve)'."""
     ours, theirs = info.accuracies["dynamic"], info.accuracies[other.name]
     assert not isinstance(ours.value, Unavailable) and not isinstance(theirs.value, Unavailable)
-    word = "as accurate" if other.gain == 0 else "more accurate" if other.gain > 0 else "less accurate"
+    more, same, less = (
+        ("more accurate", "as accurate", "less accurate") if _is_share(ours) else ("better", "as good", "worse")
+    )
+    word = same if other.gain == 0 else more if other.gain > 0 else less
     inputs = _cannot_resolve(ours, theirs)
     doubt = f", a difference too small for {inputs} inputs to resolve" if inputs else ""
     return f"{word} ({_both(ours, theirs.value, ours.value)}{doubt})"

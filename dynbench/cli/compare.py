@@ -10,7 +10,7 @@ import click
 from dynbench.cli.common import Names, flat, json_option, print_json, print_table
 
 if TYPE_CHECKING:
-    from dynbench.analysis.compare import Change
+    from dynbench.analysis.compare import Change, DeployedChange
 
 
 @click.command("compare", short_help="Set two runs side by side: what changed, the code or the machine?")
@@ -49,9 +49,10 @@ def command(run_a: Path, run_b: Path, allow: tuple[list[str], ...], matters: flo
     if unknown:
         raise click.UsageError(f"--allow {unknown[0]}: what may differ is one of {', '.join(CHECKED)}")
     a, b = Run.open(run_a), Run.open(run_b)
-    changes, single, differ = compare(a, b, allow=allowed, matters=matters / 100)
+    changes, single, differ, deployed = compare(a, b, allow=allowed, matters=matters / 100)
     if as_json:
-        print_json({"changes": [_json(c) for c in changes], "only_in_one": single, "differ": differ})
+        found = {"changes": [_json(c) for c in changes], "only_in_one": single, "differ": differ}
+        print_json({**found, "deployed": [_deployed_json(c) for c in deployed]})
     else:
         print_table([_row(c) for c in changes])
         for change in changes:
@@ -59,6 +60,12 @@ def command(run_a: Path, run_b: Path, allow: tuple[list[str], ...], matters: flo
                 click.echo(f"\n{change.cell.cell_id}: {change.judged.outcome}: {change.judged.reason}")
                 for line in change.exact:
                     click.echo(f"  {line}")
+        if deployed:
+            click.echo("\nEach network in its fastest way, against the primary baseline in its own:")
+            print_table([_deployed_row(c) for c in deployed])
+            for pair in deployed:
+                if pair.other_way is not None:
+                    click.echo(pair.other_way)
         for line in [*single, *(f"allowed to differ: {text}" for text in differ)]:
             click.echo(line)
         outcomes = [c.judged.outcome for c in changes]
@@ -81,6 +88,40 @@ def _row(change: Change) -> dict[str, Any]:
         "against_baseline": "" if relative is None else change_text(relative.value),
         "resolution": percent(change.judged.resolution, 1),
         "verdict": change.judged.outcome,
+    }
+
+
+def _deployed_row(change: DeployedChange) -> dict[str, Any]:
+    from dynbench.analysis.formatting import change_with_interval, percent, times_with_interval
+    from dynbench.analysis.gap import deployed_speedup
+
+    cells = (change.old, change.cell)
+    before, now = (times_with_interval(s) for s in map(deployed_speedup, cells) if s is not None)
+    return {
+        "cell": f"{change.cell.workload}, {change.cell.decisions.label}",
+        "batch": change.cell.batch_size,
+        "network": change.cell.arm.baseline or "dynamic",
+        "deployed_before": before,
+        "deployed_now": now,
+        "relative_time": change_with_interval(change.judged.change),
+        "resolution": percent(change.judged.resolution, 1),
+        "verdict": change.judged.outcome,
+    }
+
+
+def _deployed_json(change: DeployedChange) -> dict[str, Any]:
+    from dynbench.analysis.gap import deployed_speedup
+
+    speedups = [s.model_dump() for s in map(deployed_speedup, (change.old, change.cell)) if s is not None]
+    return {
+        "group_id": change.cell.group_id,
+        "network": change.cell.arm.baseline or "dynamic",
+        "cell_ids": [change.old.cell_id, change.cell.cell_id],
+        "deployed_speedups": speedups,
+        "outcome": change.judged.outcome,
+        "reason": change.judged.reason,
+        "relative_time_ratio": change.judged.change.model_dump(),
+        "resolution": change.judged.resolution,
     }
 
 

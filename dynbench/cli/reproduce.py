@@ -61,7 +61,7 @@ def command(source: Path, data_dir: Path | None, out: Path | None, again: Path |
     rows = exact_quantities(before, after)
     print_table([_row(r) for r in rows if r.hashed or not r.same])
     other_machine = "machine" in differences(before, after)
-    changes, _, differ = compare(before, after, allow=CHECKED)
+    changes, _, differ, deployed = compare(before, after, allow=CHECKED)
     flagged = [c for c in changes if not _is_within(c)]
     click.echo()
     print_table(
@@ -77,6 +77,9 @@ def command(source: Path, data_dir: Path | None, out: Path | None, again: Path |
             for c in changes
         ]
     )
+    for pair in deployed:
+        if pair.other_way is not None:
+            click.echo(pair.other_way)
     for text in differ:
         click.echo(f"differs: {text}")
     wrong = [r for r in rows if not r.same]
@@ -127,7 +130,7 @@ def _row(exact: Exact) -> dict[str, str]:
 
 def _speedup(cell: Cell) -> str:
     from dynbench.analysis.formatting import times_with_interval
-    from dynbench.analysis.gap import primary_speedup
+    from dynbench.analysis.gap import deployed_speedup, primary_speedup
 
-    found = primary_speedup(cell)
+    found = primary_speedup(cell) or deployed_speedup(cell)
     return "" if found is None else times_with_interval(found)

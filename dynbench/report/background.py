@@ -31,6 +31,13 @@ ALWAYS = [
         "waiting times would be added.",
     ),
 ]
+WAYS = (
+    "As written: a network as its code stands, every layer called from Python in eager PyTorch. "
+    "Deployed: the same network in the fastest of the ways that were tried here, compared only with static networks in "
+    "their own fastest ways. "
+    "The tournament finds that way: before a batch size is measured, every way is timed on a few batches, and the "
+    "fastest one of each network is then measured with all the others, in the same rounds."
+)
 
 
 def background_sections(run: Run, absent: Sequence[tuple[str, str]]) -> list[Section]:
@@ -89,6 +96,8 @@ def legend(tables: Iterable[Table]) -> Section:
         "Nothing here is an estimate, except the 'rest' of the losses and break-even keep-rates, which are worked "
         "out from measurements as they say.",
     ]
+    if "deployed_speedup" in defined:
+        text.insert(0, WAYS)
     blocks = [Block(text=text)]
     if rows:
         blocks.append(Block(table=make_table("legend", "Columns", head, rows)))

@@ -201,9 +201,11 @@ def _facts(manifest: Manifest, cells: Sequence[Cell]) -> list[tuple[str, str]]:
         parts.append(f"{bytes_(memory)} memory")
     found = [("machine", ", ".join(parts))]
     if cells:
-        settings = dict.fromkeys(
-            f"{c.device}, {c.threads} thread{'' if c.threads == 1 else 's'}, {c.dtype}, {c.arm.engine}" for c in cells
-        )
+        engines: dict[str, dict[str, None]] = {}
+        for c in cells:
+            setting = f"{c.device}, {c.threads} thread{'' if c.threads == 1 else 's'}, {c.dtype}"
+            engines.setdefault(setting, {})[c.arm.engine] = None
+        settings = [f"{setting}, {' and '.join(names)}" for setting, names in engines.items()]
         sizes = ", ".join(map(str, sorted({c.batch_size for c in cells})))
         found += [("measured on", "; ".join(settings)), ("batch sizes", sizes)]
     software = [f"dynbench {manifest.dynbench_version}"]

@@ -315,7 +315,8 @@ def _figures(
         panel = _panel(f"trend-{number_}", ", ".join(parts), mine, found, runs, tones)
         by_workload.setdefault(key.workload, []).append(panel)
     text = (
-        "Above: speed-up against the primary baseline of the same run; below: time per item, the baseline dotted. "
+        "Above: speed-up against the primary baseline of the same run (of a deployed arm: against it in its fastest "
+        "way); below: time per item, the baseline dotted. "
         "A ring and a line: here a level changes. A cross: an outlier, which is left out of the levels. Thin bars: "
         "95 % confidence intervals within a run. The vertical axes are logarithmic."
     )

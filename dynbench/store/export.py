@@ -63,7 +63,7 @@ FACTS: dict[str, Callable[[Cell], object]] = {
     "reason": stored("reason"),
     "stopped_by": stored("stopped_by"),
     "stream_items": stored("stream_items"),
-    "speedup_baseline": lambda c: next((s.baseline for s in c.speedups if s.primary), None),
+    "speedup_baseline": lambda c: next((s.baseline for s in c.speedups or c.deployed_speedups if s.primary), None),
     "accounted_rule": stored("flops.accounted_rule"),
     "energy_sensor": stored("energy.sensor"),
     "accuracy_metric": stored("accuracy.metric"),

@@ -69,7 +69,8 @@ def key_of(manifest: Manifest, cell: Cell) -> Key:
     info = manifest.workloads[cell.workload]
     specs = manifest.spec.get("workloads")
     spec = specs.get(cell.workload, {}) if isinstance(specs, dict) else {}
-    primary = next((s.baseline for s in cell.speedups if s.primary), cell.arm.name if cell.primary else None)
+    speedups = cell.speedups or cell.deployed_speedups
+    primary = next((s.baseline for s in speedups if s.primary), cell.arm.name if cell.primary else None)
     parts = ("model", "model_args", "form")
     static = [{k: b.get(k) for k in parts} for b in spec.get("baselines", []) if b.get("name") == primary]
     return Key(
@@ -166,7 +167,8 @@ class Point:
     Attributes:
         run: which one.
         item_ms: time per item.
-        speedup: against the primary baseline of the same run.
+        speedup: against the primary baseline of the same run, as written; of a cell that is only deployed, against it
+            in its fastest way.
         record: the whole cell, as JSON.
     """
 
@@ -454,6 +456,7 @@ def _slim(cell: Cell) -> Cell:
 
 def _cell_row(identity: str, manifest: Manifest, cell: Cell) -> dict[str, Any]:
     known = numbers(cell)
+    judged_by = "speedup" if "speedup" in known else "deployed_speedup"
     plain = {name: info.get_default(call_default_factory=True) for name, info in Cell.model_fields.items()}
     kept = {k: v for k, v in to_table(_slim(cell)).items() if k == "schema_version" or getattr(cell, k) != plain[k]}
     return {
@@ -462,10 +465,10 @@ def _cell_row(identity: str, manifest: Manifest, cell: Cell) -> dict[str, Any]:
         "workload": cell.workload,
         "key": json.dumps(to_table(key_of(manifest, cell)), sort_keys=True),
         "item_ms": known["latency_item_ms"],
-        "speedup": known.get("speedup"),
-        "low": known.get("speedup_low"),
-        "high": known.get("speedup_high"),
-        "confidence": known.get("speedup_confidence"),
+        "speedup": known.get(judged_by),
+        "low": known.get(f"{judged_by}_low"),
+        "high": known.get(f"{judged_by}_high"),
+        "confidence": known.get(f"{judged_by}_confidence"),
         "record": json.dumps(kept, sort_keys=True),
     }
 

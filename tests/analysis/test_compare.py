@@ -139,7 +139,7 @@ def test_what_is_not_comparable_is_refused_unless_allowed(tmp_path: Path, key: s
     b = make(tmp_path / "b", seed=1, manifest=manifest)
     with pytest.raises(UserError, match=f"not comparable: {key}.*--allow {key}"):
         compare(a, b)
-    _, _, unlike = compare(a, b, allow=[key])
+    _, _, unlike, _ = compare(a, b, allow=[key])
     assert len(unlike) == 1 and unlike[0].startswith(key)
 
 
@@ -191,6 +191,41 @@ def test_the_command_prints_verdicts_and_ends_with_1_where_something_is_slower(t
     found = json.loads(result.stdout)["changes"]
     assert [c["outcome"] for c in found] == ["FASTER", "SAME"]
     assert found[0]["time_ratio"]["value"] == pytest.approx(1 / 1.1, rel=0.01)
+
+
+def with_deployed(run: Run, speedup: float, form: str = "plain") -> Run:
+    """The run with the dynamic network in a fastest way."""
+    against = Speedup(
+        value=speedup, low=speedup / 1.005, high=speedup * 1.005, baseline=RESNET, primary=True, resolution=0.01
+    )
+    way: dict[str, Any] = {"engine": "onnxruntime", "control": "graph", "form": form}
+    fastest = cell("compaction", deployed=True, deployed_speedups=[against], latency=latency(), **way)
+    with (run.path / "cells.jsonl").open("a", encoding="utf-8") as file:
+        file.write(fastest.model_dump_json() + "\n")
+    return Run.open(run.path)
+
+
+def test_deployed_speedups_are_compared_whichever_way_is_the_fastest(tmp_path: Path) -> None:
+    a = with_deployed(make(tmp_path / "a"), 1.5)
+    b = with_deployed(make(tmp_path / "b", seed=1), 1.3, form="folded")
+    found = compare(a, b)
+    (pair,) = found.deployed
+    assert pair.judged.outcome == "SLOWER" and pair.judged.change.value == pytest.approx(1.5 / 1.3)
+    assert len(found.changes) == 2 and not found.single
+    assert compare(a, a).deployed[0].judged.outcome == "SAME"
+    assert not compare(make(tmp_path / "c"), b).deployed
+    result = call("compare", tmp_path / "a", tmp_path / "b")
+    assert "compaction, onnxruntime, graph before, compaction, folded, onnxruntime, graph now" in result.stdout
+    assert "1.50x (1.49 to 1.51)" in result.stdout and result.exit_code == 0
+    told = json.loads(call("compare", tmp_path / "a", tmp_path / "b", "--json").stdout)["deployed"]
+    assert [(d["network"], d["outcome"]) for d in told] == [("dynamic", "SLOWER")]
+
+
+def test_another_fastest_way_is_no_difference_of_a_repeated_run(tmp_path: Path) -> None:
+    a = with_deployed(make(tmp_path / "a"), 1.5)
+    b = with_deployed(make(tmp_path / "b", seed=1), 1.5, form="folded")
+    assert all(row.same for row in exact_quantities(a, b))
+    assert "another way is the fastest in" in call("reproduce", a.path, "--with", b.path).stdout
 
 
 def test_bad_use_of_the_command_is_exit_code_2(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_metric_where_lower_is_better_is_called_so() -> None:
     bits = {"metric": "bits per byte", "higher_is_better": False}
     learned = {"dynamic": accuracy(2.31, **bits), RESNET: accuracy(2.25, **bits)}
     text = say(compaction(), accuracies=learned)
-    assert "of the computation of ResNet-38, at 2.310 against 2.250 bits per byte (lower is better)." in text
+    assert "of the computation of ResNet-38, at 2.310 against 2.250 bits per byte, lower is better." in text
 
 
 def test_made_up_decisions_are_called_so_and_have_no_accuracy() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def test_a_run_against_itself_has_no_time_flagged(first: Path) -> None:
     result = call("reproduce", first, "--with", first)
     assert result.exit_code == 0 and "flagged" not in result.stdout
     said = result.stdout.splitlines()[-1]
-    assert said.startswith("15 of 15 exact quantities are the same; 3 of 3 times, on the same machine")
+    assert re.match(r"(\d+) of \1 exact quantities are the same; (\d+) of \2 times, on the same machine", said)
 
 
 def test_without_a_manifest_there_is_nothing_to_repeat(tmp_path: Path) -> None:

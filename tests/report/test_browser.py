@@ -32,10 +32,12 @@ frame.addEventListener("load", () => {
   found.needed = page.documentElement.scrollWidth;
   found.paper = frame.contentWindow.getComputedStyle(page.body).backgroundColor;
   found.columns = frame.contentWindow.getComputedStyle(page.querySelector(".verdict")).gridTemplateColumns.split(" ");
-  const box = [...page.querySelectorAll(".scroll")].find((b) => b.querySelector("table").rows.length > 10);
+  const heading = (h) => h.textContent.startsWith("speed-up");
+  const long = [...page.querySelectorAll("table")].filter((t) => t.rows.length > 10);
+  const box = long.find((t) => [...t.tHead.rows[0].cells].some(heading)).closest(".scroll");
   found.scrolls = [box.scrollWidth, box.clientWidth];
   const table = box.querySelector("table"), heads = [...table.tHead.rows[0].cells];
-  const column = heads.findIndex((h) => h.textContent.startsWith("speed-up"));
+  const column = heads.findIndex(heading);
   const values = () => [...table.tBodies[0].rows].map((r) => r.cells[column].textContent);
   const click = () => heads[column].querySelector("button").click();
   found.before = values();

@@ -106,7 +106,7 @@ def test_untrained_weights_and_made_up_decisions_are_said_on_the_first_screen(tm
 def test_the_first_screen_says_what_was_run_on_what(report: Report) -> None:
     facts = dict(report.facts)
     assert facts["machine"] == "Made-up CPU, 2 cores, 8.00 GB memory"
-    assert facts["measured on"] == "cpu, 1 thread, float32, eager"
+    assert facts["measured on"] == "cpu, 1 thread, float32, eager and onnxruntime"
     assert facts["batch sizes"] == "1, 8, 32"
     assert facts["took"] == "3 min 20 s, of which 2 min 31 s inside timed samples"
     assert report.verdicts[0].inputs == "2000 made-up scenes of 32 x 32"
@@ -298,7 +298,7 @@ def test_what_was_not_measured_is_listed_with_its_reason(report: Report) -> None
     found = {r["what"].text: r["why"].text for r in rows(tables(report, "not-measured")[0])}
     assert found["workload gone"] == "its weights file is not there"
     assert found["energy"] == "this made-up machine has no energy counter"
-    assert found["peak memory (28 of 50 cells)"] == "only at the largest batch"
+    assert found["peak memory (34 of 56 cells)"] == "only at the largest batch"
     assert "same length" in found["figure: Latency by path: Made-up experts"]
     assert "queueing" in found
 
