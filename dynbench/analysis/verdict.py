@@ -15,6 +15,11 @@ from dynbench.unavailable import Unavailable
 
 
 def verdict(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> str:
+    """The `paragraphs` as one text."""
+    return " ".join(paragraphs(info, cells, device_phrase))
+
+
+def paragraphs(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> list[str]:
     """Says what to use, what is saved, what it costs in accuracy, and what it becomes in time.
 
     Where a static network is both faster and at least as accurate, the first sentence says so. Then follow what is
@@ -31,22 +36,23 @@ def verdict(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> str:
     mine = [c for c in cells if c.workload == info.name]
     found = contest(info.name, mine)
     if found is None and not info.points:
-        return _static(info, mine, device_phrase)
+        return [_static(info, mine, device_phrase)]
     if found is None:
-        return f"{info.title}: no dynamic strategy was measured."
+        return [f"{info.title}: no dynamic strategy was measured."]
     others = alternatives(info, found)
-    sentences = [*_recommended(info, found, others), _saved(info, found, mine), *_declared(info, found.source)]
+    parts = [_recommended(info, found, others), [_saved(info, found, mine), *_declared(info, found.source)]]
     if found.deployed:
-        sentences += _deployed(found, mine, device_phrase)
+        parts.append(_deployed(found, mine, device_phrase))
     elif any(c.deployed for c in mine):
-        sentences.append(f"Deployed against deployed was not measured: {_why_not_deployed(found, mine)}.")
+        parts.append([f"Deployed against deployed was not measured: {_why_not_deployed(found, mine)}."])
     if found.ranked:
-        sentences += _written(found, device_phrase)
+        parts.append(_written(found, device_phrase))
     elif any(c.status == "ok" for c in found.entrants):
-        sentences.append(_no_baseline(mine))
+        parts.append([_no_baseline(mine)])
     elif found.entrants and not found.deployed:
-        sentences.append(f"Nothing was timed: {_reasons(found.entrants)}.")
-    return " ".join([*sentences, *_less_accurate(info, others)])
+        parts.append([f"Nothing was timed: {_reasons(found.entrants)}."])
+    parts.append(_less_accurate(info, others))
+    return [" ".join(sentences) for sentences in parts if sentences]
 
 
 def _static(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> str:

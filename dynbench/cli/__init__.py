@@ -9,6 +9,7 @@ import click
 from dynbench.cli import (
     check,
     compare,
+    compile,
     cost,
     doctor,
     export,
@@ -75,6 +76,7 @@ for module in (
     partition,
     search,
     verify,
+    compile,
     doctor,
     train,
     report,

@@ -17,6 +17,10 @@ PROOF_SIZES = (1, 2, 7)  # of batches, besides those measured
 TOLERANCE = 1e-4  # of the answer's largest value
 
 
+class WrongGraph(CannotTrace):
+    """A graph answers or decides otherwise than the network that it was made of."""
+
+
 def session(p: Prepared, source: Source, arm: Arm, batch_size: int) -> Session:
     """The graph of an arm, proved and loaded; made once.
 
@@ -27,26 +31,47 @@ def session(p: Prepared, source: Source, arm: Arm, batch_size: int) -> Session:
         batch_size: at 1, a dynamic network gets a graph for a single item.
 
     Raises:
-        CannotTrace: the network cannot be a graph, or the graph answers otherwise than the network.
+        CannotTrace: the network cannot be a graph, or (`WrongGraph`) the graph answers otherwise than the network.
     """
     dynamic = arm.baseline is None
     single, replay = dynamic and batch_size == 1, dynamic and not arm.live
     key = (arm.baseline, arm.form, single, replay, source.decisions.label if dynamic else None)
     if key not in p.sessions:
-        sizes = (1,) if single else tuple(sorted({n for n in (*PROOF_SIZES, *p.batch_sizes) if n <= p.items}))
-        if dynamic:
-            rates = _rates(p, source)
-            graph = compiled(p.model, p.inputs, single=single, replay=replay, rates=rates)
-            _prove(p, graph, sizes)
-            if not replay:  # its own decisions do not lead everywhere: the same graph with decisions none, all and one
-                replaying = compiled(p.model, p.inputs, single=single, replay=True, rates=rates)
-                _prove(p, replaying, tuple(n for n in sizes if n in PROOF_SIZES))
-        else:
-            written = p.as_written(arm)
-            graph = static_graph(written, p.inputs)
-            _prove_static(written, graph, p.inputs, sizes)
+        graph = proved_dynamic(p, source, single=single, replay=replay) if dynamic else proved_static(p, arm)
         p.sessions[key] = Session(graph, threads=p.options.threads)
     return p.sessions[key]
+
+
+def proved_dynamic(p: Prepared, source: Source, *, single: bool, replay: bool) -> Graph:
+    """The workload's network as a graph that was proved with its own decisions and with none, all and one.
+
+    Raises:
+        CannotTrace: as `session`.
+    """
+    rates = _rates(p, source)
+    graph = compiled(p.model, p.inputs, single=single, replay=replay, rates=rates)
+    _prove(p, graph, _sizes(p, single=single))
+    if not replay:  # its own decisions do not lead everywhere: the same graph with decisions none, all and one
+        replaying = compiled(p.model, p.inputs, single=single, replay=True, rates=rates)
+        _prove(p, replaying, tuple(n for n in _sizes(p, single=single) if n in PROOF_SIZES))
+    return graph
+
+
+def proved_static(p: Prepared, arm: Arm) -> Graph:
+    """A baseline as a graph that was proved.
+
+    Raises:
+        CannotTrace: as `session`.
+    """
+    written = p.as_written(arm)
+    graph = static_graph(written, p.inputs)
+    _prove_static(written, graph, p.inputs, _sizes(p, single=False))
+    return graph
+
+
+def _sizes(p: Prepared, *, single: bool) -> tuple[int, ...]:
+    """Of the batches that a graph is proved with."""
+    return (1,) if single else tuple(sorted({n for n in (*PROOF_SIZES, *p.batch_sizes) if n <= p.items}))
 
 
 def _prove(p: Prepared, graph: Graph, sizes: tuple[int, ...]) -> None:
@@ -66,7 +91,7 @@ def _prove_static(written: nn.Module, graph: Graph, inputs: Tensor, sizes: tuple
         right = list(tensors(Execution(Dense()).run(written, inputs[:n])))
         error = output_error([torch.from_numpy(a) for a in run.answer(run.feeds(inputs[:n]))], right)
         if not error <= TOLERANCE:
-            raise CannotTrace(f"the graph answers otherwise by {error:.2g} of the largest value at batch {n}")
+            raise WrongGraph(f"the graph answers otherwise by {error:.2g} of the largest value at batch {n}")
 
 
 def _rates(p: Prepared, source: Source) -> dict[str, float]:

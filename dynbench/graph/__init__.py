@@ -3,13 +3,14 @@
 from dynbench.graph.compile import Graph, compiled, static_graph
 from dynbench.graph.export import DecisionOutput
 from dynbench.graph.proof import Check, prove
-from dynbench.graph.session import Session
+from dynbench.graph.session import CannotFeed, Session
 from dynbench.graph.strategy import CannotTrace
 from dynbench.graph.symbolics import OPSET
 from dynbench.graph.work import executed_flops
 
 __all__ = [
     "OPSET",
+    "CannotFeed",
     "CannotTrace",
     "Check",
     "DecisionOutput",

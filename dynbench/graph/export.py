@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dynbench.graph.names import Names, named_scopes
-from dynbench.graph.operators import fixed_causality, leaves, whole_cells
+from dynbench.graph.operators import convolved_items, fixed_causality, leaves, whole_cells
 from dynbench.graph.strategy import CannotTrace, Event, InGraph, Key, OneItem, Tracing
 from dynbench.graph.symbolics import OPSET, register_symbolics
 
@@ -120,7 +120,7 @@ def trace(model: nn.Module, example: Tensor, strategy: InGraph, *, replay: bool)
         tables = [_table(key, eager.events[key], example.shape[0]) for key in keys]
         whole = _Dynamic(model, strategy, keys)
         inputs = ["x", *(f"decided:{_label(key)}" for key in keys)]
-        with whole_cells(model) if single else contextlib.nullcontext():
+        with whole_cells(model) if single else convolved_items():
             exported = _exported(whole, (example, *tables), inputs, single=single)
     names = Names(exported, inputs)
     answers = [names.output(i, _answer(i)) for i in range(whole.answers)]

@@ -81,6 +81,8 @@ def _seen(decision: Tensor, kind: str, size: int) -> Tensor:
     if kind == "route":  # neighbours in the order of experts, so that an item's are distinct
         flat = torch.arange(n).unsqueeze(1) + torch.arange(decision.shape[1])
         return (flat % size).to(decision.dtype)
+    if kind == "width":  # some channels of each convolution, not all: those that slice must gather
+        return (torch.arange(decision.shape[1]) % 2 == 0).expand(n, -1).clone()
     return decision.clone()
 
 
@@ -167,7 +169,7 @@ def anybody(rows: Tensor) -> Tensor:
 
 
 def seen(decision: Tensor, kind: str, size: int = 0) -> Tensor:
-    """The decision; while tracing, one of this kind (skip, loop, route among `size`) that reaches all branches."""
+    """The decision; while tracing, one of this kind (skip, loop, width, route of `size`) that reaches all branches."""
     found: Tensor = torch.ops.dynbench.seen(decision, kind, size)
     return found
 
@@ -198,6 +200,51 @@ def fixed_causality() -> Iterator[None]:
         yield
     finally:
         functional.scaled_dot_product_attention = attention
+
+
+@contextlib.contextmanager
+def convolved_items() -> Iterator[None]:
+    """Inside this block a convolution of one map in which each item is groups of channels is a product of matrices.
+
+    Its groups are as many as there are items, and the number of groups of an ONNX convolution is fixed.
+    """
+    convolution: Callable[..., Tensor] = functional.conv2d
+
+    def told(
+        x: Tensor,
+        weight: Tensor,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: Any = 1,
+    ) -> Tensor:
+        if isinstance(groups, Tensor) and int(x.shape[0]) == 1 and bias is None and dilation == 1:
+            return _convolved(x, weight, stride, padding, groups)
+        return convolution(x, weight, bias, stride, padding, dilation, groups)
+
+    functional.conv2d = told
+    try:
+        yield
+    finally:
+        functional.conv2d = convolution
+
+
+def _convolved(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: Tensor) -> Tensor:
+    """x [1, G I, H, W], weight [G O, I, k, l], G groups -> [1, G O, H', W']."""
+    inputs, high, wide = map(int, weight.shape[1:])
+    outputs = int(weight.shape[0]) // int(groups)
+    (down, right), (top, left) = stride, padding
+    x = functional.pad(x.reshape(-1, inputs, *map(int, x.shape[2:])), (left, left, top, top))
+    height, width = (int(x.shape[2]) - high) // down + 1, (int(x.shape[3]) - wide) // right + 1
+    shifted = [
+        x[:, :, i : i + (height - 1) * down + 1 : down, j : j + (width - 1) * right + 1 : right]
+        for i in range(high)
+        for j in range(wide)
+    ]
+    patches = torch.stack(shifted, 2).reshape(-1, inputs * high * wide, height * width)
+    y = weight.reshape(-1, outputs, inputs * high * wide) @ patches
+    return y.reshape(1, -1, height, width)
 
 
 def _one_step(cell: nn.LSTMCell, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:

@@ -130,11 +130,14 @@ def _kind(point: DecisionPoint) -> tuple[str, int]:
         return "skip", 0
     if isinstance(point, Loop):
         return "loop", 0
+    if isinstance(point, Width):
+        return "width", 0
     return ("route", len(point.experts)) if isinstance(point, Route) else ("as it is", 0)
 
 
 USUAL = 0.9  # share of items from which on a decision is taken for the usual one
 LARGE = 4096  # bytes of an item
+PREFIXES = 8  # widths for which a layer of nested masks is sliced
 
 
 class InGraph(Strategy):
@@ -229,10 +232,27 @@ class InGraph(Strategy):
     def weights(self, ex: Execution, point: Weights, x: Any, code: Tensor) -> Any:
         """By the number of a code as a Route; a Width sliced to what anybody uses; else weights of their own."""
         if isinstance(point, Width):
-            return point.layer.special(code.any(0))(x, code[:, code.any(0)])  # type: ignore[operator]
+            return self._prefix(ex, point, x, code) if point.nested else _sliced(point, x, code)
         if point.codes is None or not point.shared or point.together or code.dim() != 1:
             return together(ex, point, x, code)
         return self.route(ex, _by_code(point), x, code.unsqueeze(1), None)
+
+    def _prefix(self, ex: Execution, point: Width, x: Any, code: Tensor) -> Any:
+        """A branch for each of a few widths: the narrowest that holds all channels used, sliced beforehand."""
+        assert isinstance(ex, Tracing)
+        channels = int(code.shape[1])
+        used = code.any(0).sum()
+        widths = [channels * i // PREFIXES for i in range(1, PREFIXES + 1)]
+        widths = list(range(channels + 1)) if channels <= PREFIXES else widths
+
+        def among(widths: list[int]) -> Any:
+            if len(widths) == 1:
+                only = torch.arange(channels) < widths[0]
+                return point.layer.special(only)(x, code[:, : widths[0]])  # type: ignore[operator]
+            half = len(widths) // 2
+            return ex.lazily(used <= widths[half - 1], lambda: among(widths[:half]), lambda: among(widths[half:]))
+
+        return among(widths)
 
     def program(self, ex: Execution, point: Program, x: Any, layouts: Tensor) -> Any:
         """Refused: a program is scheduled on the host."""
@@ -281,6 +301,13 @@ class OneItem(InGraph):
         if halted is None:
             return self._from(ex, point, state, k + 1)
         return ex.lazily(halted, lambda: new, lambda: self._from(ex, point, state, k + 1))
+
+
+def _sliced(point: Width, x: Any, code: Tensor) -> Any:
+    """The layer with the channels that anybody uses; one of each convolution at least, as ONNX has none without."""
+    parts = code.any(0).split(getattr(point.layer, "widths", [int(code.shape[1])]))
+    used = torch.cat([part | (~part.any() & (torch.arange(int(part.shape[0])) == 0)) for part in parts])
+    return point.layer.special(used)(x, code[:, used])  # type: ignore[operator]
 
 
 def _alone(ex: Execution) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.onnx import register_custom_op_symbolic as register
-from torch.onnx import symbolic_helper
+from torch.onnx import symbolic_helper, symbolic_opset9, symbolic_opset13
 
 OPSET = 17
 LAZY, BLANK = "dynbench::Either", "dynbench::Blank"  # what `branches` looks for
@@ -38,14 +39,17 @@ def _long(g: Any, *values: int) -> Any:
 
 
 def _put(g: Any, into: Any, rows: Any, part: Any) -> Any:
-    out = g.op("ScatterND", into, g.op("Unsqueeze", rows, _long(g, 1)), part)
-    out.setType(into.type())
-    return out
+    return _any_items(g.op("ScatterND", into, g.op("Unsqueeze", rows, _long(g, 1)), part), into)
 
 
 def _added(g: Any, into: Any, rows: Any, part: Any) -> Any:
-    out = g.op("ScatterND", into, g.op("Unsqueeze", rows, _long(g, 1)), part, reduction_s="add")
-    out.setType(into.type())
+    return _any_items(g.op("ScatterND", into, g.op("Unsqueeze", rows, _long(g, 1)), part, reduction_s="add"), into)
+
+
+def _any_items(out: Any, like: Any) -> Any:
+    """Tells the exporter that it is as `like`, but of any number of items."""
+    known = like.type().sizes()
+    out.setType(like.type() if known is None else like.type().with_sizes([None, *known[1:]]))
     return out
 
 
@@ -84,6 +88,41 @@ def _rows(g: Any, keep: Any) -> Any:
 
 def _seen(g: Any, decision: Any, kind: Any, size: Any) -> Any:
     return decision
+
+
+def _sort(g: Any, x: Any, *more: Any) -> Any:
+    """sort(x, dim, descending), sort(x, stable, dim, descending): one TopK, where of equal values the first leads."""
+    dim, descending = (_parse(a, "i") for a in more[-2:])
+    size = g.op("Gather", g.op("Shape", x), _long(g, dim))
+    return g.op("TopK", x, size, axis_i=dim, largest_i=int(descending), sorted_i=1, outputs=2)
+
+
+def _argsort(g: Any, x: Any, *more: Any) -> Any:
+    return _sort(g, x, *more)[1]
+
+
+def _unflatten(g: Any, x: Any, dim: Any, sizes: Any) -> Any:
+    """One Reshape. The exporter's own way takes the example's number of items for that of all inputs."""
+    known, at, parts = x.type().sizes(), _parse(dim, "i"), symbolic_helper._maybe_get_const(sizes, "is")
+    at = at if at >= 0 or known is None else at + len(known)
+    fixed = known is not None and isinstance(parts, list | tuple) and None not in known[1:]
+    if not fixed:
+        return symbolic_opset13.unflatten(g, x, dim, sizes)
+    if at and -1 in parts:
+        rest = -math.prod(parts)
+        parts = [known[at] // rest if size == -1 else size for size in parts]
+    item = [*known[1:at], *parts, *known[at + 1 :]] if at else [*parts[1:], *known[1:]]
+    items = g.op("Gather", g.op("Shape", x), _long(g, 0)) if at else _long(g, parts[0])
+    out = g.op("Reshape", x, g.op("Concat", items, _long(g, *item), axis_i=0))
+    out.setType(x.type().with_sizes([None, *item]))
+    return out
+
+
+def _index_add(g: Any, into: Any, dim: Any, rows: Any, part: Any, alpha: Any = None) -> Any:
+    """Rows may occur again, which the exporter's own way forgets."""
+    if _parse(dim, "i") != 0 or (alpha is not None and symbolic_helper._maybe_get_const(alpha, "f") != 1):
+        return symbolic_opset9.index_add(g, into, dim, rows, part, alpha)
+    return _added(g, into, rows, part)
 
 
 def _entr(g: Any, p: Any) -> Any:
@@ -137,6 +176,10 @@ def register_symbolics() -> None:
         "dynbench::rows": _rows,
         "dynbench::seen": _seen,
         "dynbench::lstm": _lstm,
+        "aten::unflatten": _unflatten,
+        "aten::index_add": _index_add,
+        "aten::sort": _sort,
+        "aten::argsort": _argsort,
         "aten::special_entr": _entr,
         "aten::rms_norm": _rms_norm,
     }

@@ -103,11 +103,11 @@ class Mixture(nn.Module):
     def special(self, mask: Tensor) -> Callable[..., Tensor]:
         """The layer with only the m channels of mask [channels]: a function of (x, g), each item's mask [n, m]."""
         channels = [part.nonzero().squeeze(1) for part in mask.split(self.widths)]
-        kept = [None if len(c) == width else c for c, width in zip(channels, self.widths, strict=True)]  # None: all
+        kept = [None if c.shape[0] == width else c for c, width in zip(channels, self.widths, strict=True)]  # None: all
         sides = pairwise([None, *kept, *[None] * (self.length - len(kept))])
         layers = [sliced(self.conv(i), self.norm(i), *side) for i, side in enumerate(sides, start=1)]
         chosen = mask.nonzero().squeeze(1)
-        slices = [slice(*ends) for ends in pairwise(accumulate(map(len, channels), initial=0))]
+        slices = [slice(*ends) for ends in pairwise(accumulate((c.shape[0] for c in channels), initial=0))]
         last = kept[-1] if self.length == len(kept) else None
 
         def run(given: Given, inner: Tensor | None = None) -> Tensor:

@@ -34,8 +34,7 @@ class Similarity(nn.Module):
         """keys [n, h, T, d/h] -> [n, Ta, Tb], Ta = ceil(T / 2), Tb = floor(T / 2)."""
         k = nn.functional.normalize(keys.mean(1), dim=-1)  # [n, T, d/h]
         scores = k[:, ::2] @ k[:, 1::2].transpose(1, 2)
-        scores[:, 0] = -math.inf
-        return scores
+        return scores.index_fill_(1, torch.zeros(1, dtype=torch.long, device=scores.device), -math.inf)
 
 
 def match(r: int, scores: Tensor) -> Tensor:

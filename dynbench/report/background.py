@@ -147,7 +147,7 @@ def _warning(w: Warning_, concerns: str) -> Row:
 
 def _place(cell: Cell, titles: Mapping[str, str]) -> str:
     title = titles.get(cell.workload, cell.workload)
-    return f"{title}, {cell.decisions.label}, batch {cell.batch_size}, {cell.arm.name}"
+    return f"{title}, {cell.decisions.label}, batch {cell.batch_size}, {cell.arm.title}"
 
 
 def _joined(parts: Sequence[str], most: int) -> str:

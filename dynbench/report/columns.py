@@ -110,6 +110,7 @@ _OTHERS = [
         definition="'itself': the network's own gates decide as it runs. A dash: nothing is decided, or the decisions "
         "of the group are replayed.",
         kind="text",
+        stays=True,
     ),
     Column(
         key="over_fastest",
@@ -398,7 +399,8 @@ _OTHERS = [
         key="measured",
         header="measured",
         unit="x (95 % CI)",
-        definition="Speed-up of the fastest strategy at the largest batch size.",
+        definition="Speed-up of the fastest strategy at the largest batch size; deployed against deployed where ways "
+        "were tried.",
         is_not="Measured here, on these inputs; a claim may be about other data and hardware.",
         stays=True,
     ),

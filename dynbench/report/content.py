@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from dynbench.analysis.formatting import bytes_, digits_of, interval, percent, seconds, significant, times, way_in_words
 from dynbench.analysis.headline import Timed, contest
 from dynbench.analysis.resolution import direction
-from dynbench.analysis.verdict import verdict
+from dynbench.analysis.verdict import paragraphs
 from dynbench.report.background import background_sections, legend
 from dynbench.report.drawings import (
     Absent,
@@ -83,7 +83,7 @@ class Verdict:
     """What was found for one workload.
 
     Attributes:
-        sentence: from `analysis.verdict`.
+        paragraphs: from `analysis.verdict`.
         figure: the speed-up it is judged by, '1.83x': deployed against deployed, or as written where no ways were
             tried; None where nothing was timed.
         detail: of which strategy at which batch size, and its interval.
@@ -95,7 +95,7 @@ class Verdict:
     """
 
     title: str
-    sentence: str
+    paragraphs: list[str]
     figure: str | None
     detail: str
     written: str | None
@@ -103,6 +103,11 @@ class Verdict:
     strategy: str | None
     inputs: str
     caution: str | None
+
+    @property
+    def sentence(self) -> str:
+        """The paragraphs as one text."""
+        return " ".join(self.paragraphs)
 
 
 @dataclass(frozen=True)
@@ -240,8 +245,8 @@ def _verdict(info: WorkloadInfo, cells: list[Cell], where: str) -> Verdict:
         if found.deployed and (other := found.best_written) is not None:
             value = times(other.speedup.value, digits_of(other.speedup))
             written = f"as written {value}: {_detail(other, deployed=False)}"
-    sentence = verdict(info, cells, where)
-    return Verdict(info.title, sentence, figure, detail, written, outcome, strategy, info.inputs, caution)
+    said = paragraphs(info, cells, where)
+    return Verdict(info.title, said, figure, detail, written, outcome, strategy, info.inputs, caution)
 
 
 def _detail(best: Timed, *, deployed: bool) -> str:

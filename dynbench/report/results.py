@@ -499,7 +499,7 @@ def _difference(cell: Cell | None) -> str:
     """Why accounted, required, executed and time differ, for the strategy the workload is judged by."""
     if cell is None:
         return "No strategy of this workload was measured."
-    sentences = [f"Measured: {cell.arm.name} at batch {cell.batch_size}, {cell.decisions.label} decisions."]
+    sentences = [f"Measured: {cell.arm.title} at batch {cell.batch_size}, {cell.decisions.label} decisions."]
     flops, explained = cell.flops, gap(cell)
     if flops is not None and isinstance(flops.accounted, float) and isinstance(flops.required_total, float):
         rule = f" ({flops.accounted_rule})" if flops.accounted_rule else ""

@@ -58,6 +58,8 @@ def of_one_tensor(name: str, n: int = 7, seed: int = 0) -> tuple[nn.Module, Tens
 
 GRAPHS = [*(n for n in NETWORKS if n not in ("fixed_loop", "programs", "programs_of_parts")), "fixed"]
 FORMS = [(single, replay) for single in (True, False) for replay in (False, True)]
+# the exporter writes down the example's number of items where a Pick decides itself and some parts always go on
+PROVED = [(n, *form) for n in GRAPHS for form in FORMS if (n, *form) != ("picking", False, False)]
 SIZES = (1, 2, 7)  # none is that of the example that a graph is traced with
 
 

@@ -102,6 +102,25 @@ def test_cells_are_flat_with_reasons_beside_missing_numbers(run: Run, tmp_path: 
     assert refused["energy_item_j_unavailable"] == ""
 
 
+def test_deployed_speedups_and_the_ways_tried_are_exported(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path / "run", manifest())
+    way = {"kind": "strategy", "strategy": "compaction", "engine": "onnxruntime", "control": "graph"}
+    tried = [{"arm": way, "ratio": 1.0}, {"arm": way | {"control": "host"}, "reason": "no such operator"}]
+    writer.append_cell(
+        cell("compaction", arm=way, deployed=True, deployed_speedups=[PRIMARY, SECOND], candidates=tried)
+    )
+    cells, speedups, _ = export(Run.open(writer.path), ["csv"], tmp_path / "out")
+    (found,) = rows(cells)
+    assert (found["deployed"], found["deployed_speedup"], found["speedup"]) == ("True", "1.2", "")
+    assert found["speedup_baseline"] == "ResNet"
+    assert json.loads(found["candidates"])[1] == {
+        "arm": "compaction, onnxruntime",
+        "ratio": None,
+        "reason": "no such operator",
+    }
+    assert [(r["baseline"], r["deployed"]) for r in rows(speedups)] == [("ResNet", "True"), ("small, static", "True")]
+
+
 def test_every_field_of_a_cell_has_a_column(run: Run, tmp_path: Path) -> None:
     header = list(rows(export(run, ["csv"], tmp_path / "out")[0])[0])
     assert len(set(header)) == len(header)

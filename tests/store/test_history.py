@@ -123,6 +123,26 @@ def test_the_whole_record_is_kept_but_for_the_paths(address: str, tmp_path: Path
     assert manifest == json.loads((tmp_path / "run-0" / "manifest.json").read_text())
 
 
+def test_a_cell_that_is_only_deployed_is_followed_by_its_deployed_speedup(address: str, tmp_path: Path) -> None:
+    for number in range(2):
+        path = made_up_run(tmp_path, number)
+        against = {"value": 1.2, "low": 1.1, "high": 1.3, "baseline": "plain", "primary": True}
+        way = {"kind": "strategy", "strategy": "compaction", "engine": "onnxruntime", "control": "graph"}
+        ways = [{"arm": way, "ratio": 1.0}]
+        fastest = timed("compaction", 1.0, arm=way, speedups=[], deployed=True, deployed_speedups=[against])
+        fastest = fastest.model_copy(update={"cell_id": f"{fastest.group_id}/{fastest.arm.key}"})
+        with (path / "cells.jsonl").open("a", encoding="utf-8") as file:
+            file.write(fastest.model_validate(fastest.model_dump() | {"candidates": ways}).model_dump_json() + "\n")
+        record(path, address)
+    series = {s.key.arm.title: s for s in History.open(address).series()}
+    assert series.keys() == {"compaction", "plain", "compaction, onnxruntime, graph"}
+    deployed, written = series["compaction, onnxruntime, graph"], series["compaction"]
+    assert [p.speedup.value for p in deployed.points if p.speedup] == [1.2, 1.2]
+    assert [p.speedup.value for p in written.points if p.speedup] == [1.5, 1.5]
+    assert deployed.key.baseline == written.key.baseline == "plain"
+    assert deployed.points[0].numbers["deployed_speedup"] == 1.2 and "speedup" not in deployed.points[0].numbers
+
+
 def test_all_numbers_of_a_cell_are_there_a_users_own_among_them(address: str, tmp_path: Path) -> None:
     writer = RunWriter.create(tmp_path / "run", made_up_manifest(0))
     missing = {"unavailable": "no sensor"}

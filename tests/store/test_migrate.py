@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynbench.errors import UserError
+from dynbench.report.content import build
 from dynbench.store.run import Run, RunWriter, parse_cell, samples_file
 from dynbench.store.schema import SCHEMA_VERSION, Arm, Cell
+from tests.report import made_up
 
 OLD = Path(__file__).parent / "run_v2"
 """A run as version 2 wrote it: two groups of a small network under four strategies, a baseline in another form."""
@@ -118,6 +120,22 @@ def test_cells_of_version_1_are_read() -> None:
     found = parse_cell(json.dumps(old), "here")
     assert found.arm == Arm(kind="strategy", strategy="compaction")
     assert found.witnesses is None and found.speedups[0].resolution is None
+
+
+def test_a_run_of_version_3_has_no_deployed_cells_and_is_otherwise_the_same(tmp_path: Path) -> None:
+    new = Run.open(made_up.write_run(tmp_path / "run", made_up.manifest(made_up.info()), made_up.group(1)))
+    file, described = new.path / "cells.jsonl", new.path / "manifest.json"
+    since = ("deployed", "deployed_speedups", "candidates")
+    old = [{k: v for k, v in table.items() if k not in since} | {"schema_version": 3} for table in tables(file)]
+    file.write_text("".join(json.dumps(table) + "\n" for table in old), encoding="utf-8")
+    told = json.loads(described.read_text(encoding="utf-8")) | {"schema_version": 3}
+    described.write_text(json.dumps(told), encoding="utf-8")
+    found = Run.open(new.path)
+    assert found.schema_version == 3 and found.cells == new.cells
+    group = found.cells[0].group_id
+    assert set(found.samples(group)["arm"]) == set(new.samples(group)["arm"])
+    report = build(found)
+    assert all(s.key != "deploy" for s in report.sections) and report.verdicts == build(new).verdicts
 
 
 def test_an_old_run_is_not_resumed(tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""`dynbench compile`: a network as files that run without dynbench and without torch."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dynbench.cli.common import data_option
+from dynbench.errors import DynbenchError, UserError
+
+if TYPE_CHECKING:
+    from dynbench.deploy.build import Written
+
+
+@click.command("compile", short_help="Write a network as ONNX graphs that skip what is not needed.")
+@click.argument("workload", required=False, metavar="[WORKLOAD|FILE.toml]")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the bundle.")
+@click.option("--check", "checked", type=click.Path(path_type=Path), metavar="DIR", help="Prove a bundle again.")
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Of the choice of inputs that go with it.")
+@data_option
+def command(workload: str | None, out: Path | None, checked: Path | None, seed: int, data_dir: Path | None) -> None:
+    """Write a *bundle*: the dynamic network as one ONNX graph, and what proves it right.
+
+    It holds a graph for any number of items, one for a single item, the static baselines, inputs, the answers and
+    decisions that are right for them, and `run.py`, which needs numpy and onnxruntime only. Each graph is compared with
+    the network before it is written. Exit code 1: a graph answers or decides otherwise.
+    """
+    if checked is not None:
+        if workload is not None or out is not None:
+            raise UserError("--check proves the bundle in a folder; give no workload and no --out with it")
+        _check(checked)
+        return
+    if workload is None or out is None:
+        raise UserError("give a workload and --out DIR, or --check DIR")
+    _compile(workload, out, seed, data_dir)
+
+
+def _compile(workload: str, out: Path, seed: int, data_dir: Path | None) -> None:
+    from dynbench.deploy.build import compile_bundle
+    from dynbench.experiment import Options, load_specs
+
+    begin = time.monotonic()
+    (spec,) = load_specs([workload])
+    written = compile_bundle(spec, out, Options(seed=seed, data_dir=data_dir))
+    _tell(written, time.monotonic() - begin)
+
+
+def _tell(written: Written, seconds: float) -> None:
+    manifest = written.manifest
+    work = {g.network: g.flops_per_item for g in manifest.graphs}
+    dense = work.get(manifest.primary or "")
+    for graph in manifest.graphs:
+        line = f"{graph.file:<24} {written.bytes_by_file[graph.file] / 1e6:7.2f} MB"
+        if graph.flops_per_item is not None:
+            line += f"  {graph.flops_per_item / 1e6:10.2f} MFLOP per item"
+            if dense and graph.network == "dynamic":
+                line += f" ({graph.flops_per_item / dense:.0%} of {manifest.primary})"
+        click.echo(line)
+    for name, why in manifest.left_out.items():
+        click.echo(f"left out: {name}: {why}")
+    click.echo(f"{manifest.proved}; {seconds:.1f} s")
+    click.echo(f"bundle: {written.folder} (python {written.folder / 'run.py'})")
+
+
+def _check(folder: Path) -> None:
+    from dynbench.deploy.bundle import check
+
+    failed = []
+    for found in check(folder):
+        same = "same" if found.ok else "DIFFERENT"
+        click.echo(f"{found.file:<24} batch {found.items:>4}  {found.error:8.1e} (at most {found.tolerance:g})  {same}")
+        if not found.ok:
+            failed.append(found)
+    if failed:
+        first = failed[0]
+        decided = f", and {first.decisions_differ} decisions differ" if first.decisions_differ else ""
+        answers = f"{folder / first.file} answers otherwise than expected at batch {first.items}"
+        raise DynbenchError(f"{answers}: by {first.error:.2g} of the largest value{decided}")

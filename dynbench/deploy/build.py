@@ -1,0 +1,238 @@
+"""From a workload to a bundle. Every graph is proved before it is written."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynbench.deploy.bundle import EXPECTED, INPUTS, MANIFEST, Decided, GraphFile, Manifest, sha256
+from dynbench.dynamic import Execution, Trace
+from dynbench.dynamic.items import tensors
+from dynbench.errors import UserError
+from dynbench.experiment.build import Prepared, Source, prepare
+from dynbench.experiment.build import sha256 as file_sha256
+from dynbench.experiment.graphs import PROOF_SIZES, TOLERANCE, WrongGraph, proved_dynamic, proved_static
+from dynbench.experiment.spec import Options, Workload
+from dynbench.files import make_folder, write_bytes
+from dynbench.graph import OPSET, CannotTrace, Graph, Session, executed_flops
+from dynbench.meters.required import PartCosts
+from dynbench.paths import weights_path
+from dynbench.store.schema import Arm, Decisions
+from dynbench.strategies import Dense, PerSample
+from dynbench.unavailable import Unavailable
+from dynbench.version import __version__
+
+README = """{title}, written by dynbench {version}.
+
+run.py          runs it: needs numpy and onnxruntime
+dynamic.onnx    any number of items; what is not decided for is not computed
+single.onnx     one item at a time: faster there, as nothing is gathered
+static*.onnx    the static networks it is compared with, for any number of items
+inputs.npy      {items} items
+expected.npz    the answers and decisions that are right for them
+manifest.json   names, shapes, exact work, and the hash of every file
+
+`dynbench compile --check .` proves the graphs again.
+"""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A bundle that was written.
+
+    Attributes:
+        folder: where.
+        manifest: what is in it.
+        bytes_by_file: how large each graph is.
+    """
+
+    folder: Path
+    manifest: Manifest
+    bytes_by_file: dict[str, int]
+
+
+def compile_bundle(spec: Workload, out: Path, options: Options) -> Written:
+    """Writes the bundle of a workload: its network with its own decisions, and its baselines.
+
+    Args:
+        spec: the workload.
+        out: a folder that does not exist, is empty, or holds a bundle, which is replaced as a whole.
+        options: of a run; inputs and batch sizes follow from them.
+
+    Raises:
+        UserError: the network cannot be a graph, with the operator or the point that is in the way; or the folder
+            cannot be written, or holds something else.
+        WrongGraph: a graph answers or decides otherwise than the network.
+    """
+    _refuse_foreign(out)
+    p = prepare(spec, options)
+    if options.device != "cpu" or options.dtype != "float32":
+        raise UserError(f"bundles are made on the CPU in float32, not on {options.device} in {options.dtype}")
+    with torch.inference_mode():
+        files, manifest = _contents(p)
+    make_folder(out.parent)
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        for name, content in files.items():
+            write_bytes(aside / name, content)
+        write_bytes(aside / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
+        _replace(out, aside)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return Written(out, manifest, {g.file: len(files[g.file]) for g in manifest.graphs})
+
+
+def _refuse_foreign(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is no folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise UserError(f"{out} holds something else than a bundle; choose another folder")
+
+
+def _replace(out: Path, aside: Path) -> None:
+    """Puts a complete folder in the place of an older bundle."""
+    try:
+        if out.exists():
+            before = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+            out.replace(before / "old")
+            aside.replace(out)
+            shutil.rmtree(before, ignore_errors=True)
+        else:
+            aside.replace(out)
+        out.chmod(0o755)
+    except OSError as e:
+        raise UserError(f"cannot write to {out}: {e.strerror or e}") from e
+
+
+def _contents(p: Prepared) -> tuple[dict[str, bytes], Manifest]:
+    """All files but the manifest, and the manifest."""
+    learned = Source(Decisions(source="learned", label="learned"))
+    answers, trace = _right(p)
+    graphs = {
+        "dynamic.onnx": _dynamic(p, learned, single=False),
+        "single.onnx": _dynamic(p, learned, single=True),
+    }
+    entries = [_entry(p, name, "dynamic", graph) for name, graph in graphs.items()]
+    expected = {f"dynamic/{name}": a.numpy() for name, a in zip(graphs["dynamic.onnx"].answers, answers, strict=True)}
+    for decision in graphs["dynamic.onnx"].decisions:
+        label = decision.key[0] + "".join(f"/{size}" for size in decision.key[1])
+        value, reached = trace.reached_only().get(decision.key, (None, None))
+        size = p.items * int(np.prod(decision.key[1], dtype=int))
+        blank = torch.zeros((size, *decision.shape), dtype=decision.dtype)
+        expected[f"decision/{label}"] = (blank if value is None else value).numpy()
+        expected[f"reached/{label}"] = (torch.zeros(size, dtype=torch.bool) if reached is None else reached).numpy()
+    left_out: dict[str, str] = {}
+    for baseline in p.spec.baselines or [p.spec.primary]:
+        name = "static.onnx" if baseline.name == p.spec.primary.name else f"static-{_slug(baseline.name)}.onnx"
+        arm = Arm(kind="baseline", baseline=baseline.name, form=baseline.form)
+        try:
+            graphs[name] = proved_static(p, arm)
+        except CannotTrace as e:
+            left_out[baseline.name] = str(e)
+            continue
+        entries.append(_entry(p, name, baseline.name, graphs[name]))
+        right = tensors(Execution(Dense()).run(p.as_written(arm), p.inputs))
+        pairs = zip(graphs[name].answers, right, strict=True)
+        expected |= {f"{baseline.name}/{answer}": a.numpy() for answer, a in pairs}
+    files = {name: graph.model.SerializeToString() for name, graph in graphs.items()}
+    files |= {INPUTS: _npy(p.inputs.numpy()), EXPECTED: _npz(expected)}
+    files["run.py"] = (resources.files("dynbench.deploy") / "example.py").read_bytes()
+    files["README.txt"] = README.format(title=p.spec.title, version=__version__, items=p.items).encode()
+    return files, _manifest(p, trace, entries, left_out, files)
+
+
+def _right(p: Prepared) -> tuple[list[Tensor], Trace]:
+    """Answers and decisions of `per_sample` for the stream."""
+    execution = Execution(PerSample(), record=True)
+    answers = [t.clone() for t in tensors(execution.run(p.model, p.inputs))]
+    assert execution.trace is not None
+    return answers, execution.trace
+
+
+def _dynamic(p: Prepared, source: Source, *, single: bool) -> Graph:
+    try:
+        return proved_dynamic(p, source, single=single, replay=False)
+    except WrongGraph:
+        raise
+    except CannotTrace as e:
+        raise UserError(f"{p.spec.name} cannot be compiled: {e}") from e
+
+
+def _entry(p: Prepared, file: str, network: str, graph: Graph) -> GraphFile:
+    session, x = Session(graph, fast=False), p.inputs
+    feeds = [session.feeds(x[i : i + 1]) for i in range(len(x))] if graph.single else [session.feeds(x)]
+    try:
+        flops: float | None = executed_flops(graph, feeds) / p.items
+    except ValueError:  # an operator without a formula
+        flops = None
+    decisions = [
+        Decided(
+            point=d.key[0],
+            sizes=list(d.key[1]),
+            decision=d.value,
+            items=d.ids if isinstance(d.ids, str) else list(d.ids),
+        )
+        for d in graph.decisions
+    ]
+    return GraphFile(
+        file=file,
+        network=network,
+        single=graph.single,
+        answers=list(graph.answers),
+        decisions=decisions,
+        flops_per_item=flops,
+    )
+
+
+def _manifest(
+    p: Prepared, trace: Trace, graphs: list[GraphFile], left_out: dict[str, str], files: dict[str, bytes]
+) -> Manifest:
+    required = PartCosts(p.model, p.inputs[:1]).required(trace).total
+    weights = [weights_path(p.spec.folder, f) for f in (p.spec.weights, *p.spec.weights_by_part.values()) if f]
+    sizes = ", ".join(map(str, sorted({*PROOF_SIZES, *p.batch_sizes})))
+    return Manifest(
+        dynbench_version=__version__,
+        workload=p.spec.name,
+        title=p.spec.title,
+        model=p.spec.model,
+        weights=", ".join(w.name for w in weights) or None,
+        weights_sha256=", ".join(file_sha256(w) for w in weights) or None,
+        opset=OPSET,
+        input_dtype=str(p.inputs.numpy().dtype),
+        input_item_shape=list(p.inputs.shape[1:]),
+        items=p.items,
+        tolerance=TOLERANCE,
+        proved=f"equal to per_sample with decisions learned, none, all and one, at batch {sizes}",
+        primary=p.spec.primary.name if p.spec.primary.name not in left_out else None,
+        required_flops_per_item=None if isinstance(required, Unavailable) else float(required) / p.items,
+        graphs=graphs,
+        left_out=left_out,
+        software={name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")},
+        sha256={name: sha256(content) for name, content in sorted(files.items())},
+    )
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:80]
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def _npz(arrays: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()

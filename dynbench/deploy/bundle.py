@@ -1,0 +1,300 @@
+"""A bundle: a folder with graphs, inputs, the answers and decisions that are right for them, and a manifest.
+
+It is read, and proved again, without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import math
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dynbench.errors import UserError
+from dynbench.store.jsonable import first_fault
+
+if TYPE_CHECKING:
+    import onnx
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+INPUTS, EXPECTED = "inputs.npy", "expected.npz"
+LEAST_OPSET = 13  # since when the axes of Squeeze, Unsqueeze and Split are inputs, as these graphs have them
+SIZES = (1, 2, 7)  # of the batches that a graph is checked with, and all inputs at once
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Decided(_Record):
+    """How the decisions of one point come out of a graph."""
+
+    point: str
+    sizes: list[int] = Field(description="of the coordinates below the sample: tokens, steps")
+    decision: str = Field(description="name of the output with what was decided")
+    items: str | list[int] = Field(description="name of the output with whom it was decided for, or always these")
+
+    @property
+    def label(self) -> str:
+        """What the arrays of `expected.npz` are called by."""
+        return self.point + "".join(f"/{size}" for size in self.sizes)
+
+
+class GraphFile(_Record):
+    """One graph of a bundle.
+
+    `flops_per_item` is what it executed for the stored inputs, counted from ONNX Runtime's record; None: unknown.
+    """
+
+    file: str
+    network: str  # 'dynamic', or a baseline's name
+    single: bool = False  # it takes exactly one item
+    answers: list[str]
+    decisions: list[Decided] = Field(default_factory=list)
+    flops_per_item: float | None = None
+
+
+class Manifest(_Record):
+    """`manifest.json` of a bundle."""
+
+    schema_version: Literal[1] = 1
+    dynbench_version: str
+    workload: str
+    title: str
+    model: str
+    weights: str | None = None
+    weights_sha256: str | None = None
+    opset: int
+    input_name: str = "x"
+    input_dtype: str
+    input_item_shape: list[int]
+    items: int = Field(description="of the stored inputs", ge=1)
+    tolerance: float = Field(description="of an answer's largest value", gt=0, le=1e-3)
+    proved: str  # with which decisions and batch sizes
+    primary: str | None = None  # name of the primary baseline
+    required_flops_per_item: float | None = None  # what the decisions for these inputs ask for, gates included
+    graphs: list[GraphFile]
+    left_out: dict[str, str] = Field(default_factory=dict)  # what could not be a graph, and why
+    software: dict[str, str]
+    sha256: dict[str, str]  # of every other file
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One comparison of a graph with what is expected.
+
+    Attributes:
+        file: of the graph.
+        items: of the batch.
+        error: largest difference of the answers, relative to the largest value; NaN where they hold NaN.
+        decisions_differ: how many decisions differ, or were taken for other items.
+        tolerance: of the bundle.
+    """
+
+    file: str
+    items: int
+    error: float
+    decisions_differ: int
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is the same network; NaN is not."""
+        return self.error <= self.tolerance and self.decisions_differ == 0
+
+
+def sha256(content: bytes) -> str:
+    """Content hash, hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def check(folder: Path) -> Iterator[Checked]:
+    """Proves a bundle again: files are as they were written, and graphs give the answers and decisions expected.
+
+    Raises:
+        UserError: there is no bundle, a file is missing, malformed or was changed, or a package is not installed.
+    """
+    for package in ("onnx", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"{package} is not installed, which runs the graphs of a bundle: pip install {package}")
+    manifest, files = read(folder)
+    inputs = _array(folder / INPUTS, files[INPUTS])
+    expected = _arrays(folder / EXPECTED, files[EXPECTED])
+    _check_inputs(folder / INPUTS, inputs, manifest)
+    for graph in manifest.graphs:
+        model = _model(folder / graph.file, files[graph.file], manifest)
+        yield from _compare(folder / graph.file, model, graph, manifest, inputs, expected)
+
+
+def read(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest, and the content of every file that it lists, as it was written.
+
+    Raises:
+        UserError: there is no bundle, or a file is missing, malformed or was changed.
+    """
+    place = folder / MANIFEST
+    if not place.is_file():
+        raise UserError(f"{folder} is no bundle: there is no {MANIFEST}")
+    try:
+        manifest = Manifest.model_validate_json(place.read_bytes())
+    except ValidationError as e:
+        raise UserError(f"{place} is no manifest of a bundle: {first_fault(e)}") from e
+    except OSError as e:
+        raise UserError(f"cannot read {place}: {e.strerror or e}") from e
+    files = {name: _content(folder, name, right) for name, right in manifest.sha256.items()}
+    for name in (INPUTS, EXPECTED, *(graph.file for graph in manifest.graphs)):
+        if name not in files:
+            raise UserError(f"{place} has no hash of {name!r}, so nobody knows whether it was changed")
+    if not manifest.graphs:
+        raise UserError(f"{place} lists no graph")
+    return manifest, files
+
+
+def _content(folder: Path, name: str, right: str) -> bytes:
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise UserError(f"{folder / MANIFEST}: {name!r} is no name of a file beside it")
+    place = folder / name
+    if place.is_symlink() or not place.is_file():
+        raise UserError(f"{place} is missing, or no ordinary file")
+    content = place.read_bytes()
+    if sha256(content) != right:
+        raise UserError(f"{place} was changed: its sha256 is not the one in {MANIFEST}")
+    return content
+
+
+def _array(place: Path, content: bytes) -> np.ndarray:
+    try:
+        found = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as e:
+        raise UserError(f"{place} is no array: {e}") from e
+    if not isinstance(found, np.ndarray):
+        raise UserError(f"{place} holds several arrays, not one")
+    return found
+
+
+def _arrays(place: Path, content: bytes) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as e:
+        raise UserError(f"{place} holds no arrays: {e}") from e
+
+
+def _check_inputs(place: Path, inputs: np.ndarray, manifest: Manifest) -> None:
+    wanted = (manifest.input_dtype, (manifest.items, *manifest.input_item_shape))
+    if (str(inputs.dtype), inputs.shape) != wanted:
+        raise UserError(
+            f"{place} holds {inputs.dtype} {list(inputs.shape)}; {MANIFEST} says {wanted[0]} {list(wanted[1])}"
+        )
+
+
+def _model(place: Path, content: bytes, manifest: Manifest) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load_from_string(content)
+    except DecodeError as e:
+        raise UserError(f"{place} is no ONNX graph: {e}") from e
+    opsets = {opset.domain or "ai.onnx": opset.version for opset in model.opset_import}
+    if others := sorted(set(opsets) - {"ai.onnx"}):
+        raise UserError(f"{place} needs operators of {others[0]!r}; bundles have those of ONNX itself only")
+    version = opsets.get("ai.onnx", 0)
+    if version < LEAST_OPSET:
+        raise UserError(f"{place} has opset {version}; bundles need {LEAST_OPSET} or newer")
+    if version != manifest.opset:
+        raise UserError(f"{place} has opset {version}; {MANIFEST} says {manifest.opset}")
+    return model
+
+
+def _compare(
+    place: Path,
+    model: onnx.ModelProto,
+    graph: GraphFile,
+    manifest: Manifest,
+    inputs: np.ndarray,
+    expected: dict[str, np.ndarray],
+) -> Iterator[Checked]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as e:
+        raise UserError(f"ONNX Runtime does not load {place}: {_line(e)}") from e
+    known = {output.name for output in session.get_outputs()}
+    outputs = [
+        *graph.answers,
+        *(d.decision for d in graph.decisions),
+        *(d.items for d in graph.decisions if isinstance(d.items, str)),
+    ]
+    if missing := next((name for name in outputs if name not in known), None):
+        raise UserError(f"{place} has no output {missing!r}, which {MANIFEST} names")
+    takes = {value.name for value in session.get_inputs()} & {manifest.input_name}
+    for n in (1,) if graph.single else sorted({s for s in SIZES if s < manifest.items} | {manifest.items}):
+        feed = dict.fromkeys(takes, inputs[:n])
+        try:
+            found = dict(zip(outputs, session.run(outputs, feed), strict=True))
+        except Exception as e:
+            raise UserError(f"ONNX Runtime fails to run {place} on {n} items: {_line(e)}") from e
+        right = {name: _expected(expected, f"{graph.network}/{name}") for name in graph.answers}
+        error = max((_error(found[name], value[:n]) for name, value in right.items()), key=_nan_last)
+        differ = sum(_differ(d, found, expected, n, manifest.items) for d in graph.decisions)
+        yield Checked(graph.file, n, error, differ, manifest.tolerance)
+
+
+def _nan_last(error: float) -> float:
+    return math.inf if math.isnan(error) else error
+
+
+def _expected(expected: dict[str, np.ndarray], name: str) -> np.ndarray:
+    if name not in expected:
+        raise UserError(f"{EXPECTED} has no {name!r}")
+    return expected[name]
+
+
+def _error(found: np.ndarray, right: np.ndarray) -> float:
+    """Largest difference relative to the largest value; infinities must be equal, and NaN equals nothing."""
+    if found.shape != right.shape or found.dtype != right.dtype:
+        return math.inf
+    if np.isnan(found).any() or np.isnan(right).any():
+        return math.nan
+    if found.dtype.kind != "f":
+        return 0.0 if np.array_equal(found, right) else math.inf
+    finite = np.isfinite(right)
+    if not np.array_equal(found[~finite], right[~finite]) or not np.isfinite(found[finite]).all():
+        return math.inf
+    difference = np.abs(found[finite].astype(np.float64) - right[finite])
+    return float(difference.max(initial=0.0) / max(np.abs(right[finite]).max(initial=0.0), 1e-30))
+
+
+def _differ(decided: Decided, found: dict[str, np.ndarray], expected: dict[str, np.ndarray], n: int, items: int) -> int:
+    """How many decisions of a batch of the first n items are others than expected, or were taken for others."""
+    per = math.prod(decided.sizes)
+    table = _expected(expected, f"decision/{decided.label}")[: n * per]
+    reached = _expected(expected, f"reached/{decided.label}")[: n * per]
+    value = found[decided.decision].reshape(-1, *table.shape[1:])
+    given = found[decided.items] if isinstance(decided.items, str) else decided.items
+    rows = np.asarray(given, dtype=np.int64).reshape(-1)
+    if len(rows) != len(value) or ((rows < 0) | (rows >= n * per)).any():
+        return n * per
+    asked = np.zeros(n * per, dtype=bool)
+    asked[rows] = True
+    wrong = asked != reached
+    same = (value == table[rows]).reshape(len(rows), -1).all(axis=1)
+    wrong[rows[~same]] = True
+    return int(wrong.sum())
+
+
+def _line(e: Exception) -> Any:
+    return " ".join(str(e).split())
