@@ -200,10 +200,18 @@ def _measure_groups(
             writer.append_cell(cell)
         observer.group(group)
         cells, seconds = _measure(worker, group, options, writer.path, observer)
-        for cell in cells:
+        for cell in _in_order(group, cells):
             writer.append_cell(cell)
         observer.finished(group, cells)
         record.update(timed_s=(writer.manifest.timed_s or 0.0) + seconds)
+
+
+def _in_order(group: Group, cells: list[Cell]) -> list[Cell]:
+    """The order in which cells are written: a group is finished when all planned ones are there, so one comes last."""
+    planned = {c.cell_id for c in group.cells}
+    *first, last = [c for c in cells if c.cell_id in planned] or [None]
+    added = [c for c in cells if c.cell_id not in planned]
+    return [c for c in (*first, *added, last) if c is not None]
 
 
 def _measure_accuracies(worker: Worker, specs: list[Workload], options: Options, record: _Record) -> None:

@@ -65,7 +65,7 @@ def test_options_reach_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "--dry-run",
     )
     call("run", "idk_digits", "all", "--dry-run")
-    assert asked[0] == (list(dynbench.experiment.DEFAULT_SUITE), Options())
+    assert asked[0] == (list(dynbench.experiment.DEFAULT_SUITE), Options(deployed=True))
     assert set(asked[2][0]) == set(dynbench.experiment.workload_files())
     assert asked[2][0][0] == "idk_digits" and asked[2][0].count("idk_digits") == 1
     workloads, options = asked[1]
@@ -79,6 +79,7 @@ def test_options_reach_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         time_limit_s=3.0,
         precision=0.05,
         seed=7,
+        deployed=True,
         data_dir=Path("images"),
     )
 
