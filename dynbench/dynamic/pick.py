@@ -92,7 +92,7 @@ class Pick(DecisionPoint):
         if self.always == 0:
             return picked
         others = picked + self.always
-        return torch.cat([torch.arange(self.always, device=picked.device).expand(picked.shape[0], -1), others], 1)
+        return torch.cat([picked[:, :1] * 0 + torch.arange(self.always, device=picked.device), others], 1)
 
     def gathered(self, ex: Execution, x: Any, at: Tensor, weights: Tensor | None) -> Any:
         """The body on the picked parts, their places at [n, k], alone: gathered, computed, put back."""

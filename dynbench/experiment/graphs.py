@@ -80,7 +80,7 @@ def _prove(p: Prepared, graph: Graph, sizes: tuple[int, ...]) -> None:
             what = (
                 f"answers otherwise by {check.error:.2g} of the largest value" if check.error else "decides otherwise"
             )
-            raise CannotTrace(
+            raise WrongGraph(
                 f"the graph {what} than per_sample, with {check.decisions} decisions at batch {check.items}"
             )
 

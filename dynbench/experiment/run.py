@@ -208,10 +208,9 @@ def _measure_groups(
 
 def _in_order(group: Group, cells: list[Cell]) -> list[Cell]:
     """The order in which cells are written: a group is finished when all planned ones are there, so one comes last."""
-    planned = {c.cell_id for c in group.cells}
-    *first, last = [c for c in cells if c.cell_id in planned] or [None]
-    added = [c for c in cells if c.cell_id not in planned]
-    return [c for c in (*first, *added, last) if c is not None]
+    known = {c.cell_id for c in group.cells}
+    planned, added = [c for c in cells if c.cell_id in known], [c for c in cells if c.cell_id not in known]
+    return [*planned[:-1], *added, *planned[-1:]]
 
 
 def _measure_accuracies(worker: Worker, specs: list[Workload], options: Options, record: _Record) -> None:

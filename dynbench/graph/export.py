@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dynbench.graph.names import Names, named_scopes
 from dynbench.graph.operators import convolved_items, fixed_causality, leaves, whole_cells
 from dynbench.graph.strategy import CannotTrace, Event, InGraph, Key, OneItem, Tracing
-from dynbench.graph.symbolics import OPSET, register_symbolics
+from dynbench.graph.symbolics import OPSET, SEEN, register_symbolics
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,11 @@ def _exported(whole: nn.Module, args: tuple[Tensor, ...], names: list[str], *, s
             input_names=names,
             dynamic_axes={} if single else {name: {0: f"items of {name}"} for name in names},
         )
-    return onnx.load_from_string(buffer.getvalue())
+    model = onnx.load_from_string(buffer.getvalue())
+    for node in model.graph.node:
+        if f"{node.domain}::{node.op_type}" == SEEN:
+            node.domain, node.op_type = "", "Identity"
+    return model
 
 
 def _print_nothing() -> None:

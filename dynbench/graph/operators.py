@@ -223,7 +223,7 @@ def convolved_items() -> Iterator[None]:
             return _convolved(x, weight, stride, padding, groups)
         return convolution(x, weight, bias, stride, padding, dilation, groups)
 
-    functional.conv2d = told
+    functional.conv2d = told  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -220,7 +220,8 @@ class InGraph(Strategy):
     def pick(self, ex: Execution, point: Pick, x: Any, at: Tensor, weights: Tensor | None) -> Any:
         """The picked parts gathered, computed and put back: all shapes are known."""
         k, parts = int(at.shape[1]), int(first(x).shape[1])
-        rows = (at + torch.arange(at.shape[0]).unsqueeze(1) * parts).flatten()
+        place = (at[:, :1] * 0 + 1).cumsum(0) - 1  # 0, 1, ...: an arange the exporter may make as long as the example
+        rows = (at + place * parts).flatten()
         flat = map_items(lambda t: t.flatten(0, 1), x)
         mine = map_items(lambda t: t.unflatten(0, (-1, k)), take(flat, rows))
         y = point.body(mine, None) if weights is None else point.body(mine, None, weights)

@@ -12,6 +12,7 @@ from torch.onnx import symbolic_helper, symbolic_opset9, symbolic_opset13
 
 OPSET = 17
 LAZY, BLANK = "dynbench::Either", "dynbench::Blank"  # what `branches` looks for
+SEEN = "dynbench::Seen"  # an Identity once the exporter is done
 _parse = symbolic_helper._parse_arg
 _INT64 = 7  # of ONNX
 _done = False
@@ -87,7 +88,8 @@ def _rows(g: Any, keep: Any) -> Any:
 
 
 def _seen(g: Any, decision: Any, kind: Any, size: Any) -> Any:
-    return decision
+    """The decision, as an operator that the exporter does not know: it takes the example's items for all there are."""
+    return _any_items(g.op(SEEN, decision), decision)
 
 
 def _sort(g: Any, x: Any, *more: Any) -> Any:
@@ -105,16 +107,18 @@ def _unflatten(g: Any, x: Any, dim: Any, sizes: Any) -> Any:
     """One Reshape. The exporter's own way takes the example's number of items for that of all inputs."""
     known, at, parts = x.type().sizes(), _parse(dim, "i"), symbolic_helper._maybe_get_const(sizes, "is")
     at = at if at >= 0 or known is None else at + len(known)
-    fixed = known is not None and isinstance(parts, list | tuple) and None not in known[1:]
-    if not fixed:
+    if known is None or not isinstance(parts, list | tuple) or (at and -1 in parts and known[at] is None):
         return symbolic_opset13.unflatten(g, x, dim, sizes)
     if at and -1 in parts:
         rest = -math.prod(parts)
         parts = [known[at] // rest if size == -1 else size for size in parts]
-    item = [*known[1:at], *parts, *known[at + 1 :]] if at else [*parts[1:], *known[1:]]
-    items = g.op("Gather", g.op("Shape", x), _long(g, 0)) if at else _long(g, parts[0])
-    out = g.op("Reshape", x, g.op("Concat", items, _long(g, *item), axis_i=0))
-    out.setType(x.type().with_sizes([None, *item]))
+    shape, every = g.op("Shape", x), len(known)
+    around = [(0, at), (at + 1, every)]
+    before, after = ([g.op("Slice", shape, _long(g, i), _long(g, j))] if i < j else [] for i, j in around)
+    out = g.op("Reshape", x, g.op("Concat", *before, _long(g, *parts), *after, axis_i=0))
+    out.setType(
+        x.type().with_sizes([None, *[*known[:at], *(None if s == -1 else s for s in parts), *known[at + 1 :]][1:]])
+    )
     return out
 
 

@@ -115,9 +115,8 @@ class DigitCaps(nn.Module):
         """u [n, I, d] -> v [n, J, D]."""
         u_hat = torch.bmm(u.transpose(0, 1), self.weight)  # eq. 2: [I, n, J * D]
         u_hat = u_hat.unflatten(2, (self.outputs, self.out_dim)).permute(1, 2, 0, 3).contiguous()  # [n, J, I, D]
-        n, outputs, inputs, _ = u_hat.shape
-        b = u_hat.new_zeros(n, outputs, inputs)  # procedure 1, line 2
-        v = u_hat.new_zeros(n, outputs, self.out_dim)
+        b = u_hat.new_zeros(u_hat.shape[:3])  # procedure 1, line 2
+        v = u_hat.new_zeros(*u_hat.shape[:2], self.out_dim)
         capsules: Tensor = self.routing((b, u_hat, v, v))
         return capsules
 
