@@ -68,10 +68,19 @@ class GlimpseSensor(nn.Module):
         x, y = ((l[:, i] + UNIT) * (images.shape[3 - i] - margin) // (2 * UNIT) for i in (0, 1))
         for side in self.sides:
             start = self.before - side // 2
-            windows = images.unfold(2, side, 1).unfold(3, side, 1)  # a view: [images, c, rows, columns, p, p]
-            patch = windows[row, :, y + start, x + start]  # [n, c, p, p]; only these are copied
+            patch = _windows(images, row, y + start, x + start, side)
             patches.append(F.avg_pool2d(patch, side // self.size) if side > self.size else patch)
         return torch.stack(patches, 1).flatten(1)
+
+
+def _windows(images: Tensor, row: Tensor, y: Tensor, x: Tensor, side: int) -> Tensor:
+    """The windows of images[row] whose first pixels are at (y, x), [n] each -> [n, c, side, side]."""
+    if torch.jit.is_tracing():  # ONNX has no strided views: there each pixel is looked up, which is slower in eager
+        along = torch.arange(side, device=images.device)
+        rows, columns = (y.unsqueeze(1) + along).unsqueeze(2), (x.unsqueeze(1) + along).unsqueeze(1)
+        return images[row.view(-1, 1, 1), :, rows, columns].permute(0, 3, 1, 2)
+    windows = images.unfold(2, side, 1).unfold(3, side, 1)  # a view: [images, c, rows, columns, side, side]
+    return windows[row, :, y, x]  # only these are copied
 
 
 class GlimpseNetwork(nn.Module):
