@@ -28,7 +28,13 @@ class Pool(NamedTuple):
 
     @classmethod
     def new(cls, n: int, *shape: int, like: Tensor) -> Pool:
-        """`n` slots of zeros [n, *shape], in the dtype and on the device of `like`."""
+        """`n` slots of zeros [n, *shape], in the dtype and on the device of `like`.
+
+        Raises:
+            NotImplementedError: a strategy is traced into a graph, in which nothing is written in place.
+        """
+        if torch.jit.is_tracing() and current() is not None:
+            raise NotImplementedError("a Pool is written in place, and a graph has no memory of its own")
         memory = torch.zeros(n, *shape, dtype=like.dtype, device=like.device)
         return cls(torch.arange(n, device=like.device), Shared(memory))
 

@@ -212,6 +212,8 @@ def _one_sentence(model: nn.Module) -> Iterator[None]:
 
 def _reason(e: Exception) -> str:
     text = " ".join(str(e).split())
+    if isinstance(e, NotImplementedError) and text:
+        return text
     if "requires grad as a constant" in text:
         return "it computes with parameters of a module that is not among its own"
     if found := re.search(r"[Oo]perator '([\w:.]+)'", text):

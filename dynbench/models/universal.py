@@ -164,6 +164,8 @@ class Memory:
 
     def attend(self, slot: Tensor, q: Tensor) -> Tensor:
         """Attention for queries q [m, d] of the positions at `slot` [m], in ascending order -> [m, d]."""
+        if torch.jit.is_tracing() and current() is not None:
+            raise NotImplementedError("the memory that positions share is sized by who is left, and written in place")
         m, d = q.shape
         k, v = self.kv.view(self.samples, self.length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # [n, h, T, d / h]
         if m == self.kv.shape[0]:
