@@ -554,6 +554,8 @@ class ViolaJones(nn.Module):
 
     def _integrals(self, grey: Tensor, levels: tuple[Level, ...]) -> Tensor:
         """grey [n, H, W] int32 -> [n, planes, rows, pitch] float64, in which integral images are exact."""
+        if torch.jit.is_tracing():
+            raise NotImplementedError("integral images are written in place, level by level")
         rows, pitch = levels[-1].top + levels[-1].height + 1, max(level.width for level in levels) + 1
         table = grey.new_zeros((len(grey), self.planes, rows, pitch), dtype=torch.float64)
         for level in levels:
