@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynbench.deploy.bundle import EXPECTED, INPUTS, MANIFEST, Decided, GraphFile, Manifest, sha256
+from dynbench.deploy.bundle import EXPECTED, INPUTS, MANIFEST, Decided, GraphFile, Machine, Manifest, sha256
 from dynbench.dynamic import Execution, Trace
 from dynbench.dynamic.items import tensors
 from dynbench.errors import UserError
@@ -24,7 +24,7 @@ from dynbench.experiment.build import sha256 as file_sha256
 from dynbench.experiment.graphs import PROOF_SIZES, TOLERANCE, WrongGraph, proved_dynamic, proved_static
 from dynbench.experiment.spec import Options, Workload
 from dynbench.files import make_folder, write_bytes
-from dynbench.graph import OPSET, CannotTrace, Graph, Session, executed_flops
+from dynbench.graph import OPSET, CannotTrace, Graph, Session, executed_flops, for_this_machine
 from dynbench.meters.required import PartCosts
 from dynbench.paths import weights_path
 from dynbench.store.schema import Arm, Decisions
@@ -39,6 +39,8 @@ dynamic.onnx    any number of items; what is not decided for is not computed
 single.onnx     one item at a time: faster there, as nothing is gathered
 static*.onnx    the static networks it is compared with, for any number of items
 inputs.npy      {items} items
+*.here.onnx     the same as ONNX Runtime {onnxruntime} runs them fastest on the kind of machine that wrote them: to be
+                loaded with optimisation disabled; not for other machines or versions
 expected.npz    the answers and decisions that are right for them
 manifest.json   names, shapes, exact work, and the hash of every file
 
@@ -145,9 +147,15 @@ def _contents(p: Prepared) -> tuple[dict[str, bytes], Manifest]:
         pairs = zip(graphs[name].answers, right, strict=True)
         expected |= {f"{baseline.name}/{answer}": a.numpy() for answer, a in pairs}
     files = {name: graph.model.SerializeToString() for name, graph in graphs.items()}
+    for entry in list(entries):
+        here = entry.file.replace(".onnx", ".here.onnx")
+        files[here] = for_this_machine(graphs[entry.file].model).SerializeToString()
+        entries.append(entry.model_copy(update={"file": here, "optimised_for": Machine.here()}))
     files |= {INPUTS: _npy(p.inputs.numpy()), EXPECTED: _npz(expected)}
     files["run.py"] = (resources.files("dynbench.deploy") / "example.py").read_bytes()
-    files["README.txt"] = README.format(title=p.spec.title, version=__version__, items=p.items).encode()
+    files["README.txt"] = README.format(
+        title=p.spec.title, version=__version__, items=p.items, onnxruntime=version("onnxruntime")
+    ).encode()
     return files, _manifest(p, trace, entries, left_out, files)
 
 

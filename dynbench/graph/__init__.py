@@ -2,6 +2,7 @@
 
 from dynbench.graph.compile import Graph, compiled, static_graph
 from dynbench.graph.export import DecisionOutput
+from dynbench.graph.layout import for_this_machine
 from dynbench.graph.proof import Check, prove
 from dynbench.graph.session import CannotFeed, Session
 from dynbench.graph.strategy import CannotTrace
@@ -18,6 +19,7 @@ __all__ = [
     "Session",
     "compiled",
     "executed_flops",
+    "for_this_machine",
     "prove",
     "static_graph",
 ]
