@@ -61,7 +61,10 @@ def _tell(written: Written, seconds: float) -> None:
         click.echo(line)
     for name, why in manifest.left_out.items():
         click.echo(f"left out: {name}: {why}")
-    click.echo(f"{manifest.proved}; {seconds:.1f} s")
+    proofs = [proof for graph in manifest.graphs for proof in graph.proofs]
+    kinds = ", ".join(dict.fromkeys(proof.decisions for proof in proofs if proof.decisions != "-"))
+    sizes = ", ".join(map(str, sorted({proof.items for proof in proofs})))
+    click.echo(f"proved with decisions {kinds} at batch {sizes}; {seconds:.1f} s")
     click.echo(f"bundle: {written.folder} (python {written.folder / 'run.py'})")
 
 

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynbench.deploy.bundle import EXPECTED, INPUTS, MANIFEST, Decided, GraphFile, Machine, Manifest, sha256
+from dynbench.deploy.bundle import EXPECTED, INPUTS, MANIFEST, Decided, GraphFile, Machine, Manifest, Proof, sha256
 from dynbench.dynamic import Execution, Trace
 from dynbench.dynamic.items import tensors
 from dynbench.errors import UserError
 from dynbench.experiment.build import Prepared, Source, prepare
 from dynbench.experiment.build import sha256 as file_sha256
-from dynbench.experiment.graphs import PROOF_SIZES, TOLERANCE, WrongGraph, proved_dynamic, proved_static
+from dynbench.experiment.graphs import TOLERANCE, Proved, WrongGraph, proved_dynamic, proved_static
 from dynbench.experiment.spec import Options, Workload
 from dynbench.files import make_folder, write_bytes
-from dynbench.graph import OPSET, CannotTrace, Graph, Session, executed_flops, for_this_machine
+from dynbench.graph import OPSET, CannotTrace, Session, executed_flops, for_this_machine
 from dynbench.meters.required import PartCosts
 from dynbench.paths import weights_path
 from dynbench.store.schema import Arm, Decisions
@@ -77,9 +77,9 @@ def compile_bundle(spec: Workload, out: Path, options: Options) -> Written:
         WrongGraph: a graph answers or decides otherwise than the network.
     """
     _refuse_foreign(out)
-    p = prepare(spec, options)
     if options.device != "cpu" or options.dtype != "float32":
         raise UserError(f"bundles are made on the CPU in float32, not on {options.device} in {options.dtype}")
+    p = prepare(spec, options)
     with torch.inference_mode():
         files, manifest = _contents(p)
     make_folder(out.parent)
@@ -97,34 +97,42 @@ def compile_bundle(spec: Workload, out: Path, options: Options) -> Written:
 def _refuse_foreign(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is no folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise UserError(f"{out} holds something else than a bundle; choose another folder")
+    if out.is_dir() and any(out.iterdir()):
+        try:
+            Manifest.model_validate_json((out / MANIFEST).read_bytes())
+        except (OSError, ValueError) as e:
+            raise UserError(f"{out} holds something else than a bundle; choose another folder") from e
 
 
 def _replace(out: Path, aside: Path) -> None:
     """Puts a complete folder in the place of an older bundle."""
+    before = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)) / "old"
     try:
+        aside.chmod(0o755)
         if out.exists():
-            before = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-            out.replace(before / "old")
+            out.replace(before)
+        try:
             aside.replace(out)
-            shutil.rmtree(before, ignore_errors=True)
-        else:
-            aside.replace(out)
-        out.chmod(0o755)
+        except OSError:
+            if before.exists():
+                before.replace(out)
+            raise
     except OSError as e:
         raise UserError(f"cannot write to {out}: {e.strerror or e}") from e
+    finally:
+        shutil.rmtree(before.parent, ignore_errors=True)
 
 
 def _contents(p: Prepared) -> tuple[dict[str, bytes], Manifest]:
     """All files but the manifest, and the manifest."""
     learned = Source(Decisions(source="learned", label="learned"))
     answers, trace = _right(p)
-    graphs = {
+    proved = {
         "dynamic.onnx": _dynamic(p, learned, single=False),
         "single.onnx": _dynamic(p, learned, single=True),
     }
-    entries = [_entry(p, name, "dynamic", graph) for name, graph in graphs.items()]
+    graphs = {name: found.graph for name, found in proved.items()}
+    entries = [_entry(p, name, "dynamic", found) for name, found in proved.items()]
     expected = {f"dynamic/{name}": a.numpy() for name, a in zip(graphs["dynamic.onnx"].answers, answers, strict=True)}
     for decision in graphs["dynamic.onnx"].decisions:
         label = decision.key[0] + "".join(f"/{size}" for size in decision.key[1])
@@ -136,13 +144,20 @@ def _contents(p: Prepared) -> tuple[dict[str, bytes], Manifest]:
     left_out: dict[str, str] = {}
     for baseline in p.spec.baselines or [p.spec.primary]:
         name = "static.onnx" if baseline.name == p.spec.primary.name else f"static-{_slug(baseline.name)}.onnx"
+        if name in graphs:
+            raise UserError(
+                f"{p.spec.file}: baseline {baseline.name!r} and another one would both be {name}; rename one"
+            )
         arm = Arm(kind="baseline", baseline=baseline.name, form=baseline.form)
         try:
-            graphs[name] = proved_static(p, arm)
+            static = proved_static(p, arm)
+        except WrongGraph:
+            raise
         except CannotTrace as e:
             left_out[baseline.name] = str(e)
             continue
-        entries.append(_entry(p, name, baseline.name, graphs[name]))
+        graphs[name] = static.graph
+        entries.append(_entry(p, name, baseline.name, static))
         right = tensors(Execution(Dense()).run(p.as_written(arm), p.inputs))
         pairs = zip(graphs[name].answers, right, strict=True)
         expected |= {f"{baseline.name}/{answer}": a.numpy() for answer, a in pairs}
@@ -156,7 +171,7 @@ def _contents(p: Prepared) -> tuple[dict[str, bytes], Manifest]:
     files["README.txt"] = README.format(
         title=p.spec.title, version=__version__, items=p.items, onnxruntime=version("onnxruntime")
     ).encode()
-    return files, _manifest(p, trace, entries, left_out, files)
+    return files, _manifest(p, trace, entries, left_out, files, graphs["dynamic.onnx"].model.ir_version)
 
 
 def _right(p: Prepared) -> tuple[list[Tensor], Trace]:
@@ -167,7 +182,7 @@ def _right(p: Prepared) -> tuple[list[Tensor], Trace]:
     return answers, execution.trace
 
 
-def _dynamic(p: Prepared, source: Source, *, single: bool) -> Graph:
+def _dynamic(p: Prepared, source: Source, *, single: bool) -> Proved:
     try:
         return proved_dynamic(p, source, single=single, replay=False)
     except WrongGraph:
@@ -176,7 +191,8 @@ def _dynamic(p: Prepared, source: Source, *, single: bool) -> Graph:
         raise UserError(f"{p.spec.name} cannot be compiled: {e}") from e
 
 
-def _entry(p: Prepared, file: str, network: str, graph: Graph) -> GraphFile:
+def _entry(p: Prepared, file: str, network: str, proved: Proved) -> GraphFile:
+    graph = proved.graph
     session, x = Session(graph, fast=False), p.inputs
     feeds = [session.feeds(x[i : i + 1]) for i in range(len(x))] if graph.single else [session.feeds(x)]
     try:
@@ -199,15 +215,20 @@ def _entry(p: Prepared, file: str, network: str, graph: Graph) -> GraphFile:
         answers=list(graph.answers),
         decisions=decisions,
         flops_per_item=flops,
+        proofs=[Proof(decisions=c.decisions, items=c.items, error=c.error) for c in proved.checks],
     )
 
 
 def _manifest(
-    p: Prepared, trace: Trace, graphs: list[GraphFile], left_out: dict[str, str], files: dict[str, bytes]
+    p: Prepared,
+    trace: Trace,
+    graphs: list[GraphFile],
+    left_out: dict[str, str],
+    files: dict[str, bytes],
+    ir_version: int,
 ) -> Manifest:
     required = PartCosts(p.model, p.inputs[:1]).required(trace).total
     weights = [weights_path(p.spec.folder, f) for f in (p.spec.weights, *p.spec.weights_by_part.values()) if f]
-    sizes = ", ".join(map(str, sorted({*PROOF_SIZES, *p.batch_sizes})))
     return Manifest(
         dynbench_version=__version__,
         workload=p.spec.name,
@@ -216,11 +237,12 @@ def _manifest(
         weights=", ".join(w.name for w in weights) or None,
         weights_sha256=", ".join(file_sha256(w) for w in weights) or None,
         opset=OPSET,
+        ir_version=ir_version,
         input_dtype=str(p.inputs.numpy().dtype),
         input_item_shape=list(p.inputs.shape[1:]),
         items=p.items,
         tolerance=TOLERANCE,
-        proved=f"equal to per_sample with decisions learned, none, all and one, at batch {sizes}",
+        batch_scope=p.batch_scope,
         primary=p.spec.primary.name if p.spec.primary.name not in left_out else None,
         required_flops_per_item=None if isinstance(required, Unavailable) else float(required) / p.items,
         graphs=graphs,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import json
 import math
 import platform
 import zipfile
@@ -70,6 +71,14 @@ class Machine(_Record):
         return cls(architecture=platform.machine(), vectors=vectors, onnxruntime=version("onnxruntime"))
 
 
+class Proof(_Record):
+    """A comparison with `per_sample` that a graph passed before it was written."""
+
+    decisions: str  # 'learned', 'none', 'all', 'one', 'replayed'; of a static network '-'
+    items: int
+    error: float = Field(ge=0)
+
+
 class GraphFile(_Record):
     """One graph of a bundle.
 
@@ -82,9 +91,10 @@ class GraphFile(_Record):
         None  # as ONNX Runtime runs it fastest there, and to be loaded as it is; None: for any
     )
     single: bool = False  # it takes exactly one item
-    answers: list[str]
+    answers: list[str] = Field(min_length=1)
     decisions: list[Decided] = Field(default_factory=list)
     flops_per_item: float | None = None
+    proofs: list[Proof] = Field(min_length=1)
 
 
 class Manifest(_Record):
@@ -98,12 +108,13 @@ class Manifest(_Record):
     weights: str | None = None
     weights_sha256: str | None = None
     opset: int
+    ir_version: int
     input_name: str = "x"
     input_dtype: str
     input_item_shape: list[int]
     items: int = Field(description="of the stored inputs", ge=1)
     tolerance: float = Field(description="of an answer's largest value", gt=0, le=1e-3)
-    proved: str  # with which decisions and batch sizes
+    batch_scope: bool = False  # decisions depend on who is in the batch: answers are right for all inputs at once only
     primary: str | None = None  # name of the primary baseline
     required_flops_per_item: float | None = None  # what the decisions for these inputs ask for, gates included
     graphs: list[GraphFile]
@@ -153,6 +164,9 @@ def check(folder: Path) -> Iterator[Checked]:
     manifest, files = read(folder)
     inputs = _array(folder / INPUTS, files[INPUTS])
     expected = _arrays(folder / EXPECTED, files[EXPECTED])
+    for name, values in expected.items():
+        if values.dtype.kind == "f" and np.isnan(values).any():
+            raise UserError(f"{folder / EXPECTED}: {name!r} holds NaN, which no answer can be compared with")
     _check_inputs(folder / INPUTS, inputs, manifest)
     for graph in manifest.graphs:
         if graph.optimised_for not in (None, Machine.here()):
@@ -171,18 +185,34 @@ def read(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
     if not place.is_file():
         raise UserError(f"{folder} is no bundle: there is no {MANIFEST}")
     try:
-        manifest = Manifest.model_validate_json(place.read_bytes())
+        content = place.read_bytes()
+        _refuse_newer(content, place)
+        manifest = Manifest.model_validate_json(content)
     except ValidationError as e:
         raise UserError(f"{place} is no manifest of a bundle: {first_fault(e)}") from e
     except OSError as e:
         raise UserError(f"cannot read {place}: {e.strerror or e}") from e
     files = {name: _content(folder, name, right) for name, right in manifest.sha256.items()}
+    if len({graph.file for graph in manifest.graphs}) < len(manifest.graphs):
+        raise UserError(f"{place} lists a graph twice")
     for name in (INPUTS, EXPECTED, *(graph.file for graph in manifest.graphs)):
         if name not in files:
             raise UserError(f"{place} has no hash of {name!r}, so nobody knows whether it was changed")
     if not manifest.graphs:
         raise UserError(f"{place} lists no graph")
     return manifest, files
+
+
+def _refuse_newer(content: bytes, place: Path) -> None:
+    try:
+        table = json.loads(content)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{place} is no manifest of a bundle: not JSON: {e}") from e
+    found = table.get("schema_version") if isinstance(table, dict) else None
+    if isinstance(found, int) and found > SCHEMA_VERSION:
+        raise UserError(
+            f"{place} was written by a newer dynbench: it has schema version {found}, this one reads {SCHEMA_VERSION}"
+        )
 
 
 def _content(folder: Path, name: str, right: str) -> bytes:
@@ -269,26 +299,35 @@ def _compare(
     if missing := next((name for name in outputs if name not in known), None):
         raise UserError(f"{place} has no output {missing!r}, which {MANIFEST} names")
     takes = {value.name for value in session.get_inputs()} & {manifest.input_name}
-    for n in (1,) if graph.single else sorted({s for s in SIZES if s < manifest.items} | {manifest.items}):
+    for n in _sizes(graph, manifest):
         feed = dict.fromkeys(takes, inputs[:n])
         try:
             found = dict(zip(outputs, session.run(outputs, feed), strict=True))
         except Exception as e:
             raise UserError(f"ONNX Runtime fails to run {place} on {n} items: {_line(e)}") from e
-        right = {name: _expected(expected, f"{graph.network}/{name}") for name in graph.answers}
+        right = {name: _expected(expected, f"{graph.network}/{name}", manifest.items) for name in graph.answers}
         error = max((_error(found[name], value[:n]) for name, value in right.items()), key=_nan_last)
-        differ = sum(_differ(d, found, expected, n, manifest.items) for d in graph.decisions)
+        differ = sum(_differ(d, found, expected, n, manifest) for d in graph.decisions)
         yield Checked(graph.file, n, error, differ, manifest.tolerance)
+
+
+def _sizes(graph: GraphFile, manifest: Manifest) -> list[int]:
+    """Of the batches that a graph is checked with."""
+    if graph.single:
+        return [] if manifest.batch_scope and manifest.items > 1 else [1]
+    few = () if manifest.batch_scope else SIZES
+    return sorted({size for size in few if size < manifest.items} | {manifest.items})
 
 
 def _nan_last(error: float) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _expected(expected: dict[str, np.ndarray], name: str) -> np.ndarray:
-    if name not in expected:
-        raise UserError(f"{EXPECTED} has no {name!r}")
-    return expected[name]
+def _expected(expected: dict[str, np.ndarray], name: str, rows: int) -> np.ndarray:
+    found = expected.get(name)
+    if found is None or not found.ndim or len(found) != rows:
+        raise UserError(f"{EXPECTED} has no {name!r} with {rows} rows")
+    return found
 
 
 def _error(found: np.ndarray, right: np.ndarray) -> float:
@@ -306,21 +345,27 @@ def _error(found: np.ndarray, right: np.ndarray) -> float:
     return float(difference.max(initial=0.0) / max(np.abs(right[finite]).max(initial=0.0), 1e-30))
 
 
-def _differ(decided: Decided, found: dict[str, np.ndarray], expected: dict[str, np.ndarray], n: int, items: int) -> int:
+def _differ(
+    decided: Decided, found: dict[str, np.ndarray], expected: dict[str, np.ndarray], n: int, manifest: Manifest
+) -> int:
     """How many decisions of a batch of the first n items are others than expected, or were taken for others."""
     per = math.prod(decided.sizes)
-    table = _expected(expected, f"decision/{decided.label}")[: n * per]
-    reached = _expected(expected, f"reached/{decided.label}")[: n * per]
-    value = found[decided.decision].reshape(-1, *table.shape[1:])
+    table = _expected(expected, f"decision/{decided.label}", manifest.items * per)[: n * per]
+    reached = _expected(expected, f"reached/{decided.label}", manifest.items * per)[: n * per]
     given = found[decided.items] if isinstance(decided.items, str) else decided.items
     rows = np.asarray(given, dtype=np.int64).reshape(-1)
-    if len(rows) != len(value) or ((rows < 0) | (rows >= n * per)).any():
+    value = found[decided.decision]
+    within = not ((rows < 0) | (rows >= n * per)).any() and len(np.unique(rows)) == len(rows)
+    if not within or value.size != len(rows) * math.prod(table.shape[1:]) or value.dtype != table.dtype:
         return n * per
     asked = np.zeros(n * per, dtype=bool)
     asked[rows] = True
     wrong = asked != reached
-    same = (value == table[rows]).reshape(len(rows), -1).all(axis=1)
-    wrong[rows[~same]] = True
+    value = value.reshape(len(rows), *table.shape[1:])
+    same = value == table[rows]
+    if value.dtype.kind == "f":  # a weight or a place, not a choice
+        same = np.abs(value - table[rows]) <= manifest.tolerance * max(np.abs(table).max(initial=0.0), 1e-30)
+    wrong[rows[~same.reshape(len(rows), -1).all(axis=1)]] = True
     return int(wrong.sum())
 
 

@@ -1,5 +1,9 @@
-"""Runs the network in this folder on the inputs beside it; needs numpy and onnxruntime, nothing else."""
+"""Runs the network in this folder on the inputs beside it; needs numpy and onnxruntime, nothing else.
 
+`dynamic.onnx` takes any number of inputs; `single.onnx` is faster for one at a time.
+"""
+
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +12,19 @@ import onnxruntime
 here = Path(__file__).parent
 inputs, expected = np.load(here / "inputs.npy"), np.load(here / "expected.npz")
 session = onnxruntime.InferenceSession(here / "dynamic.onnx", providers=["CPUExecutionProvider"])
-answers = [o.name for o in session.get_outputs() if o.name.startswith("answer")]
-for name, answer in zip(answers, session.run(answers, {"x": inputs}), strict=True):
+names = [output.name for output in session.get_outputs()]
+found = dict(zip(names, session.run(None, {value.name: inputs for value in session.get_inputs()}), strict=True))
+same = True
+for name in (name for name in names if name.startswith("answer")):
     right = expected[f"dynamic/{name}"]
-    off = np.abs(answer.astype(float) - right).max() / np.abs(right).max()
-    print(f"{name} {answer.shape}: {off:.1e} of the largest value from what is expected")
+    error = np.abs(found[name].astype(float) - right).max() / np.abs(right).max()
+    same &= bool(error <= 1e-4)
+    print(f"{name} {found[name].shape}: {error:.1e} of the largest value from what is expected")
+for name in (name for name in names if name.startswith("decision:")):
+    point = name.removeprefix("decision:")
+    asked, right = found[f"items:{point}"].ravel(), expected[f"decision/{point}"]
+    differ = int((~np.isclose(found[name].reshape(-1, *right.shape[1:]), right[asked])).sum())
+    differ += int(expected[f"reached/{point}"].sum() != len(asked))
+    same &= differ == 0
+    print(f"{name}: {len(asked)} decisions, {differ} of them other than expected")
+sys.exit(0 if same else "DIFFERENT")

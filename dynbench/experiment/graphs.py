@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -9,12 +11,20 @@ from dynbench.dynamic import Execution, Skip, Trace, points
 from dynbench.dynamic.items import tensors
 from dynbench.experiment.build import Prepared, Source
 from dynbench.experiment.oracle import output_error
-from dynbench.graph import CannotTrace, Graph, Session, compiled, prove, static_graph
+from dynbench.graph import CannotTrace, Check, Graph, Session, compiled, prove, static_graph
 from dynbench.store.schema import Arm
 from dynbench.strategies import Dense, PerSample
 
 PROOF_SIZES = (1, 2, 7)  # of batches, besides those measured
 TOLERANCE = 1e-4  # of the answer's largest value
+
+
+@dataclass(frozen=True)
+class Proved:
+    """A graph, and the comparisons that it passed: of a static one with `decisions` '-'."""
+
+    graph: Graph
+    checks: list[Check]
 
 
 class WrongGraph(CannotTrace):
@@ -37,12 +47,12 @@ def session(p: Prepared, source: Source, arm: Arm, batch_size: int) -> Session:
     single, replay = dynamic and batch_size == 1, dynamic and not arm.live
     key = (arm.baseline, arm.form, single, replay, source.decisions.label if dynamic else None)
     if key not in p.sessions:
-        graph = proved_dynamic(p, source, single=single, replay=replay) if dynamic else proved_static(p, arm)
-        p.sessions[key] = Session(graph, threads=p.options.threads)
+        proved = proved_dynamic(p, source, single=single, replay=replay) if dynamic else proved_static(p, arm)
+        p.sessions[key] = Session(proved.graph, threads=p.options.threads)
     return p.sessions[key]
 
 
-def proved_dynamic(p: Prepared, source: Source, *, single: bool, replay: bool) -> Graph:
+def proved_dynamic(p: Prepared, source: Source, *, single: bool, replay: bool) -> Proved:
     """The workload's network as a graph that was proved with its own decisions and with none, all and one.
 
     Raises:
@@ -50,14 +60,14 @@ def proved_dynamic(p: Prepared, source: Source, *, single: bool, replay: bool) -
     """
     rates = _rates(p, source)
     graph = compiled(p.model, p.inputs, single=single, replay=replay, rates=rates)
-    _prove(p, graph, _sizes(p, single=single))
+    checks = _prove(p, graph, _sizes(p, single=single))
     if not replay:  # its own decisions do not lead everywhere: the same graph with decisions none, all and one
         replaying = compiled(p.model, p.inputs, single=single, replay=True, rates=rates)
-        _prove(p, replaying, tuple(n for n in _sizes(p, single=single) if n in PROOF_SIZES))
-    return graph
+        checks += _prove(p, replaying, tuple(n for n in _sizes(p, single=single) if n in PROOF_SIZES))
+    return Proved(graph, checks)
 
 
-def proved_static(p: Prepared, arm: Arm) -> Graph:
+def proved_static(p: Prepared, arm: Arm) -> Proved:
     """A baseline as a graph that was proved.
 
     Raises:
@@ -65,8 +75,7 @@ def proved_static(p: Prepared, arm: Arm) -> Graph:
     """
     written = p.as_written(arm)
     graph = static_graph(written, p.inputs)
-    _prove_static(written, graph, p.inputs, _sizes(p, single=False))
-    return graph
+    return Proved(graph, _prove_static(written, graph, p.inputs, _sizes(p, single=False)))
 
 
 def _sizes(p: Prepared, *, single: bool) -> tuple[int, ...]:
@@ -74,8 +83,9 @@ def _sizes(p: Prepared, *, single: bool) -> tuple[int, ...]:
     return (1,) if single else tuple(sorted({n for n in (*PROOF_SIZES, *p.batch_sizes) if n <= p.items}))
 
 
-def _prove(p: Prepared, graph: Graph, sizes: tuple[int, ...]) -> None:
-    for check in prove(p.model, graph, p.inputs, sizes, TOLERANCE):
+def _prove(p: Prepared, graph: Graph, sizes: tuple[int, ...]) -> list[Check]:
+    checks = prove(p.model, graph, p.inputs, sizes, TOLERANCE)
+    for check in checks:
         if not check.ok:
             what = (
                 f"answers otherwise by {check.error:.2g} of the largest value" if check.error else "decides otherwise"
@@ -83,15 +93,18 @@ def _prove(p: Prepared, graph: Graph, sizes: tuple[int, ...]) -> None:
             raise WrongGraph(
                 f"the graph {what} than per_sample, with {check.decisions} decisions at batch {check.items}"
             )
+    return checks
 
 
-def _prove_static(written: nn.Module, graph: Graph, inputs: Tensor, sizes: tuple[int, ...]) -> None:
-    run = Session(graph)
+def _prove_static(written: nn.Module, graph: Graph, inputs: Tensor, sizes: tuple[int, ...]) -> list[Check]:
+    run, checks = Session(graph), []
     for n in sizes:
         right = list(tensors(Execution(Dense()).run(written, inputs[:n])))
         error = output_error([torch.from_numpy(a) for a in run.answer(run.feeds(inputs[:n]))], right)
         if not error <= TOLERANCE:
             raise WrongGraph(f"the graph answers otherwise by {error:.2g} of the largest value at batch {n}")
+        checks.append(Check("-", n, error, TOLERANCE, same_path=True))
+    return checks
 
 
 def _rates(p: Prepared, source: Source) -> dict[str, float]:
