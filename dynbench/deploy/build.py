@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynbench.deploy.bundle import EXPECTED, INPUTS, MANIFEST, Decided, GraphFile, Machine, Manifest, Proof, sha256
 from dynbench.dynamic import Execution, Trace
@@ -24,7 +24,7 @@ from dynbench.experiment.build import sha256 as file_sha256
 from dynbench.experiment.graphs import TOLERANCE, Proved, WrongGraph, proved_dynamic, proved_static
 from dynbench.experiment.spec import Options, Workload
 from dynbench.files import make_folder, write_bytes
-from dynbench.graph import OPSET, CannotTrace, Session, executed_flops, for_this_machine
+from dynbench.graph import OPSET, CannotTrace, Graph, Session, executed_flops, for_this_machine
 from dynbench.meters.required import PartCosts
 from dynbench.paths import weights_path
 from dynbench.store.schema import Arm, Decisions
@@ -79,6 +79,7 @@ def compile_bundle(spec: Workload, out: Path, options: Options) -> Written:
     _refuse_foreign(out)
     if options.device != "cpu" or options.dtype != "float32":
         raise UserError(f"bundles are made on the CPU in float32, not on {options.device} in {options.dtype}")
+    torch.set_num_threads(options.threads)
     p = prepare(spec, options)
     with torch.inference_mode():
         files, manifest = _contents(p)
@@ -126,18 +127,19 @@ def _replace(out: Path, aside: Path) -> None:
 def _contents(p: Prepared) -> tuple[dict[str, bytes], Manifest]:
     """All files but the manifest, and the manifest."""
     learned = Source(Decisions(source="learned", label="learned"))
-    answers, trace = _right(p)
     proved = {
         "dynamic.onnx": _dynamic(p, learned, single=False),
         "single.onnx": _dynamic(p, learned, single=True),
     }
     graphs = {name: found.graph for name, found in proved.items()}
-    entries = [_entry(p, name, "dynamic", found) for name, found in proved.items()]
+    x = p.inputs[_steady(p, graphs["dynamic.onnx"])]
+    answers, trace = _right(p.model, x)
+    entries = [_entry(x, name, "dynamic", found) for name, found in proved.items()]
     expected = {f"dynamic/{name}": a.numpy() for name, a in zip(graphs["dynamic.onnx"].answers, answers, strict=True)}
     for decision in graphs["dynamic.onnx"].decisions:
         label = decision.key[0] + "".join(f"/{size}" for size in decision.key[1])
         value, reached = trace.reached_only().get(decision.key, (None, None))
-        size = p.items * int(np.prod(decision.key[1], dtype=int))
+        size = len(x) * int(np.prod(decision.key[1], dtype=int))
         blank = torch.zeros((size, *decision.shape), dtype=decision.dtype)
         expected[f"decision/{label}"] = (blank if value is None else value).numpy()
         expected[f"reached/{label}"] = (torch.zeros(size, dtype=torch.bool) if reached is None else reached).numpy()
@@ -157,8 +159,8 @@ def _contents(p: Prepared) -> tuple[dict[str, bytes], Manifest]:
             left_out[baseline.name] = str(e)
             continue
         graphs[name] = static.graph
-        entries.append(_entry(p, name, baseline.name, static))
-        right = tensors(Execution(Dense()).run(p.as_written(arm), p.inputs))
+        entries.append(_entry(x, name, baseline.name, static))
+        right = tensors(Execution(Dense()).run(p.as_written(arm), x))
         pairs = zip(graphs[name].answers, right, strict=True)
         expected |= {f"{baseline.name}/{answer}": a.numpy() for answer, a in pairs}
     files = {name: graph.model.SerializeToString() for name, graph in graphs.items()}
@@ -166,18 +168,48 @@ def _contents(p: Prepared) -> tuple[dict[str, bytes], Manifest]:
         here = entry.file.replace(".onnx", ".here.onnx")
         files[here] = for_this_machine(graphs[entry.file].model).SerializeToString()
         entries.append(entry.model_copy(update={"file": here, "optimised_for": Machine.here()}))
-    files |= {INPUTS: _npy(p.inputs.numpy()), EXPECTED: _npz(expected)}
+    files |= {INPUTS: _npy(x.numpy()), EXPECTED: _npz(expected)}
     files["run.py"] = (resources.files("dynbench.deploy") / "example.py").read_bytes()
     files["README.txt"] = README.format(
-        title=p.spec.title, version=__version__, items=p.items, onnxruntime=version("onnxruntime")
+        title=p.spec.title, version=__version__, items=len(x), onnxruntime=version("onnxruntime")
     ).encode()
     return files, _manifest(p, trace, entries, left_out, files, graphs["dynamic.onnx"].model.ir_version)
 
 
-def _right(p: Prepared) -> tuple[list[Tensor], Trace]:
-    """Answers and decisions of `per_sample` for the stream."""
+def _steady(p: Prepared, graph: Graph) -> Tensor:
+    """The items [n] of the stream with which a bundle can be checked anywhere.
+
+    Where two scores are equal up to rounding, an optimiser or another number of threads decides otherwise. Such items
+    are not stored. Of a network whose decisions depend on the batch all are.
+
+    Raises:
+        WrongGraph: more than a quarter of the items are so.
+    """
+    answers, trace = _right(p.model, p.inputs)
+    steady = torch.ones(p.items, dtype=torch.bool)
+    for fast, threads in ((False, 1), (False, 2), (True, 1), (True, 2)):
+        got, said = Session(graph, fast=fast, threads=threads).run(p.inputs)
+        for a, b in zip(got, answers, strict=True):
+            off = (a.double() - b.double()).abs().flatten(1).amax(1)
+            steady &= off <= TOLERANCE * b.double().abs().max()
+        own, right = said.reached_only(), trace.reached_only()
+        for key in right:
+            for a, b in zip(own[key], right[key], strict=True):
+                steady &= (a == b).view(p.items, -1).all(1)
+    if p.batch_scope:
+        return torch.arange(p.items)
+    if int(steady.sum()) < 0.75 * p.items:
+        raise WrongGraph(
+            f"{p.items - int(steady.sum())} of {p.items} items are decided otherwise by another number of threads or "
+            "another order of sums; the network's decisions are within rounding"
+        )
+    return steady.nonzero().flatten()
+
+
+def _right(model: nn.Module, x: Tensor) -> tuple[list[Tensor], Trace]:
+    """Answers and decisions of `per_sample` for the items x [n, ...]."""
     execution = Execution(PerSample(), record=True)
-    answers = [t.clone() for t in tensors(execution.run(p.model, p.inputs))]
+    answers = [t.clone() for t in tensors(execution.run(model, x))]
     assert execution.trace is not None
     return answers, execution.trace
 
@@ -191,12 +223,12 @@ def _dynamic(p: Prepared, source: Source, *, single: bool) -> Proved:
         raise UserError(f"{p.spec.name} cannot be compiled: {e}") from e
 
 
-def _entry(p: Prepared, file: str, network: str, proved: Proved) -> GraphFile:
+def _entry(x: Tensor, file: str, network: str, proved: Proved) -> GraphFile:
     graph = proved.graph
-    session, x = Session(graph, fast=False), p.inputs
+    session = Session(graph, fast=False)
     feeds = [session.feeds(x[i : i + 1]) for i in range(len(x))] if graph.single else [session.feeds(x)]
     try:
-        flops: float | None = executed_flops(graph, feeds) / p.items
+        flops: float | None = executed_flops(graph, feeds) / len(x)
     except ValueError:  # an operator without a formula
         flops = None
     decisions = [
@@ -240,11 +272,12 @@ def _manifest(
         ir_version=ir_version,
         input_dtype=str(p.inputs.numpy().dtype),
         input_item_shape=list(p.inputs.shape[1:]),
-        items=p.items,
+        items=trace.items,
+        items_left_out=p.items - trace.items,
         tolerance=TOLERANCE,
         batch_scope=p.batch_scope,
         primary=p.spec.primary.name if p.spec.primary.name not in left_out else None,
-        required_flops_per_item=None if isinstance(required, Unavailable) else float(required) / p.items,
+        required_flops_per_item=None if isinstance(required, Unavailable) else float(required) / trace.items,
         graphs=graphs,
         left_out=left_out,
         software={name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")},
