@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ def compile_bundle(spec: Workload, out: Path, options: Options) -> Written:
             cannot be written, or holds something else.
         WrongGraph: a graph answers or decides otherwise than the network.
     """
+    out = Path(os.path.abspath(out))  # '.' has no name beside which files can be laid
     _refuse_foreign(out)
     if options.device != "cpu" or options.dtype != "float32":
         raise UserError(f"bundles are made on the CPU in float32, not on {options.device} in {options.dtype}")
@@ -84,7 +86,7 @@ def compile_bundle(spec: Workload, out: Path, options: Options) -> Written:
     with torch.inference_mode():
         files, manifest = _contents(p)
     make_folder(out.parent)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    aside = _folder_beside(out)
     try:
         for name, content in files.items():
             write_bytes(aside / name, content)
@@ -96,32 +98,49 @@ def compile_bundle(spec: Workload, out: Path, options: Options) -> Written:
 
 
 def _refuse_foreign(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is no folder")
-    if out.is_dir() and any(out.iterdir()):
-        try:
-            Manifest.model_validate_json((out / MANIFEST).read_bytes())
-        except (OSError, ValueError) as e:
-            raise UserError(f"{out} holds something else than a bundle; choose another folder") from e
+    """Refuses a folder in which something would be lost.
+
+    Raises:
+        UserError: it is no folder, or holds other files than those of a bundle.
+    """
+    try:
+        if out.exists() and not out.is_dir():
+            raise UserError(f"{out} is no folder")
+        inside = {path.name for path in out.iterdir()} if out.exists() else set()
+    except OSError as e:
+        raise UserError(f"cannot write to {out}: {e.strerror or e}") from e
+    if not inside:
+        return
+    try:
+        known = {MANIFEST, *Manifest.model_validate_json((out / MANIFEST).read_bytes()).sha256}
+    except (OSError, ValueError) as e:
+        raise UserError(f"{out} holds something else than a bundle; choose another folder") from e
+    if others := sorted(inside - known):
+        raise UserError(f"{out} holds something else than a bundle ({others[0]}); choose another folder")
 
 
 def _replace(out: Path, aside: Path) -> None:
     """Puts a complete folder in the place of an older bundle."""
-    before = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)) / "old"
+    before = _folder_beside(out) / "old"
     try:
         aside.chmod(0o755)
         if out.exists():
             out.replace(before)
-        try:
-            aside.replace(out)
-        except OSError:
-            if before.exists():
-                before.replace(out)
-            raise
+        aside.replace(out)
     except OSError as e:
         raise UserError(f"cannot write to {out}: {e.strerror or e}") from e
     finally:
+        if before.exists() and not out.exists():  # it ended between the two
+            before.replace(out)
         shutil.rmtree(before.parent, ignore_errors=True)
+
+
+def _folder_beside(out: Path) -> Path:
+    """A new, empty folder on the same disk."""
+    try:
+        return Path(tempfile.mkdtemp(prefix=".dynbench-", dir=out.parent))
+    except OSError as e:
+        raise UserError(f"cannot write to {out.parent}: {e.strerror or e}") from e
 
 
 def _contents(p: Prepared) -> tuple[dict[str, bytes], Manifest]:

@@ -11,7 +11,6 @@ import io
 import json
 import math
 import platform
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from dynbench.errors import UserError
 from dynbench.store.jsonable import first_fault
@@ -44,7 +43,7 @@ class Decided(_Record):
     """How the decisions of one point come out of a graph."""
 
     point: str
-    sizes: list[int] = Field(description="of the coordinates below the sample: tokens, steps")
+    sizes: list[PositiveInt] = Field(description="of the coordinates below the sample: tokens, steps")
     decision: str = Field(description="name of the output with what was decided")
     items: str | list[int] = Field(description="name of the output with whom it was decided for, or always these")
 
@@ -203,8 +202,8 @@ def read(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
     for name in (INPUTS, EXPECTED, *(graph.file for graph in manifest.graphs)):
         if name not in files:
             raise UserError(f"{place} has no hash of {name!r}, so nobody knows whether it was changed")
-    if not manifest.graphs:
-        raise UserError(f"{place} lists no graph")
+    if all(graph.optimised_for for graph in manifest.graphs):
+        raise UserError(f"{place} lists no graph that runs on every machine")
     return manifest, files
 
 
@@ -224,9 +223,12 @@ def _content(folder: Path, name: str, right: str) -> bytes:
     if Path(name).name != name or name in ("", ".", ".."):
         raise UserError(f"{folder / MANIFEST}: {name!r} is no name of a file beside it")
     place = folder / name
-    if place.is_symlink() or not place.is_file():
-        raise UserError(f"{place} is missing, or no ordinary file")
-    content = place.read_bytes()
+    try:
+        if place.is_symlink() or not place.is_file():
+            raise UserError(f"{place} is missing, or no ordinary file")
+        content = place.read_bytes()
+    except OSError as e:
+        raise UserError(f"cannot read {place}: {e.strerror or e}") from e
     if sha256(content) != right:
         raise UserError(f"{place} was changed: its sha256 is not the one in {MANIFEST}")
     return content
@@ -235,8 +237,8 @@ def _content(folder: Path, name: str, right: str) -> bytes:
 def _array(place: Path, content: bytes) -> np.ndarray:
     try:
         found = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as e:
-        raise UserError(f"{place} is no array: {e}") from e
+    except Exception as e:  # whatever numpy raises for damaged content
+        raise UserError(f"{place} is no array: {_line(e)}") from e
     if not isinstance(found, np.ndarray):
         raise UserError(f"{place} holds several arrays, not one")
     return found
@@ -246,8 +248,8 @@ def _arrays(place: Path, content: bytes) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as found:
             return {name: found[name] for name in found.files}
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as e:
-        raise UserError(f"{place} holds no arrays: {e}") from e
+    except Exception as e:  # whatever numpy, zipfile and zlib raise for damaged content
+        raise UserError(f"{place} holds no arrays: {_line(e)}") from e
 
 
 def _check_inputs(place: Path, inputs: np.ndarray, manifest: Manifest) -> None:
@@ -266,6 +268,8 @@ def _model(place: Path, content: bytes, graph: GraphFile, manifest: Manifest) ->
         model = onnx.load_from_string(content)
     except DecodeError as e:
         raise UserError(f"{place} is no ONNX graph: {e}") from e
+    if _has_weights_elsewhere(model.graph):
+        raise UserError(f"{place} takes weights from another file; those of a bundle are in the graph itself")
     opsets = {opset.domain or "ai.onnx": opset.version for opset in model.opset_import}
     if graph.optimised_for is None and (others := sorted(set(opsets) - {"ai.onnx"})):
         raise UserError(f"{place} needs operators of {others[0]!r}; bundles have those of ONNX itself only")
@@ -275,6 +279,14 @@ def _model(place: Path, content: bytes, graph: GraphFile, manifest: Manifest) ->
     if opset != manifest.opset:
         raise UserError(f"{place} has opset {opset}; {MANIFEST} says {manifest.opset}")
     return model
+
+
+def _has_weights_elsewhere(graph: onnx.GraphProto) -> bool:
+    """Whether a weight is to be read from another file, those inside branches included."""
+    attributes = [a for node in graph.node for a in node.attribute]
+    tensors = [*graph.initializer, *(a.t for a in attributes if a.HasField("t"))]
+    inner = [a.g for a in attributes if a.HasField("g")]
+    return any(t.external_data for t in tensors) or any(map(_has_weights_elsewhere, inner))
 
 
 def _compare(
@@ -305,25 +317,27 @@ def _compare(
         raise UserError(f"{place} has no output {missing!r}, which {MANIFEST} names")
     takes = {value.name for value in session.get_inputs()} & {manifest.input_name}
     for n in _sizes(graph, manifest):
-        feed = dict.fromkeys(takes, inputs[:n])
+        batches = [inputs[i : i + 1] for i in range(n)] if graph.single else [inputs[:n]]
         try:
-            found = dict(zip(outputs, session.run(outputs, feed), strict=True))
+            runs = [dict(zip(outputs, session.run(outputs, dict.fromkeys(takes, x)), strict=True)) for x in batches]
         except Exception as e:
             raise UserError(f"ONNX Runtime fails to run {place} on {n} items: {_line(e)}") from e
         right = {name: _expected(expected, f"{graph.network}/{name}", manifest.items) for name in graph.answers}
-        wrong = [_wrong(d, found, expected, n, manifest) for d in graph.decisions]
+        found = {name: np.concatenate([run[name] for run in runs]) for name in graph.answers}
+        wrong = [_wrong(d, runs, expected, n, manifest) for d in graph.decisions]
         same = ~np.any([w.reshape(n, -1).any(axis=1) for w in wrong], axis=0) if wrong else np.ones(n, dtype=bool)
         error = max((_error(found[name], value[:n], same) for name, value in right.items()), key=_nan_last)
         decisions = sum(
             int(expected[f"reached/{d.label}"][: len(w)].sum()) for d, w in zip(graph.decisions, wrong, strict=True)
         )
-        yield Checked(graph.file, n, error, decisions, sum(int(w.sum()) for w in wrong), manifest.tolerance)
+        size = 1 if graph.single else n
+        yield Checked(graph.file, size, error, decisions, sum(int(w.sum()) for w in wrong), manifest.tolerance)
 
 
 def _sizes(graph: GraphFile, manifest: Manifest) -> list[int]:
-    """Of the batches that a graph is checked with."""
+    """How many items a graph is checked with; one for a single item gets them one after the other."""
     if graph.single:
-        return [] if manifest.batch_scope and manifest.items > 1 else [1]
+        return [] if manifest.batch_scope and manifest.items > 1 else [manifest.items]
     few = () if manifest.batch_scope else SIZES
     return sorted({size for size in few if size < manifest.items} | {manifest.items})
 
@@ -362,15 +376,21 @@ def _error(found: np.ndarray, right: np.ndarray, same: np.ndarray) -> float:
 
 
 def _wrong(
-    decided: Decided, found: dict[str, np.ndarray], expected: dict[str, np.ndarray], n: int, manifest: Manifest
+    decided: Decided, runs: list[dict[str, np.ndarray]], expected: dict[str, np.ndarray], n: int, manifest: Manifest
 ) -> np.ndarray:
-    """Which decisions of a batch of the first n items are others than expected, or missing, or too many: bool."""
+    """Which decisions for the first n items are others than expected, or missing, or too many: bool.
+
+    Args:
+        runs: outputs for all n at once, or for one item after the other.
+    """
     per = math.prod(decided.sizes)
     table = _expected(expected, f"decision/{decided.label}", manifest.items * per)[: n * per]
     reached = _expected(expected, f"reached/{decided.label}", manifest.items * per)[: n * per]
-    given = found[decided.items] if isinstance(decided.items, str) else decided.items
-    rows = np.asarray(given, dtype=np.int64).reshape(-1)
-    value = found[decided.decision]
+    if reached.dtype != bool or reached.ndim != 1:
+        raise UserError(f"{EXPECTED}: {f'reached/{decided.label}'!r} is no list of yes and no")
+    given = [run[decided.items] if isinstance(decided.items, str) else decided.items for run in runs]
+    rows = np.concatenate([np.asarray(ids, dtype=np.int64).reshape(-1) + i * per for i, ids in enumerate(given)])
+    value = np.concatenate([run[decided.decision].reshape(-1) for run in runs])
     within = not ((rows < 0) | (rows >= n * per)).any() and len(np.unique(rows)) == len(rows)
     if not within or value.size != len(rows) * math.prod(table.shape[1:]) or value.dtype != table.dtype:
         return np.ones(n * per, dtype=bool)
