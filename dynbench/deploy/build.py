@@ -151,8 +151,7 @@ def _contents(p: Prepared) -> tuple[dict[str, bytes], Manifest]:
         "single.onnx": _dynamic(p, learned, single=True),
     }
     graphs = {name: found.graph for name, found in proved.items()}
-    x = p.inputs[_steady(p, graphs["dynamic.onnx"])]
-    answers, trace = _right(p.model, x)
+    x, answers, trace = _steady(p, graphs["dynamic.onnx"])
     entries = [_entry(x, name, "dynamic", found) for name, found in proved.items()]
     expected = {f"dynamic/{name}": a.numpy() for name, a in zip(graphs["dynamic.onnx"].answers, answers, strict=True)}
     for decision in graphs["dynamic.onnx"].decisions:
@@ -195,34 +194,60 @@ def _contents(p: Prepared) -> tuple[dict[str, bytes], Manifest]:
     return files, _manifest(p, trace, entries, left_out, files, graphs["dynamic.onnx"].model.ir_version)
 
 
-def _steady(p: Prepared, graph: Graph) -> Tensor:
-    """The items [n] of the stream with which a bundle can be checked anywhere.
+def _steady(p: Prepared, graph: Graph) -> tuple[Tensor, list[Tensor], Trace]:
+    """The items [n, ...] of the stream with which a bundle can be checked anywhere, with their answers and decisions.
 
     Where two scores are equal up to rounding, an optimiser or another number of threads decides otherwise. Such items
     are not stored. Of a network whose decisions depend on the batch all are.
 
     Raises:
-        WrongGraph: more than a quarter of the items are so.
+        WrongGraph: more than a quarter of the items are so, or one is answered otherwise after the same decisions.
     """
     answers, trace = _right(p.model, p.inputs)
+    if p.batch_scope:
+        return p.inputs, answers, trace
     steady = torch.ones(p.items, dtype=torch.bool)
     for fast, threads in ((False, 1), (False, 2), (True, 1), (True, 2)):
         got, said = Session(graph, fast=fast, threads=threads).run(p.inputs)
-        for a, b in zip(got, answers, strict=True):
-            off = (a.double() - b.double()).abs().flatten(1).amax(1)
-            steady &= off <= TOLERANCE * b.double().abs().max()
-        own, right = said.reached_only(), trace.reached_only()
-        for key in right:
-            for a, b in zip(own[key], right[key], strict=True):
-                steady &= (a == b).view(p.items, -1).all(1)
-    if p.batch_scope:
-        return torch.arange(p.items)
+        decided = _decided_alike(said, trace)
+        for mine, right in zip(got, answers, strict=True):
+            if wrong := int((decided & ~_same(mine, right)).sum()):
+                raise WrongGraph(
+                    f"the graph answers otherwise than per_sample for {wrong} of {p.items} items in one batch, on "
+                    f"{threads} threads, after the same decisions"
+                )
+        steady &= decided
     if int(steady.sum()) < 0.75 * p.items:
         raise WrongGraph(
             f"{p.items - int(steady.sum())} of {p.items} items are decided otherwise by another number of threads or "
             "another order of sums; the network's decisions are within rounding"
         )
-    return steady.nonzero().flatten()
+    if steady.all():
+        return p.inputs, answers, trace
+    x = p.inputs[steady]
+    return x, *_right(p.model, x)
+
+
+def _decided_alike(a: Trace, b: Trace) -> Tensor:
+    """For which items [n] all decisions are the same and were asked for in both."""
+    mine, theirs = a.reached_only(), b.reached_only()
+    alike = torch.ones(b.items, dtype=torch.bool)
+    for key in mine.keys() | theirs.keys():
+        if key in mine and key in theirs:
+            same = (mine[key][1] == theirs[key][1]) & _same(mine[key][0], theirs[key][0])
+        else:  # only one of them asked anybody
+            same = ~(mine if key in mine else theirs)[key][1]
+        alike &= same.reshape(b.items, -1).all(1)
+    return alike
+
+
+def _same(a: Tensor, b: Tensor) -> Tensor:
+    """Which rows [n] of two tensors [n, ...] are the same; real numbers up to `TOLERANCE` of the largest."""
+    if not a.is_floating_point():
+        return (a == b).reshape(len(a), -1).all(1)
+    finite = b.isfinite()
+    largest = b[finite].abs().max() if finite.any() else torch.zeros((), dtype=b.dtype)
+    return ((a == b) | ((a - b).abs() <= TOLERANCE * largest)).reshape(len(a), -1).all(1)
 
 
 def _right(model: nn.Module, x: Tensor) -> tuple[list[Tensor], Trace]:

@@ -130,7 +130,7 @@ class Checked:
 
     Attributes:
         file: of the graph.
-        items: of the batch.
+        items: of the batch; 1 for a graph for a single item, which got all of them one after the other.
         error: largest difference of the answers, relative to the largest value; NaN where they hold NaN. Inputs for
             which a decision differs are left out: another answer is then right.
         decisions: how many are expected.
@@ -380,8 +380,7 @@ def _wrong(
 ) -> np.ndarray:
     """Which decisions for the first n items are others than expected, or missing, or too many: bool.
 
-    Args:
-        runs: outputs for all n at once, or for one item after the other.
+    `runs` are the outputs for all n at once, or for one item after the other.
     """
     per = math.prod(decided.sizes)
     table = _expected(expected, f"decision/{decided.label}", manifest.items * per)[: n * per]

@@ -142,6 +142,7 @@ class Prepared:
         right_answers: by decisions' label and batch size: the oracle's answer and the tolerance.
         counted: executed work, by what it depends on.
         sessions: graphs that were proved, by what they depend on.
+        rates: by decisions' label: how often each Skip runs its body.
     """
 
     spec: Workload
@@ -161,6 +162,7 @@ class Prepared:
     right_answers: dict[tuple[str, int], tuple[list[Tensor], float]] = field(default_factory=dict)
     counted: dict[Hashable, Any] = field(default_factory=dict)
     sessions: dict[Hashable, Session] = field(default_factory=dict)
+    rates: dict[str, dict[str, float]] = field(default_factory=dict)
     _traces: dict[tuple[str, int], Trace] = field(default_factory=dict)
     _networks: dict[tuple[str | None, str, str], nn.Module] = field(default_factory=dict)
     _formed: dict[tuple[str, str], nn.Module] = field(default_factory=dict)

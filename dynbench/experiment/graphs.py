@@ -58,7 +58,9 @@ def proved_dynamic(p: Prepared, source: Source, *, single: bool, replay: bool) -
     Raises:
         CannotTrace: as `session`.
     """
-    rates = _rates(p, source)
+    if source.decisions.label not in p.rates:
+        p.rates[source.decisions.label] = _rates(p, source)
+    rates = p.rates[source.decisions.label]
     graph = compiled(p.model, p.inputs, single=single, replay=replay, rates=rates)
     checks = _prove(p, graph, _sizes(p, single=single))
     if not replay:  # its own decisions do not lead everywhere: the same graph with decisions none, all and one

@@ -12,8 +12,7 @@ from dynbench.graph.branches import into_branches
 from dynbench.graph.export import DecisionOutput, trace, trace_static
 from dynbench.graph.simplify import simplified
 from dynbench.graph.strategy import CannotTrace, InGraph, OneItem
-
-EXAMPLES = 4  # items that are enough to reach every branch while tracing
+from dynbench.graph.symbolics import EXAMPLES
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dynbench.graph.names import Names, named_scopes
 from dynbench.graph.operators import convolved_items, fixed_causality, leaves, whole_cells
 from dynbench.graph.strategy import CannotTrace, Event, InGraph, Key, OneItem, Tracing
-from dynbench.graph.symbolics import OPSET, SEEN, register_symbolics
+from dynbench.graph.symbolics import OPSET, SEEN, free_items, register_symbolics
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _exported(whole: nn.Module, args: tuple[Tensor, ...], names: list[str], *, s
     """What the exporter writes down, with a free number of items unless it is a single one."""
     register_symbolics()
     buffer = io.BytesIO()
-    with warnings.catch_warnings(), fixed_causality():
+    with warnings.catch_warnings(), fixed_causality(), contextlib.nullcontext() if single else free_items():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             whole.eval(),  # or the exporter would leave the model in training mode

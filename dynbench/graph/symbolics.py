@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from torch.onnx import register_custom_op_symbolic as register
 from torch.onnx import symbolic_helper, symbolic_opset9, symbolic_opset13
 
 OPSET = 17
+EXAMPLES = 5  # items of a trace for any batch: a dimension of this size may be that of the items, wherever it stands
+_items_are_free: ContextVar[bool] = ContextVar("items_are_free", default=False)
 LAZY, BLANK = "dynbench::Either", "dynbench::Blank"  # what `branches` looks for
 SEEN = "dynbench::Seen"  # an Identity once the exporter is done
 _parse = symbolic_helper._parse_arg
@@ -116,10 +120,33 @@ def _unflatten(g: Any, x: Any, dim: Any, sizes: Any) -> Any:
     around = [(0, at), (at + 1, every)]
     before, after = ([g.op("Slice", shape, _long(g, i), _long(g, j))] if i < j else [] for i, j in around)
     out = g.op("Reshape", x, g.op("Concat", *before, _long(g, *parts), *after, axis_i=0))
-    out.setType(
-        x.type().with_sizes([None, *[*known[:at], *(None if s == -1 else s for s in parts), *known[at + 1 :]][1:]])
-    )
+    sizes = [*known[:at], *(None if s == -1 else s for s in parts), *known[at + 1 :]]
+    out.setType(x.type().with_sizes([None, *(None if _may_be_items(size) else size for size in sizes[1:])]))
     return out
+
+
+@contextmanager
+def free_items() -> Iterator[None]:
+    """To be used while tracing for any batch: no size that may be the number of items is taken for constant."""
+    token = _items_are_free.set(True)
+    try:
+        yield
+    finally:
+        _items_are_free.reset(token)
+
+
+def _may_be_items(size: int | None) -> bool:
+    return _items_are_free.get() and size == EXAMPLES
+
+
+def _size(g: Any, x: Any, dim: Any = None) -> Any:
+    """The exporter folds sizes that it takes for constant; those that may be the number of items are not."""
+    known = x.type().sizes()
+    if dim is None or known is None or not _may_be_items(known[_parse(dim, "i")]):
+        return symbolic_opset9.size(g, x, dim)
+    hidden = g.op(SEEN, x)
+    hidden.setType(x.type().with_sizes([None] * len(known)))
+    return g.op("Gather", g.op("Shape", hidden), g.op("Constant", value_t=torch.tensor(_parse(dim, "i"))))
 
 
 def _index_add(g: Any, into: Any, dim: Any, rows: Any, part: Any, alpha: Any = None) -> Any:
@@ -180,6 +207,7 @@ def register_symbolics() -> None:
         "dynbench::rows": _rows,
         "dynbench::seen": _seen,
         "dynbench::lstm": _lstm,
+        "aten::size": _size,
         "aten::unflatten": _unflatten,
         "aten::index_add": _index_add,
         "aten::sort": _sort,
