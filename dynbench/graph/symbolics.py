@@ -93,6 +93,9 @@ def _rows(g: Any, keep: Any) -> Any:
 
 def _seen(g: Any, decision: Any, kind: Any, size: Any) -> Any:
     """The decision, as an operator that the exporter does not know: it takes the example's items for all there are."""
+    sizes = decision.type().symbolic_sizes()  # below 0: a symbol
+    if _parse(kind, "s") in ("skip", "loop") and sizes and sizes[0] < 0:
+        return decision  # a plain comparison: what is known of its items stays known, and sums are fused by it
     return _any_items(g.op(SEEN, decision), decision)
 
 
