@@ -72,13 +72,17 @@ def _check(folder: Path) -> None:
     from dynbench.deploy.bundle import check
 
     failed = []
-    for found in check(folder):
+    for found in check(folder, lambda file: click.echo(f"{file:<24} not checked: it is for another kind of machine")):
         same = "same" if found.ok else "DIFFERENT"
+        if found.decisions_differ:
+            same += f", {found.decisions_differ} of {found.decisions} decisions differ"
         click.echo(f"{found.file:<24} batch {found.items:>4}  {found.error:8.1e} (at most {found.tolerance:g})  {same}")
         if not found.ok:
             failed.append(found)
     if failed:
         first = failed[0]
-        decided = f", and {first.decisions_differ} decisions differ" if first.decisions_differ else ""
-        answers = f"{folder / first.file} answers otherwise than expected at batch {first.items}"
-        raise DynbenchError(f"{answers}: by {first.error:.2g} of the largest value{decided}")
+        file = f"{folder / first.file} at batch {first.items}"
+        if first.error <= first.tolerance:
+            decisions = f"{first.decisions_differ} of {first.decisions}"
+            raise DynbenchError(f"{file} decides otherwise than expected: {decisions} decisions differ")
+        raise DynbenchError(f"{file} answers otherwise than expected, by {first.error:.2g} of the largest value")

@@ -33,7 +33,7 @@ class _KeepsArguments(click.Command):
     "strategies",
     type=Names(),
     multiple=True,
-    help="Only these: names of `dynbench list strategies`, or your own as FILE.py:NAME.",
+    help="Only these: names of `dynbench list strategies`, your own as FILE.py:NAME, or auto: the fastest way only.",
 )
 @click.option("--batch", "batch_sizes", type=Sizes(), multiple=True, help="Batch sizes, such as 1,8,32.")
 @click.option(

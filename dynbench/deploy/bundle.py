@@ -11,7 +11,7 @@ import io
 import json
 import math
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -156,8 +156,12 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def check(folder: Path) -> Iterator[Checked]:
+def check(folder: Path, left_out: Callable[[str], None] = lambda _: None) -> Iterator[Checked]:
     """Proves a bundle again: files are as they were written, and graphs give the answers and decisions expected.
+
+    Args:
+        folder: of the bundle.
+        left_out: is called with the name of each graph that is for another kind of machine, and so is not run.
 
     Raises:
         UserError: there is no bundle, a file is missing, malformed or was changed, or a package is not installed.
@@ -174,6 +178,7 @@ def check(folder: Path) -> Iterator[Checked]:
     _check_inputs(folder / INPUTS, inputs, manifest)
     for graph in manifest.graphs:
         if graph.optimised_for not in (None, Machine.here()):
+            left_out(graph.file)
             continue
         model = _model(folder / graph.file, files[graph.file], graph, manifest)
         yield from _compare(folder / graph.file, model, graph, manifest, inputs, expected)

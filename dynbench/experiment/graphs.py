@@ -89,9 +89,8 @@ def _prove(p: Prepared, graph: Graph, sizes: tuple[int, ...]) -> list[Check]:
     checks = prove(p.model, graph, p.inputs, sizes, TOLERANCE)
     for check in checks:
         if not check.ok:
-            what = (
-                f"answers otherwise by {check.error:.2g} of the largest value" if check.error else "decides otherwise"
-            )
+            answers = f"answers otherwise by {check.error:.2g} of the largest value"
+            what = "decides otherwise" if check.error <= check.tolerance else answers
             raise WrongGraph(
                 f"the graph {what} than per_sample, with {check.decisions} decisions at batch {check.items}"
             )

@@ -179,7 +179,7 @@ def test_a_graph_edited_by_hand_is_found_by_its_answers(
     rewrite(bundle, file, model.SerializeToString())
     result = call("compile", "--check", bundle)
     assert result.exit_code == 1, result.output
-    assert file in result.output and "answers otherwise" in result.output
+    assert file in result.output and "otherwise than expected" in result.output
 
 
 def test_no_number_is_no_pass(bundle: Path) -> None:
@@ -277,6 +277,8 @@ def test_graphs_of_another_machine_are_not_run(bundle: Path) -> None:
             graph["optimised_for"]["onnxruntime"] = "0.1"
     change(bundle, graphs=table["graphs"])
     assert {c.file for c in check(bundle)} == {"dynamic.onnx", "single.onnx", "static.onnx"}
+    result = call("compile", "--check", bundle)
+    assert result.exit_code == 0 and result.output.count("not checked: it is for another kind of machine") == 3
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
