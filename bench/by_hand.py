@@ -29,6 +29,7 @@ def skipnet_compacted(net: SkipNet, trace: Trace) -> Call:
             scores, carry = skip.gate(x, carry)
             _ = scores > 0
             keep = decided[start : start + n]
+            x = skip.begun(x)
             if n == 1:
                 if keep.item():
                     x = skip.body(x)
@@ -64,6 +65,7 @@ def skipnet_with_if(net: SkipNet, trace: Trace) -> Call:
         x = net.group1_layer0(x)
         for skip, decided in zip(net.skips, decisions, strict=True):
             _, carry = skip.gate(x, carry)
+            x = skip.begun(x)
             if decided[start]:
                 x = skip.body(x)
             elif skip.otherwise is not None:

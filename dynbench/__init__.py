@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from dynbench.api import open_run as open_run
     from dynbench.api import run as run
     from dynbench.api import verify as verify
+    from dynbench.data import Inputs as Inputs
+    from dynbench.data import pad as pad
     from dynbench.dynamic import Ahead as Ahead
     from dynbench.dynamic import Choice as Choice
     from dynbench.dynamic import DecisionPoint as DecisionPoint
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from dynbench.dynamic import Width as Width
     from dynbench.errors import UserError as UserError
     from dynbench.experiment.spec import Options as Options
+    from dynbench.meters.accuracy import Score as Score
     from dynbench.store.quantities import Quantity as Quantity
     from dynbench.strategies import Strategy as Strategy
     from dynbench.unavailable import Unavailable as Unavailable
@@ -59,10 +62,13 @@ _WHERE = {
     "run": "dynbench.api",
     "verify": "dynbench.api",
     "UserError": "dynbench.errors",
+    "Inputs": "dynbench.data",
     "Options": "dynbench.experiment.spec",
     "Quantity": "dynbench.store.quantities",
+    "Score": "dynbench.meters.accuracy",
     "Strategy": "dynbench.strategies",
     "Unavailable": "dynbench.unavailable",
+    "pad": "dynbench.data",
     **dict.fromkeys(_POINTS, "dynbench.dynamic"),
 }
 

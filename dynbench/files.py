@@ -28,6 +28,17 @@ def make_folder(path: Path) -> None:
         raise UserError(f"cannot write to {path}: Permission denied")
 
 
+def make_own_folder(path: Path) -> None:
+    """Makes a folder in one that somebody else may have prepared: a symbolic link to another place is not followed.
+
+    Raises:
+        UserError: it is one, or the folder cannot be made or written to.
+    """
+    if path.is_symlink():
+        raise UserError(f"cannot write to {path}: it is a symbolic link")
+    make_folder(path)
+
+
 @contextlib.contextmanager
 def write_aside(path: Path) -> Iterator[BinaryIO]:
     """Opens a new file beside `path` that replaces it, synced, when the block ends; an exception leaves `path` alone.

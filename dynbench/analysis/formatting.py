@@ -6,7 +6,13 @@ import math
 
 from dynbench.store.schema import Arm, Interval
 
-ENGINE_NAMES = {"eager": "eager PyTorch", "compile": "torch.compile", "onnxruntime": "ONNX Runtime"}
+ENGINE_NAMES = {
+    "eager": "eager PyTorch",
+    "compile": "torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "cuda_graph": "CUDA graphs",
+}
 
 
 def significant(value: float, digits: int = 3) -> str:

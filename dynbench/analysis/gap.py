@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dynbench.store.quantities import ideal_of
 from dynbench.store.schema import Cell, Flops, Phases, Speedup
+from dynbench.unavailable import Unavailable
 
 REACHED = 0.95  # efficiency from which there is no gap to explain
 WORTH_SAYING = 1.02  # a loss below 2 % is within the precision of the measurement
@@ -86,10 +88,9 @@ def is_written(cell: Cell) -> bool:
 
 
 def ideal_speedup(flops: Flops) -> float | None:
-    """Dense FLOPs / required region FLOPs; None where one is unavailable or nothing at all is required."""
-    if not (isinstance(flops.dense, float) and isinstance(flops.required_region, float) and flops.required_region):
-        return None
-    return flops.dense / flops.required_region
+    """Dense FLOPs / required region FLOPs; None where it is unavailable."""
+    found = ideal_of(flops)
+    return None if isinstance(found, Unavailable) else found
 
 
 def phase_shares(phases: Phases) -> dict[str, float]:
@@ -157,7 +158,7 @@ def _in_words(
     if name == "surplus":
         assert cell.flops is not None
         dense, executed = cell.flops.dense, cell.flops.executed
-        if isinstance(dense, float) and isinstance(executed, float) and executed >= 0.99 * dense:
+        if isinstance(dense, float) and isinstance(executed, float) and 0 < 0.99 * dense <= executed:
             ratio = executed / dense
             equal = "equal dense" if ratio < WORTH_SAYING else f"are {ratio:.2f}x dense"
             return f"executed FLOPs {equal}: {cell.arm.name} computes everything"

@@ -135,7 +135,8 @@ def alternatives(info: WorkloadInfo, found: Contest) -> dict[int, list[Alternati
     cells = {size: t.cell for size, t in found.deployed.items()} or {s: ts[0].cell for s, ts in found.ranked.items()}
     by_size: dict[int, list[Alternative]] = {}
     for size, cell in cells.items():
-        faster = [s for s in cell.deployed_speedups or cell.speedups if direction(s) == "slower"]
+        compared = (s for s in cell.deployed_speedups or cell.speedups if s.baseline not in info.opaque)
+        faster = [s for s in compared if direction(s) == "slower"]
         known = [
             Alternative(s.baseline, cell, s, gain) for s in faster if (gain := _gain(info, s.baseline)) is not None
         ]
@@ -196,6 +197,8 @@ def _choice(
 def _gain(info: WorkloadInfo, baseline: str) -> float | None:
     ours, theirs = info.accuracies["dynamic"], info.accuracies.get(baseline)
     if theirs is None or isinstance(theirs.value, Unavailable) or isinstance(ours.value, Unavailable):
+        return None
+    if theirs.metric != ours.metric:
         return None
     return (theirs.value - ours.value) * (1 if ours.higher_is_better else -1)
 

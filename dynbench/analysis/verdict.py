@@ -10,6 +10,7 @@ from dynbench.analysis.formatting import digits_of, interval, percent, times, wa
 from dynbench.analysis.gap import best_speedup, deployed_speedup, gap, is_written
 from dynbench.analysis.headline import Alternative, Contest, Timed, alternatives, contest, timed
 from dynbench.analysis.resolution import direction
+from dynbench.store.quantities import ideal_of
 from dynbench.store.schema import Accuracy, Cell, Decisions, Speedup, WorkloadInfo
 from dynbench.unavailable import Unavailable
 
@@ -35,6 +36,8 @@ def paragraphs(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> lis
     """
     mine = [c for c in cells if c.workload == info.name]
     found = contest(info.name, mine)
+    if info.opaque and not info.points:
+        return [*_opaque_alone(info, mine, device_phrase), *info.notes]
     if found is None and not info.points:
         return [_static(info, mine, device_phrase)]
     if found is None:
@@ -52,6 +55,8 @@ def paragraphs(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> lis
     elif found.entrants and not found.deployed:
         parts.append([f"Nothing was timed: {_reasons(found.entrants)}."])
     parts.append(_less_accurate(info, others))
+    parts.append([sentence for name in info.opaque if (sentence := _beside_opaque(name, found.source, mine))])
+    parts.append(info.notes)
     return [" ".join(sentences) for sentences in parts if sentences]
 
 
@@ -75,6 +80,48 @@ def _static(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> str:
         if c.status == "ok" and c.batch_size == largest and (s := deployed_speedup(c)) is not None
     ]
     return f"{text} Each in its fastest way: {', '.join(fastest)}." if fastest else text
+
+
+def _opaque_alone(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> list[str]:
+    """Of a workload whose model is opaque: what it gave against the primary baseline at every batch size."""
+    mine = [c for c in cells if c.arm.kind == "opaque"]
+    head = f"{info.title} decides by control flow of its own, in which no decision can be seen"
+    failed = [c for c in mine if c.status != "ok"]
+    why = [f"{_reasons(failed)}."] if failed else []
+    each = [
+        f"{t.cell.arm.name} gives {_value(t)} at batch {t.cell.batch_size}"
+        for t in sorted(timed(mine), key=lambda t: t.cell.batch_size)
+    ]
+    if not each:
+        return [f"{head}. {' '.join(why) or _no_baseline(cells)}"]
+    against = timed(mine)[0].speedup.baseline
+    return [f"{head}. On {device_phrase}, against {against}, {', '.join(each)}.", *why]
+
+
+def _beside_opaque(name: str, source: Decisions, cells: list[Cell]) -> str:
+    """What the strategies give against an opaque network in the same rounds; where it failed, why; else nothing."""
+    own = [c for c in cells if c.arm.kind == "opaque" and c.arm.name == name and c.decisions.label == source.label]
+    if failed := [c for c in own if c.status in ("failed", "refused")]:
+        return f"Beside it {_reasons(failed)}."
+    each = []
+    for size in sorted({c.batch_size for c in own}):
+        found = _against(name, [c for c in cells if c.batch_size == size and c.decisions.label == source.label])
+        if found:
+            each.append(f"{', '.join(f'{_name(t.cell)} gives {_value(t)}' for t in found)} at batch {size}")
+    return f"Against {name}, code with control flow of its own, {'; '.join(each)}." if each else ""
+
+
+def _against(name: str, cells: list[Cell]) -> list[Timed]:
+    """Masking, and the best strategy that computes whole batches, against a network; the best first."""
+    found = [
+        Timed(c, s)
+        for c in cells
+        if c.status == "ok" and c.arm.kind == "strategy" and not (c.static_twin or c.item_by_item)
+        for s in c.speedups
+        if s.baseline == name
+    ]
+    found.sort(key=lambda t: -t.speedup.value)
+    return [t for i, t in enumerate(found) if i == 0 or t.cell.arm.strategy == "masking"]
 
 
 def _static_name(info: WorkloadInfo, cell: Cell) -> str:
@@ -149,9 +196,8 @@ def _given(source: Decisions) -> str:
 
 def _why_no_ideal(cells: list[Cell]) -> str:
     for flops in (c.flops for c in cells if c.flops is not None):
-        for found in (flops.dense, flops.required_region):
-            if isinstance(found, Unavailable):
-                return f"unavailable ({_short(found.unavailable)})"
+        if isinstance(found := ideal_of(flops), Unavailable):
+            return f"unavailable ({_short(found.unavailable)})"
     return "unknown"
 
 
@@ -163,9 +209,9 @@ def _accuracy(info: WorkloadInfo, source: Decisions, baseline: str | None) -> st
         return ", its accuracy not measured" if info.weights else ", with untrained weights"
     if isinstance(ours.value, Unavailable):
         return f", its accuracy unavailable ({_short(ours.value.unavailable)})"
-    if theirs is None or isinstance(theirs.value, Unavailable):
+    if theirs is None or isinstance(theirs.value, Unavailable) or theirs.metric != ours.metric:
         return f", at {_level(ours, ours.value)} ({baseline or 'primary baseline'} unknown)"
-    if not _is_share(ours):
+    if not ours.in_percent:
         return f", at {_both(ours, ours.value, theirs.value)}"
     points = 100 * (ours.value - theirs.value)
     if abs(points) < 0.05:
@@ -176,27 +222,22 @@ def _accuracy(info: WorkloadInfo, source: Decisions, baseline: str | None) -> st
     return f" at {difference} ({_percents(ours.value, theirs.value)}{doubt})"
 
 
-def _is_share(metric: Accuracy) -> bool:
-    """Whether it is a share of right answers, said in percent."""
-    return "accuracy" in metric.metric
-
-
 def _percents(one: float, other: float) -> str:
     return f"{100 * one:.1f} against {100 * other:.1f} %"
 
 
 def _both(metric: Accuracy, one: float, other: float) -> str:
     """'90.9 against 89.9 % top-1 accuracy', '2.250 against 2.310 bits per byte, lower is better'."""
-    if _is_share(metric):
-        return f"{_percents(one, other)} {metric.metric}"
     better = "" if metric.higher_is_better else ", lower is better"
-    return f"{one:.3f} against {other:.3f} {metric.metric}{better}"
+    if metric.in_percent:
+        return f"{_percents(one, other)} {metric.metric}{better}"
+    return f"{one:.3f} against {other:.3f}{_unit(metric)} {metric.metric}{better}"
 
 
 def _cannot_resolve(one: Accuracy, other: Accuracy) -> int | None:
     """The number of inputs where that is too small for the difference of two accuracies; else None."""
     n = min(one.items, other.items)
-    if not _is_share(one) or not n or isinstance(one.value, Unavailable):
+    if not one.share_of_items or not n or isinstance(one.value, Unavailable):
         return None
     if isinstance(other.value, Unavailable):
         return None
@@ -206,8 +247,13 @@ def _cannot_resolve(one: Accuracy, other: Accuracy) -> int | None:
 
 
 def _level(accuracy: Accuracy, value: float) -> str:
-    number = f"{100 * value:.1f} %" if _is_share(accuracy) else f"{value:.3f}"
+    number = f"{100 * value:.1f} %" if accuracy.in_percent else f"{value:.3f}{_unit(accuracy)}"
     return f"{number} {accuracy.metric}"
+
+
+def _unit(metric: Accuracy) -> str:
+    """' mm', or nothing; percents are said with their number."""
+    return f" {metric.unit}" if metric.unit and not metric.in_percent else ""
 
 
 # --- what to use -----------------------------------------------------------------------------------------------------
@@ -248,7 +294,7 @@ def _accurate(info: WorkloadInfo, other: Alternative) -> str:
     ours, theirs = info.accuracies["dynamic"], info.accuracies[other.name]
     assert not isinstance(ours.value, Unavailable) and not isinstance(theirs.value, Unavailable)
     more, same, less = (
-        ("more accurate", "as accurate", "less accurate") if _is_share(ours) else ("better", "as good", "worse")
+        ("more accurate", "as accurate", "less accurate") if ours.in_percent else ("better", "as good", "worse")
     )
     word = same if other.gain == 0 else more if other.gain > 0 else less
     inputs = _cannot_resolve(ours, theirs)

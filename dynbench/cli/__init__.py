@@ -10,6 +10,7 @@ from dynbench.cli import (
     check,
     compare,
     compile,
+    convert,
     cost,
     doctor,
     export,
@@ -24,16 +25,24 @@ from dynbench.cli import (
     verify,
 )
 from dynbench.errors import DynbenchError, UserError
+from dynbench.escape import terminal
 from dynbench.version import __version__
 
 __all__ = ["main"]
+
+LONGEST = 1000  # characters of a message
 
 
 class _Failure(click.ClickException):
     """Ends the command with exit code 1 and one sentence on stderr."""
 
     def __init__(self, error: DynbenchError) -> None:
-        super().__init__(" ".join(str(error).split()))
+        super().__init__(shortened(terminal(" ".join(str(error).split()))))
+
+
+def shortened(text: str) -> str:
+    """A message that repeats a value from a file may be as long as the file."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 class _Refusal(_Failure):
@@ -77,6 +86,7 @@ for module in (
     search,
     verify,
     compile,
+    convert,
     doctor,
     train,
     report,

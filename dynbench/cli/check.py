@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynbench.cli.common import Names, Sizes, data_option, device_option, flat
-from dynbench.errors import UserError
+from dynbench.cli.common import Finite, Names, Sizes, data_option, device_option, echo, flat, threads_option
+from dynbench.errors import DynbenchError, UserError
 
 if TYPE_CHECKING:
     from dynbench.store.gate import Gate
@@ -36,11 +38,11 @@ def _file(option: str, what: str) -> Callable[..., Any]:
 )
 @click.option("--batch", "batch_sizes", type=Sizes(), multiple=True, help="[default: the largest of the workload]")
 @device_option
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="CPU threads.")
+@threads_option
 @click.option(
     "--time",
     "seconds",
-    type=click.FloatRange(5),
+    type=Finite(5),
     default=60.0,
     show_default=True,
     metavar="S",
@@ -48,7 +50,7 @@ def _file(option: str, what: str) -> Callable[..., Any]:
 )
 @click.option(
     "--matters",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     default=3.0,
     show_default=True,
     metavar="PERCENT",
@@ -129,23 +131,21 @@ def command(
             matters=matters / 100,
             accept=accepted,
             same_environment=same_environment,
-            say=lambda text: click.echo(text, err=True),
+            say=lambda text: echo(text, err=True),
         )
     except CannotTell as e:
-        click.echo(f"Could not tell: {' '.join(str(e).split())}", err=True)
+        echo(f"Could not tell: {' '.join(str(e).split())}", err=True)
         raise click.exceptions.Exit(CANNOT_TELL) from e
     if save is not None:
-        click.echo(f"baseline: {save}")
+        echo(f"baseline: {save}")
         return
-    _write(gate, outputs)
+    failed: list[str] = []
+    _write(gate, outputs, failed)
     if database is not None:
-        try:
+        with _told(failed):
             database.record_check(gate, load_spec(workload).file.parent)
-        except UserError as e:
-            click.echo(f"Error: {e}", err=True)
-            raise click.exceptions.Exit(gate.exit_code or BAD_USE) from e  # the verdict comes first
-    if gate.exit_code:
-        raise click.exceptions.Exit(gate.exit_code)
+    if code := gate.exit_code or (BAD_USE if failed else 0):  # the verdict comes first
+        raise click.exceptions.Exit(code)
 
 
 def _check_use(
@@ -161,8 +161,18 @@ def _check_use(
         raise click.UsageError("--save judges nothing, so there is nothing for --history")
 
 
-def _write(gate: Gate, outputs: dict[str, Path | None]) -> None:
-    """Prints the summary and writes the files that were asked for."""
+@contextlib.contextmanager
+def _told(failed: list[str]) -> Iterator[None]:
+    """Tells what cannot be written and goes on: the verdict stands."""
+    try:
+        yield
+    except Exception as e:  # noqa: BLE001 (whatever it is, a verdict that took a minute is not lost for it)
+        failed.append(f"{e}" if isinstance(e, DynbenchError) else f"{type(e).__name__}: {e}")
+        echo(f"Error: {' '.join(failed[-1].split())}", err=True)
+
+
+def _write(gate: Gate, outputs: dict[str, Path | None], failed: list[str]) -> None:
+    """Prints the summary and writes the files that were asked for; adds what cannot be written to `failed`."""
     from dynbench.files import write_text
     from dynbench.report import gate as forms
 
@@ -173,10 +183,26 @@ def _write(gate: Gate, outputs: dict[str, Path | None]) -> None:
         "github_action_benchmark": forms.to_github_action_benchmark,
         "bencher": forms.to_bencher,
     }
-    click.echo(forms.to_markdown(gate), nl=False)
+    with _told(failed):
+        _print(forms.to_markdown(gate))
     for name, render in renderers.items():
         if (file := outputs[name]) is not None:
-            write_text(file, render(gate))
+            with _told(failed):
+                write_text(file, render(gate))
     if page := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(page).open("a", encoding="utf-8") as summary:
+        with _told(failed), Path(page).open("a", encoding="utf-8") as summary:
             summary.write(forms.to_markdown(gate))
+
+
+def _print(summary: str) -> None:
+    """Prints the summary.
+
+    Raises:
+        UserError: standard output is closed or full; from then on it is the null device, for Python flushes it again.
+    """
+    try:
+        click.echo(summary, nl=False)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise UserError(f"cannot print the summary: {e.strerror or e}") from e

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dynbench.escape import terminal
+
 RUNS = Path("runs")
+MOST_THREADS = 1024
+SEED = click.IntRange(0, 2**63 - 1)
 COLUMN_WIDTH = 44  # characters; longer texts are wrapped
 
 
@@ -24,6 +29,17 @@ class Names(click.ParamType):
         if not all(names):
             self.fail(f"{value!r} has an empty name; names are separated by single commas")
         return names
+
+
+class Finite(click.FloatRange):
+    """A number in a range; neither NaN nor infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Checks."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number")
+        return number
 
 
 class Sizes(click.ParamType):
@@ -59,6 +75,11 @@ def newest_run() -> Path:
     return found[-1].parent
 
 
+def echo(text: object = "", *, err: bool = False) -> None:
+    """Prints lines that may hold names, paths or messages from outside."""
+    click.echo("\n".join(map(terminal, str(text).split("\n"))), err=err)
+
+
 def print_json(value: Any) -> None:
     """Prints a value as JSON."""
     click.echo(json.dumps(value, indent=2))
@@ -68,15 +89,22 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     """Prints rows as a table with their keys as headers; long texts are wrapped, missing values are empty."""
     from tabulate import tabulate
 
-    texts = [{k.replace("_", " "): "" if v is None else v for k, v in row.items()} for row in rows]
+    texts = [{k.replace("_", " "): _shown(v) for k, v in row.items()} for row in rows]
     # Only columns that need it, because tabulate 0.10 fails on numbers like 12,501,632 in a wrapped column.
     long = {key for text in texts for key, value in text.items() if len(str(value)) > COLUMN_WIDTH}
     widths = [COLUMN_WIDTH if key in long else None for key in (texts or [{}])[0]]
     click.echo(tabulate(texts, headers="keys", maxcolwidths=widths))
 
 
+def _shown(value: Any) -> Any:
+    return "" if value is None else terminal(value) if isinstance(value, str) else value
+
+
 device_option = click.option(
     "--device", default="cpu", show_default=True, metavar="cpu|cuda|cuda:N", help="Where to run."
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, MOST_THREADS), default=1, show_default=True, metavar="N", help="CPU threads."
 )
 data_option = click.option(
     "--data",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynbench.cli.common import Names, flat, json_option, print_json, print_table
+from dynbench.cli.common import Finite, Names, echo, flat, json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from dynbench.analysis.compare import Change, DeployedChange
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--matters",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     default=3.0,
     show_default=True,
     metavar="PERCENT",
@@ -57,19 +57,19 @@ def command(run_a: Path, run_b: Path, allow: tuple[list[str], ...], matters: flo
         print_table([_row(c) for c in changes])
         for change in changes:
             if change.judged.outcome != "SAME" or change.exact:
-                click.echo(f"\n{change.cell.cell_id}: {change.judged.outcome}: {change.judged.reason}")
+                echo(f"\n{change.cell.cell_id}: {change.judged.outcome}: {change.judged.reason}")
                 for line in change.exact:
-                    click.echo(f"  {line}")
+                    echo(f"  {line}")
         if deployed:
-            click.echo("\nEach network in its fastest way, against the primary baseline in its own:")
+            echo("\nEach network in its fastest way, against the primary baseline in its own:")
             print_table([_deployed_row(c) for c in deployed])
             for pair in deployed:
                 if pair.other_way is not None:
-                    click.echo(pair.other_way)
+                    echo(pair.other_way)
         for line in [*single, *(f"allowed to differ: {text}" for text in differ)]:
-            click.echo(line)
+            echo(line)
         outcomes = [c.judged.outcome for c in changes]
-        click.echo("\n" + ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes)))
+        echo("\n" + ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes)))
     if any(c.judged.outcome == "SLOWER" for c in changes):
         raise click.exceptions.Exit(1)
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from dynbench.cli.common import json_option, print_json, print_table
+from dynbench.cli.common import echo, json_option, print_json, print_table
 from dynbench.errors import UserError, suggestion
 
 Made = TypeVar("Made")
@@ -136,8 +136,6 @@ def without_memory(make: Callable[[], Made]) -> Made:
     try:
         with torch.device("meta"):
             return make()
-    except UserError:
-        raise
     except Exception:  # noqa: BLE001  (code of others: any error may come of 'meta')
         with torch.device("cpu"):
             return make()
@@ -146,14 +144,14 @@ def without_memory(make: Callable[[], Made]) -> Made:
 def _print(found: dict[str, Any]) -> None:
     for key in ("params", "macs", "flops"):
         value = found[key]
-        click.echo(f"{key:8}{value:>18,}" if isinstance(value, int) else f"{key:8}unavailable: {value['unavailable']}")
+        echo(f"{key:8}{value:>18,}" if isinstance(value, int) else f"{key:8}unavailable: {value['unavailable']}")
     if "required_macs" in found:
-        click.echo(f"\n{found['required_macs']:,} MACs with its decisions, which always require the same")
+        echo(f"\n{found['required_macs']:,} MACs with its decisions, which always require the same")
     if found["exits"]:
-        click.echo("\nMACs of an input that leaves at an exit, heads included")
+        echo("\nMACs of an input that leaves at an exit, heads included")
         print_table([{"exit": k, "macs": f"{macs:,}"} for k, macs in enumerate(found["exits"])])
     if found["decision_points"]:
-        click.echo("\nDecision points: MACs of one visit by one item")
+        echo("\nDecision points: MACs of one visit by one item")
         print_table(
             [
                 {**point, "region_macs": f"{point['region_macs']:,}", "gate_macs": f"{point['gate_macs']:,}"}

@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from dynbench.cli.common import json_option, print_json
+from dynbench.cli.common import Finite, json_option, print_json
 
 MARKS = {"ok": ("ok     ", "green"), "note": ("note   ", "cyan"), "warning": ("warning", "yellow")}
 
@@ -16,7 +16,7 @@ MARKS = {"ok": ("ok     ", "green"), "note": ("note   ", "cyan"), "warning": ("w
     "--seconds",
     default=3.0,
     show_default=True,
-    type=click.FloatRange(min=0, max=60, min_open=True),
+    type=Finite(min=0, max=60, min_open=True),
     help="How long to measure the noise.",
 )
 @json_option

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dynbench.cli.common import Names, flat, newest_run
+from dynbench.cli.common import Names, echo, flat, newest_run
 
 
 @click.command("export", short_help="A run as CSV tables and JSON.")
@@ -20,4 +20,4 @@ def command(run: Path | None, formats: tuple[list[str], ...], out: Path | None) 
 
     folder = run or newest_run()
     for file in export(Run.open(folder), flat(formats) or FORMATS, out or folder / "export"):
-        click.echo(file)
+        echo(file)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynbench.cli.common import Names, Sizes, flat, json_option, print_json, print_table
+from dynbench.cli.common import Names, Sizes, echo, flat, json_option, print_json, print_table
 from dynbench.errors import UserError, suggestion
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def add(runs: tuple[Path, ...], database: str) -> None:
     for run in opened:
         done = history.record(run)
         new = [f"{done.added} cells recorded"] * bool(done.added) + [f"{done.changed} updated"] * bool(done.changed)
-        click.echo(f"{run.path}: {', '.join(new) or f'recorded before, all {done.same} cells'}")
+        echo(f"{run.path}: {', '.join(new) or f'recorded before, all {done.same} cells'}")
 
 
 @command.command("list", short_help="The recorded runs.")
@@ -126,7 +126,7 @@ def show(
         k = s.key
         click.secho(f"\n{k.workload}, {k.decisions}, batch {k.batch_size}: {k.arm.title}", bold=True)
         against = "the primary baseline itself" if k.baseline == k.arm.name else f"against {k.baseline}"
-        click.echo(f"{against}; {k.device}, {k.dtype}, {k.threads} threads, {k.arm.engine}; {k.machine}")
+        echo(f"{against}; {k.device}, {k.dtype}, {k.threads} threads, {k.arm.engine}; {k.machine}")
         print_table(_rows(s, extra))
 
 
@@ -187,7 +187,7 @@ def report(workloads: tuple[str, ...], formats: tuple[list[str], ...], out: Path
     from dynbench.store.history import History
 
     for file in write_history(History.open(database), workloads, flat(formats) or FORMATS, out):
-        click.echo(f"report: {file}")
+        echo(f"report: {file}")
 
 
 def _chosen(

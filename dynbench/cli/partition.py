@@ -7,13 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynbench.cli.common import Sizes, data_option, device_option, flat, json_option, print_json, print_table
+from dynbench.cli.common import (
+    SEED,
+    Finite,
+    Sizes,
+    data_option,
+    device_option,
+    echo,
+    flat,
+    json_option,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from dynbench.partition.records import Partition, Settings
 
-AT_LEAST_0 = click.FloatRange(min=0)
-ABOVE_0 = click.FloatRange(min=0, min_open=True)
+AT_LEAST_0 = Finite(min=0)
+ABOVE_0 = Finite(min=0, min_open=True)
 
 
 @click.command("partition", short_help="Where to cut a network between device and cloud.")
@@ -62,7 +73,7 @@ ABOVE_0 = click.FloatRange(min=0, min_open=True)
     "--cloud-device", "cloud", default="cpu", show_default=True, metavar="cpu|cuda|cuda:N", help="What plays the cloud."
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=30, show_default=True, help="Timed passes over layers.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the round trips and of the inputs.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the round trips and of the inputs.")
 @data_option
 @json_option
 def command(
@@ -154,12 +165,12 @@ def _json(settings: Settings, found: list[Partition]) -> dict[str, Any]:
 def _print(settings: Settings, found: list[Partition]) -> None:
     from dynbench.partition.words import caveats, network_in_words, rows, sentences
 
-    click.echo(network_in_words(settings.network))
+    echo(network_in_words(settings.network))
     for partition in found:
         click.secho(f"\n{partition.network}", bold=True)
         print_table(rows(partition))
         for sentence in sentences(partition, settings.slower):
-            click.echo(sentence)
-    click.echo()
+            echo(sentence)
+    echo()
     for caveat in caveats(settings):
-        click.echo(f"- {caveat}")
+        echo(f"- {caveat}")

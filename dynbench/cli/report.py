@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from dynbench.cli.common import Names, flat, newest_run
+from dynbench.cli.common import Names, echo, flat, newest_run
 
 
 @click.command("report", short_help="Write a run's report again.")
@@ -20,8 +21,10 @@ def command(run: Path | None, formats: tuple[list[str], ...], out: Path | None) 
     write(run or newest_run(), flat(formats), out)
 
 
-def write(run: Path, formats: list[str] | None = None, out: Path | None = None) -> None:
-    """Writes a report, and prints its verdicts and where it is."""
+def write(
+    run: Path, formats: list[str] | None = None, out: Path | None = None, *, quiet: bool = False
+) -> dict[str, Any]:
+    """Writes a report; prints its verdicts and where it is, unless `quiet`, and returns them."""
     from dynbench.report.content import build
     from dynbench.report.write import FORMATS, check_formats, write_pages
     from dynbench.store.run import Run
@@ -29,7 +32,8 @@ def write(run: Path, formats: list[str] | None = None, out: Path | None = None) 
     check_formats(formats or FORMATS)
     report = build(Run.open(run))
     files = write_pages(report, "report", formats or FORMATS, out or run)
-    for verdict in report.verdicts:
-        click.echo(verdict.sentence)
-    for file in files:
-        click.echo(f"report: {file}")
+    for verdict in () if quiet else report.verdicts:
+        echo(verdict.sentence)
+    for file in () if quiet else files:
+        echo(f"report: {file}")
+    return {"run": str(run), "verdicts": [v.sentence for v in report.verdicts], "reports": [str(f) for f in files]}

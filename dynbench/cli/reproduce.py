@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dynbench.cli.common import RUNS, data_option, print_table
+from dynbench.cli.common import RUNS, data_option, echo, print_table
 from dynbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def command(source: Path, data_dir: Path | None, out: Path | None, again: Path |
     if again is None:
         again = out or RUNS / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-again"
         arguments = _arguments(before, data_dir)
-        click.echo(f"dynbench run {' '.join(arguments)} --out {again}")
+        echo(f"dynbench run {' '.join(arguments)} --out {again}")
         done = subprocess.run([sys.executable, "-m", "dynbench", "run", *arguments, "--out", str(again)], check=False)
         if done.returncode == 2 or not (again / "manifest.json").is_file():
             raise UserError(f"the run could not be repeated (exit code {done.returncode}); its message is above")
@@ -63,7 +63,7 @@ def command(source: Path, data_dir: Path | None, out: Path | None, again: Path |
     other_machine = "machine" in differences(before, after)
     changes, _, differ, deployed = compare(before, after, allow=CHECKED)
     flagged = [c for c in changes if not _is_within(c)]
-    click.echo()
+    echo()
     print_table(
         [
             {
@@ -79,12 +79,12 @@ def command(source: Path, data_dir: Path | None, out: Path | None, again: Path |
     )
     for pair in deployed:
         if pair.other_way is not None:
-            click.echo(pair.other_way)
+            echo(pair.other_way)
     for text in differ:
-        click.echo(f"differs: {text}")
+        echo(f"differs: {text}")
     wrong = [r for r in rows if not r.same]
     place = "another machine" if other_machine else "the same machine"
-    click.echo(
+    echo(
         f"\n{len(rows) - len(wrong)} of {len(rows)} exact quantities are the same; {len(changes) - len(flagged)} of "
         f"{len(changes)} times, on {place}, differ by no more than the resolution; the new run: {again}"
     )

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynbench.cli.common import RUNS, Names, Sizes, data_option, device_option, flat, print_table
+from dynbench.cli.common import (
+    RUNS,
+    SEED,
+    Finite,
+    Names,
+    Sizes,
+    data_option,
+    device_option,
+    echo,
+    flat,
+    print_json,
+    print_table,
+    threads_option,
+)
 from dynbench.errors import UserError
 
 if TYPE_CHECKING:
-    from dynbench.experiment import Plan
+    from dynbench.experiment import Plan, Result
 
-INTERRUPTED = 130  # what a shell says of a command ended by Ctrl-C
+INTERRUPTED, TERMINATED = 130, 143  # what a shell says of a command ended by Ctrl-C or by SIGTERM
+MOST_REASONS = 5  # of failed cells, in the last lines; the report has all of them
 
 
 class _KeepsArguments(click.Command):
@@ -43,7 +59,9 @@ class _KeepsArguments(click.Command):
     help="learned, synthetic, published or replay:TRACE (file without suffix).",
 )
 @click.option(
-    "--dtype", default="float32", show_default=True, metavar="NAME", help="float32, float64, bfloat16 or float16."
+    "--dtype",
+    metavar="NAME",
+    help="Cast every network to float32, float64, bfloat16 or float16.  [default: as they are built]",
 )
 @click.option(
     "--engine",
@@ -59,22 +77,27 @@ class _KeepsArguments(click.Command):
 )
 @click.option("--load", default="closed loop", show_default=True, metavar="NAME", help="How batches are issued.")
 @click.option("--target", default="local", show_default=True, metavar="NAME", help="Where the measuring process runs.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="CPU threads.")
+@threads_option
 @click.option(
     "--time-limit",
     "time_limit_s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     metavar="S",
     help="Seconds of sampling at most per group of compared cells.",
 )
 @click.option(
     "--precision",
-    type=click.FloatRange(0, 100, min_open=True, max_open=True),
+    type=Finite(0, 100, min_open=True, max_open=True),
     metavar="PERCENT",
     help="A group is done when its speed-ups are known this well (half the 95 % interval).",
 )
 @click.option(
-    "--seed", default=0, show_default=True, metavar="N", help="Of the stream, the order and random decisions."
+    "--seed",
+    type=SEED,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Of the stream, the order and random decisions.",
 )
 @data_option
 @click.option(
@@ -86,12 +109,23 @@ class _KeepsArguments(click.Command):
     metavar="DIR",
     help="Go on with the run in DIR, as it was asked for; give nothing else.",
 )
+@click.option(
+    "--retry-failed", is_flag=True, help="With --resume: measure again what failed, such as for want of memory."
+)
+@click.option(
+    "--hang-s",
+    type=Finite(min=0, min_open=True),
+    metavar="S",
+    help="Without a sign of life for so long, what is measured counts as hanging.  [default: 300]",
+)
 @click.option("--history", metavar="PATH|URL", help="Record the run here when it ends; see `dynbench history`.")
 @click.option(
     "--dry-run", is_flag=True, help="Show what would be measured, what is refused and why, and how long it takes."
 )
+@click.option("--quiet", is_flag=True, help="No progress, and at the end only where the report is.")
+@click.option("--json", "as_json", is_flag=True, help="No progress, and at the end one JSON document.")
 @click.pass_context
-def command(ctx: click.Context, resume: Path | None, **given: Any) -> None:
+def command(ctx: click.Context, resume: Path | None, retry_failed: bool, **given: Any) -> None:
     """Measure workloads under every strategy and write a report.
 
     Without a workload: the default suite, which needs no download and takes less than 4 minutes on 2 cores; `all` is
@@ -103,12 +137,14 @@ def command(ctx: click.Context, resume: Path | None, **given: Any) -> None:
         arguments = _arguments_of(resume)
         asked = ctx.command.make_context("run", list(arguments)).params
         given = {name: asked[name] for name in given} | {"out": resume}
-    ctx.exit(_run(["dynbench", "run", *arguments], resume is not None, **given))
+    elif retry_failed:
+        raise UserError("--retry-failed needs --resume DIR, the run whose failures are to be measured again")
+    ctx.exit(_run(["dynbench", "run", *arguments], resume is not None, retry_failed, **given))
 
 
 def _only_resume(ctx: click.Context) -> None:
     said = [name for name in ctx.params if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
-    if said != ["resume"]:
+    if set(said) - {"retry_failed"} != {"resume"}:
         raise UserError(
             "--resume goes on with a run as it was asked for; give no workloads and no other option with it"
         )
@@ -123,6 +159,7 @@ def _arguments_of(folder: Path) -> list[str]:
 def _run(
     asked: list[str],
     resume: bool,
+    retry_failed: bool,
     workloads: tuple[str, ...],
     strategies: tuple[list[str], ...],
     engines: tuple[list[str], ...],
@@ -132,14 +169,17 @@ def _run(
     device: str,
     precision: float | None,
     time_limit_s: float | None,
+    hang_s: float | None,
     out: Path | None,
     dry_run: bool,
     history: str | None,
+    quiet: bool,
+    as_json: bool,
     **others: Any,
 ) -> int:
     from dynbench import devices
     from dynbench.cli.progress import Terminal
-    from dynbench.experiment import Options, chosen_workloads, run_experiment
+    from dynbench.experiment import Observer, Options, Terminated, chosen_workloads, run_experiment
 
     limits = {"time_limit_s": time_limit_s, "precision": None if precision is None else precision / 100}
     options = Options(
@@ -155,27 +195,70 @@ def _run(
     out = out or RUNS / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{options.device.replace(':', '')}"
     if history is not None and not dry_run:
         _check_history(history)
-    with Terminal() as terminal:
-        result = run_experiment(
-            chosen_workloads(workloads),
-            options,
-            out,
-            command=asked,
-            resume=resume,
-            dry_run=dry_run,
-            observer=terminal,
-        )
+    try:
+        with contextlib.nullcontext(Observer()) if quiet or as_json else Terminal() as observer:
+            result = run_experiment(
+                chosen_workloads(workloads),
+                options,
+                out,
+                command=asked,
+                resume=resume,
+                retry_failed=retry_failed,
+                hang_s=hang_s,
+                dry_run=dry_run,
+                observer=observer,
+            )
+    except Terminated as e:
+        echo(f"Error: {e}", err=True)
+        return TERMINATED
     if dry_run:
         if not result.plan.infos:
             raise UserError("; ".join(result.failures.values()))
         _print_plan(result.plan)
     else:
-        from dynbench.cli.report import write
+        _conclude(out, result, history, quiet=quiet, as_json=as_json)
+    for name, reason in result.unmeasured.items():
+        echo(f"nothing could be measured of {name}: {reason}", err=True)
+    return INTERRUPTED if result.interrupted else int(bool(result.failures or result.unmeasured))
 
-        write(out)
-        if history is not None:
-            _record(out, history)
-    return INTERRUPTED if result.interrupted else int(bool(result.failures))
+
+def _conclude(out: Path, result: Result, history: str | None, *, quiet: bool, as_json: bool) -> None:
+    """Writes the report, records the run, and says what was found."""
+    from dynbench.cli.report import write
+
+    found = write(out, quiet=quiet or as_json)
+    if history is not None:
+        _record(out, history, quiet=quiet or as_json)
+    if as_json:
+        print_json({**found, "failed": {**result.failures, **result.unmeasured}, "interrupted": result.interrupted})
+    elif quiet:
+        echo(out)
+    else:
+        _print_outcome(out)
+
+
+def _print_outcome(out: Path) -> None:
+    """How many cells were measured, refused and failed, and why; and which accuracies are missing."""
+    from dynbench.store.run import Run
+    from dynbench.unavailable import Unavailable
+
+    run = Run.open(out)
+    cells = Counter[str](cell.status for cell in run.cells)
+    words = {"ok": "measured", "failed": "failed", "interrupted": "interrupted", "refused": "refused"}
+    echo(f"cells: {', '.join(f'{cells[status]} {word}' for status, word in words.items() if cells[status]) or 'none'}")
+    failed = [(cell.workload, cell.reason) for cell in run.cells if cell.status == "failed"]
+    missing = [
+        (name, accuracy.value.unavailable)
+        for name, info in run.manifest.workloads.items()
+        for accuracy in info.accuracies.values()
+        if isinstance(accuracy.value, Unavailable)
+    ]
+    for (workload, reason), number in Counter(failed).most_common(MOST_REASONS):
+        echo(f"{number} failed of {workload}: {reason}")
+    if len(set(failed)) > MOST_REASONS:
+        echo("other reasons stand in the report")
+    for (workload, reason), number in Counter(missing).items():
+        echo(f"accuracy of {number} network{'s' if number > 1 else ''} of {workload} not measured: {reason}")
 
 
 def _check_history(address: str) -> None:
@@ -190,11 +273,12 @@ def _check_history(address: str) -> None:
     History.open(address, create=True)
 
 
-def _record(out: Path, address: str) -> None:
+def _record(out: Path, address: str, *, quiet: bool) -> None:
     from dynbench.store.history import record
 
     done = record(out, address)
-    click.echo(f"history: {done.added + done.changed} cells recorded in {address}")
+    if not quiet:
+        echo(f"history: {done.added + done.changed} cells recorded in {address}")
 
 
 def _print_plan(plan: Plan) -> None:
@@ -213,9 +297,7 @@ def _print_plan(plan: Plan) -> None:
     print_table(rows)
     refused = {(c.workload, c.arm.title): c.reason for g in plan.groups for c in g.refused}
     for (workload, name), reason in refused.items():
-        click.echo(f"n/a: {name} on {workload}: {reason}")
+        echo(f"n/a: {name} on {workload}: {reason}")
     for workload, reason in plan.failures.items():
-        click.echo(f"left out: {workload}: {reason}")
-    click.echo(
-        f"{len(plan.groups)} groups, at most {plan.estimate_s / 60:.1f} minutes of sampling; nothing was measured"
-    )
+        echo(f"left out: {workload}: {reason}")
+    echo(f"{len(plan.groups)} groups, at most {plan.estimate_s / 60:.1f} minutes of sampling; nothing was measured")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynbench.cli.common import data_option, device_option, json_option, print_json, print_table
+from dynbench.cli.common import SEED, Finite, data_option, device_option, echo, json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from dynbench.training.predictor import Answer, Trust
@@ -19,7 +19,7 @@ TOLERANCE = 1.1  # of the budget; a slower network is reported as over it
 @click.argument("workload", metavar="WORKLOAD|FILE.toml", default="dmasking_digits")
 @click.option(
     "--max-latency-ms",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     required=True,
     metavar="MS",
     help="The budget: latency of a batch on this machine.",
@@ -38,7 +38,7 @@ TOLERANCE = 1.1  # of the budget; a slower network is reported as over it
 @click.option(
     "--train/--no-train", default=True, help="Train the network found, to measure its accuracy.  [default: train]"
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of networks, predictor and search.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of networks, predictor and search.")
 @device_option
 @data_option
 @json_option
@@ -82,23 +82,23 @@ def command(
 def _print(found: Answer) -> None:
     choice, budget = found.choice, found.budget
     architecture = choice.architecture
-    click.echo(
+    echo(
         f"Picked of {found.networks:,} networks, for at most {budget.max_latency_ms:g} ms for a batch of "
         f"{budget.batch}:\n"
     )
-    click.echo(f"resolution = {architecture.resolution}")
-    click.echo(f"channels = {list(architecture.channels)}")
-    click.echo(f"widths = {list(architecture.widths)}\n")
+    echo(f"resolution = {architecture.resolution}")
+    echo(f"channels = {list(architecture.channels)}")
+    echo(f"widths = {list(architecture.widths)}\n")
     print_table(_rows(found))
-    click.echo()
+    echo()
     if choice.measured_ms > TOLERANCE * budget.max_latency_ms:
         ratio = choice.measured_ms / budget.max_latency_ms
-        click.echo(f"Over the budget: the measured latency is {ratio:.2f} times the one asked for.")
-    click.echo(
+        echo(f"Over the budget: the measured latency is {ratio:.2f} times the one asked for.")
+    echo(
         f"Predicted against measured, by cross-validation: latency {_trust(choice.latency, '%')}; accuracy "
         f"{_trust(choice.accuracy, 'points')}, without pre-training {_trust(choice.accuracy_unpretrained, 'points')}."
     )
-    click.echo(
+    echo(
         f"Latencies were measured on this machine, with one thread; accuracies are predicted from "
         f"{choice.accuracy.networks} trained networks. The search took {found.seconds:.0f} s."
     )

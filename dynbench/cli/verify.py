@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dynbench.cli.common import Names, data_option, device_option, flat
+from dynbench.cli.common import SEED, Names, data_option, device_option, echo, flat
 from dynbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 @device_option
 @click.option("--strategy", "strategies", type=Names(), multiple=True, help="Only these, or your own as FILE.py:NAME.")
 @click.option(
-    "--dtype", default="float32", show_default=True, metavar="NAME", help="float32, float64, bfloat16 or float16."
+    "--dtype",
+    metavar="NAME",
+    help="Cast every network to float32, float64, bfloat16 or float16.  [default: as they are built]",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the stream and of random decisions.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the stream and of random decisions.")
 @data_option
 @click.pass_context
 def command(
@@ -29,15 +31,16 @@ def command(
     workloads: tuple[str, ...],
     strategies: tuple[list[str], ...],
     device: str,
-    dtype: str,
+    dtype: str | None,
     seed: int,
     data_dir: Path | None,
 ) -> None:
-    """Check that every strategy gives the answer of `per_sample`, edge cases included.
+    """Check that a network has a right answer, and that every strategy gives it, edge cases included.
 
-    Without a workload: the default suite; `all` is every workload that comes along. Prints the largest difference per
-    strategy, relative to the answer's largest value. Exit code 1: a mismatch, or a workload of several that could not
-    be checked.
+    Without a workload: the default suite; `all` is every workload that comes along. First each network alone: does it
+    answer the same twice, and each item as if it were alone? Then the strategies: prints the largest difference from
+    `per_sample`, relative to the answer's largest value. Exit code 1: something was found, a mismatch, or a workload of
+    several that could not be checked.
     """
     from dynbench import devices
     from dynbench.experiment import Options, check_options, chosen_workloads, load_specs
@@ -53,32 +56,45 @@ def command(
         )
     )
     specs = load_specs(chosen_workloads(workloads))
-    click.echo(f"{'workload':<24}{'strategy':<14}{'largest difference':>20}{'tolerance':>12}  verdict")
-    failed = left_out = 0
+    echo(f"{'workload':<24}{'strategy':<14}{'largest difference':>20}{'tolerance':>12}  verdict")
+    found = failed = left_out = 0
     for spec in specs:
+        noted = False
         try:
             for verdict in verify_workloads([spec], options):
-                click.echo(_line(verdict))
-                failed += not verdict.ok
+                if verdict.note is not None and not noted:
+                    noted = True
+                    echo(f"{spec.name:<23} compared in {verdict.type}: {verdict.note}")
+                echo(_line(verdict))
+                found += verdict.finding is not None
+                failed += verdict.finding is None and not verdict.ok
         except UserError as e:
             if len(specs) == 1:
                 raise
-            click.echo(f"{spec.name:<23} left out: {e}")
+            echo(f"{spec.name:<23} left out: {e}")
             left_out += 1
+    if found:
+        echo(f"{found} network{'s have' if found > 1 else ' has'} no right answer", err=True)
     if failed:
-        click.echo(f"{failed} mismatch{'es' if failed > 1 else ''}", err=True)
+        echo(f"{failed} mismatch{'es' if failed > 1 else ''}", err=True)
     if left_out:
-        click.echo(f"{left_out} workload{'s' if left_out > 1 else ''} could not be checked", err=True)
-    ctx.exit(int(bool(failed or left_out)))
+        echo(f"{left_out} workload{'s' if left_out > 1 else ''} could not be checked", err=True)
+    ctx.exit(int(bool(found or failed or left_out)))
 
 
 def _line(v: Verdict) -> str:
+    if v.finding is not None or v.said is not None:
+        return f"{v.workload:<23} {v.finding or v.said}"
     start = f"{v.workload:<23} {v.strategy:<14}"
     if v.refused is not None:
         return f"{start}{'n/a':>20}{'':>12}  {v.refused}"
-    words = [f"same (worst: {v.worst_trace})" if v.ok else f"DIFFERENT (worst: {v.worst_trace})"]
+    worst = f" (worst: {v.worst_trace})" if v.worst_trace else ""
+    words = [f"same{worst}" if v.ok else f"DIFFERENT{worst}"]
     if not v.same_decisions:
         words.append("asks for other decisions than per_sample")
-    if v.unforced:
+    if v.beyond_rounding:
+        points = ", ".join(map(repr, v.beyond_rounding))
+        words.append(f"{v.unforced:.2%} of the model's own decisions differ, not by rounding: at {points}")
+    elif v.unforced:
         words.append(f"{v.unforced:.2%} of the model's own decisions differ, by rounding")
     return f"{start}{v.largest:>20.2e}{v.tolerance:>12.2e}  {'; '.join(words)}"

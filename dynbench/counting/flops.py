@@ -38,6 +38,7 @@ class FlopCounter(TorchDispatchMode):
             broadcast operands count in full; of a table only the rows taken or written count.
         operator_calls: operators that computed or moved something; views and allocations are not counted.
         uncounted: calls of operators without a formula, by name.
+        multiplied_in: types of the tensors that went into operators with a formula.
         by_part: FLOPs by (phase, point, index), each operator in its innermost part only; None: outside all parts.
 
     Raises:
@@ -52,6 +53,7 @@ class FlopCounter(TorchDispatchMode):
         self.bytes_touched = 0
         self.operator_calls = 0
         self.uncounted: dict[str, int] = defaultdict(int)
+        self.multiplied_in: set[torch.dtype] = set()
         self.by_part: dict[Part | None, int] = defaultdict(int)
         self._stack: list[Part | None] = [None]
 
@@ -86,6 +88,7 @@ class FlopCounter(TorchDispatchMode):
         self.bytes_touched += _bytes(func, args, kwargs, out)
         if what == "formula" and _are_plain(args):
             self._add(FORMULAS[base_name(func)](out, *args, **kwargs))
+            self.multiplied_in.update(t.dtype for t in _tensors(args))
         elif what != "free":
             self._no_formula(str(func))
         return out

@@ -5,6 +5,9 @@ layers. Element-wise operators, normalisation, softmax, reductions, pooling, int
 moves data count zero FLOPs, as papers count (He et al. 2016, table 1: multiply-adds of convolutions and linear layers)
 and torch's own counter does; their bytes are counted. A bias adds nothing.
 
+Complex numbers are counted by their real products: a MAC of two complex numbers is 4 real ones. A convolution of
+complex numbers is executed by torch as three real convolutions, and is counted as those.
+
 Attention counts the full square of queries x keys, causal or masked or not: 2 (E + Ev) FLOPs per pair and head, the
 convention of PaLM (Chowdhery et al. 2022, appendix B) and of torch's counter. A kernel that leaves out blocks above the
 diagonal executes fewer.
@@ -22,9 +25,14 @@ from torch import Tensor
 Formula = Callable[..., int]
 
 
+def _flops_per_mac(a: Tensor) -> int:
+    """Both factors of an operator's products are of one type."""
+    return 8 if a.is_complex() else 2
+
+
 def _product(out: Any, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
     """[..., m, k] x [..., k, n]."""
-    return 2 * a.numel() * b.shape[-1]
+    return _flops_per_mac(a) * a.numel() * b.shape[-1]
 
 
 def _product_added(out: Any, bias: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
@@ -33,11 +41,11 @@ def _product_added(out: Any, bias: Tensor, a: Tensor, b: Tensor, *_: Any, **__: 
 
 def _vector_product(out: Any, a: Tensor, *_: Any, **__: Any) -> int:
     """[m, k] x [k] or [k] x [k]."""
-    return 2 * a.numel()
+    return _flops_per_mac(a) * a.numel()
 
 
 def _vector_product_added(out: Any, bias: Tensor, a: Tensor, *_: Any, **__: Any) -> int:
-    return 2 * a.numel()
+    return _vector_product(out, a)
 
 
 def _convolution(
@@ -59,12 +67,13 @@ def _convolution(
 
 def _linear(out: Any, x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
     """x [..., in], weight [out, in]."""
-    return 2 * x.numel() * weight.shape[0]
+    return _flops_per_mac(x) * x.numel() * weight.shape[0]
 
 
 def _whole_convolution(out: Tensor, x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
     """`conv1d` to `conv3d`, whose padding may be a string; otherwise as `_convolution`."""
-    return 2 * int(out.numel() * weight[0].numel())
+    real = 3 if out.is_complex() else 1  # the three of Gauss's trick
+    return 2 * real * int(out.numel() * weight[0].numel())
 
 
 def _attention(out: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:

@@ -11,10 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from dynbench.data.dataset import Dataset, content_hash
+from dynbench.data.inputs import Inputs, pad
 from dynbench.errors import UserError, suggestion
 from dynbench.paths import load_function
 
-__all__ = ["INPUTS", "SPLITS", "Dataset", "content_hash", "load_inputs", "stream"]
+__all__ = ["INPUTS", "SPLITS", "Dataset", "Inputs", "content_hash", "load_inputs", "pad", "stream"]
 
 INPUTS = {
     "cluttered_digits": "scenes composed from real handwritten digits, easy and hard ones",
@@ -41,7 +42,7 @@ def load_inputs(
     Args:
         name: one of `INPUTS`, or a user's own `path/to/file.py:function` or `package.module:function`. It is called
             with those of `split`, `limit`, `seed`, `data_dir` and the options that its signature accepts, and returns
-            a `Dataset`, `(inputs, labels)` or inputs, as arrays.
+            what `dynbench.data.own.to_dataset` takes: inputs, `(inputs, labels)`, `Inputs`, or a torch data set.
         split: 'train', 'validation' or 'test'.
         data_dir: folder of a data set that does not come with dynbench (cifar10).
         limit: maximum number of items.
@@ -57,7 +58,7 @@ def load_inputs(
         raise UserError(f"inputs {name!r}: limit={limit}; limit is 1 or more")
     given = {"split": split, "limit": limit, "seed": seed, "data_dir": data_dir}
     if ":" in name:
-        return _own(name, load_function(name, Path.cwd()), given, options, limit)
+        return _own(name, load_function(name, Path.cwd()), given, options)
     if name not in INPUTS:
         raise UserError(f"no inputs {name!r}, nor is that file.py:function; {suggestion(name, INPUTS)}")
     load = importlib.import_module(f"dynbench.data.{name}").load
@@ -76,32 +77,16 @@ def _arguments(name: str, load: Callable[..., Any], given: dict[str, Any], optio
     return {**{k: v for k, v in given.items() if k in parameters or any_keyword}, **options}
 
 
-def _own(
-    name: str, function: Callable[..., Any], given: dict[str, Any], options: dict[str, Any], limit: int | None
-) -> Dataset:
+def _own(name: str, function: Callable[..., Any], given: dict[str, Any], options: dict[str, Any]) -> Dataset:
     try:
         made = function(**_arguments(name, function, given, options))
     except UserError:
         raise
     except Exception as e:
         raise UserError(f"inputs {name} raised {type(e).__name__}: {e}") from e
-    if isinstance(made, Dataset):
-        return made
-    inputs, labels = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    inputs, labels = np.asarray(inputs), None if labels is None else np.asarray(labels)
-    if inputs.dtype.kind not in "fiu" or inputs.ndim == 0:
-        raise UserError(
-            f"inputs {name} returned {type(made).__name__}; expected: inputs or (inputs, labels), as arrays"
-        )
-    if labels is not None and labels.shape[:1] != inputs.shape[:1]:
-        raise UserError(f"inputs {name} returned {len(inputs)} inputs and {labels.size} labels")
-    inputs, labels = inputs[:limit], None if labels is None else labels[:limit]
-    inputs = inputs.astype(np.float32 if inputs.dtype.kind == "f" else np.int64, copy=False)
-    classes = 0
-    if labels is not None:
-        labels = labels.astype(np.int64, copy=False)
-        classes = int(labels.max(initial=-1)) + 1
-    return Dataset(inputs, labels, f"{len(inputs)} items from {name}", classes)
+    from dynbench.data.own import to_dataset  # imports torch, which dynbench's own data sets do without
+
+    return to_dataset(made, name, given["limit"], given["seed"])
 
 
 def stream(dataset: Dataset, items: int, seed: int) -> Dataset:

@@ -43,4 +43,4 @@ def load(
     at = start + context * np.arange(count)[:limit, None] + np.arange(context)
     name = "Shakespeare (public domain), the excerpt that comes with dynbench" if file is None else path.name
     what = f"bytes of {name}: {len(at)} windows of {context} of the {split} part"
-    return Dataset(data[at].astype(np.int64), data[at + 1].astype(np.int64), what, 256)
+    return Dataset(data[at].astype(np.int64), data[at + 1].astype(np.int64), what, 256, token="byte")

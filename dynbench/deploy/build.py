@@ -24,6 +24,7 @@ from dynbench.experiment.build import Prepared, Source, prepare
 from dynbench.experiment.build import sha256 as file_sha256
 from dynbench.experiment.graphs import TOLERANCE, Proved, WrongGraph, proved_dynamic, proved_static
 from dynbench.experiment.spec import Options, Workload
+from dynbench.experiment.weights import weight_files
 from dynbench.files import make_folder, write_bytes
 from dynbench.graph import OPSET, CannotTrace, Graph, Session, executed_flops, for_this_machine
 from dynbench.meters.required import PartCosts
@@ -79,10 +80,12 @@ def compile_bundle(spec: Workload, out: Path, options: Options) -> Written:
     """
     out = Path(os.path.abspath(out))  # '.' has no name beside which files can be laid
     _refuse_foreign(out)
-    if options.device != "cpu" or options.dtype != "float32":
-        raise UserError(f"bundles are made on the CPU in float32, not on {options.device} in {options.dtype}")
+    if options.device != "cpu":
+        raise UserError(f"bundles are made on the CPU, not on {options.device}")
     torch.set_num_threads(options.threads)
     p = prepare(spec, options)
+    if p.dtype_name != "float32":
+        raise UserError(f"bundles are made of networks in float32, not in {p.dtype_name}")
     with torch.inference_mode():
         files, manifest = _contents(p)
     make_folder(out.parent)
@@ -203,12 +206,13 @@ def _steady(p: Prepared, graph: Graph) -> tuple[Tensor, list[Tensor], Trace]:
     Raises:
         WrongGraph: more than a quarter of the items are so, or one is answered otherwise after the same decisions.
     """
-    answers, trace = _right(p.model, p.inputs)
+    inputs = _inputs(p)
+    answers, trace = _right(p.model, inputs)
     if p.batch_scope:
-        return p.inputs, answers, trace
+        return inputs, answers, trace
     steady = torch.ones(p.items, dtype=torch.bool)
     for fast, threads in ((False, 1), (False, 2), (True, 1), (True, 2)):
-        got, said = Session(graph, fast=fast, threads=threads).run(p.inputs)
+        got, said = Session(graph, fast=fast, threads=threads).run(inputs)
         decided = _decided_alike(said, trace)
         for mine, right in zip(got, answers, strict=True):
             if wrong := int((decided & ~_same(mine, right)).sum()):
@@ -223,9 +227,15 @@ def _steady(p: Prepared, graph: Graph) -> tuple[Tensor, list[Tensor], Trace]:
             "another order of sums; the network's decisions are within rounding"
         )
     if steady.all():
-        return p.inputs, answers, trace
-    x = p.inputs[steady]
+        return inputs, answers, trace
+    x = inputs[steady]
     return x, *_right(p.model, x)
+
+
+def _inputs(p: Prepared) -> Tensor:
+    """The stream [items, ...]; a model of several inputs was refused when its graph was made."""
+    assert isinstance(p.inputs, Tensor)
+    return p.inputs
 
 
 def _decided_alike(a: Trace, b: Trace) -> Tensor:
@@ -304,7 +314,8 @@ def _manifest(
     ir_version: int,
 ) -> Manifest:
     required = PartCosts(p.model, p.inputs[:1]).required(trace).total
-    weights = [weights_path(p.spec.folder, f) for f in (p.spec.weights, *p.spec.weights_by_part.values()) if f]
+    named = [weights_path(p.spec.folder, f) for f in (p.spec.weights, *p.spec.weights_by_part.values()) if f]
+    weights = [part for file in named for part in weight_files(file)]
     return Manifest(
         dynbench_version=__version__,
         workload=p.spec.name,
@@ -314,8 +325,8 @@ def _manifest(
         weights_sha256=", ".join(file_sha256(w) for w in weights) or None,
         opset=OPSET,
         ir_version=ir_version,
-        input_dtype=str(p.inputs.numpy().dtype),
-        input_item_shape=list(p.inputs.shape[1:]),
+        input_dtype=str(_inputs(p).numpy().dtype),
+        input_item_shape=list(_inputs(p).shape[1:]),
         items=trace.items,
         items_left_out=p.items - trace.items,
         tolerance=TOLERANCE,

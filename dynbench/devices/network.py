@@ -5,16 +5,16 @@ Presets are the files under `hardware/networks/`; a user's own network is a TOML
 
 from __future__ import annotations
 
-import math
-import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dynbench.errors import UserError, suggestion
 from dynbench.paths import project_dir
+from dynbench.reading import read_toml
+
+MOST = 1e12  # of any figure
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,14 @@ class Network:
             value, least = getattr(self, key), "0 or more" if key.endswith("_ms") else "above 0"
             if value is None:
                 continue
-            right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not right or value < 0 or (value == 0 and key.endswith("mbit_s")):
-                raise UserError(f"network {self.name!r}: {key} = {value!r}; it must be a number {least}")
+            right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST
+            if not right or (value == 0 and key.endswith("mbit_s")):
+                raise UserError(
+                    f"network {self.name!r}: {key} = {value!r}; it must be a number {least}, up to {MOST:g}"
+                )
+        for key in ("name", "title", "source", "status"):
+            if not isinstance(getattr(self, key), str):
+                raise UserError(f"network {self.name!r}: {key} = {getattr(self, key)!r}; it must be a text")
         if self.jitter_ms and not self.round_trip_ms:
             raise UserError(f"network {self.name!r}: jitter_ms = {self.jitter_ms:g}, but a round trip of 0 cannot vary")
 
@@ -98,10 +103,7 @@ def load_network(name: str) -> Network:
     path = known.get(name, Path(name))
     if not path.is_file():
         raise UserError(f"no network {name!r}, and no such file; {suggestion(name, known)}")
-    try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} is not valid TOML: {e}") from e
+    table = read_toml(path)
     accepted = [f.name for f in fields(Network)]
     for key in table:
         if key not in accepted:

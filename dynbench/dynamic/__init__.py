@@ -4,6 +4,7 @@ from dynbench.dynamic.choice import Choice
 from dynbench.dynamic.context import Execution, Profile, Refused, Strategy, current, outside
 from dynbench.dynamic.draw import Draw
 from dynbench.dynamic.each import Each
+from dynbench.dynamic.faults import ModelError
 from dynbench.dynamic.items import Shared
 from dynbench.dynamic.loop import Exits, Loop
 from dynbench.dynamic.patches import Grid, Patch, Patches
@@ -28,6 +29,7 @@ __all__ = [
     "Grid",
     "Label",
     "Loop",
+    "ModelError",
     "Op",
     "Patch",
     "Patches",

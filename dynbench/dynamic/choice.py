@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dynbench.dynamic.context import current
 from dynbench.dynamic.draw import Draw
-from dynbench.dynamic.point import VAGUE, DecisionPoint, Label, Scope, modules_of
+from dynbench.dynamic.point import VAGUE, DecisionPoint, Label, Scope, Wanted, modules_of
 from dynbench.dynamic.trace import Entry
 
 
@@ -57,6 +57,10 @@ class Choice(DecisionPoint):
         with ex.phase("body", self.name):
             scores = self.body(*x)
         return ex.decide(self, scores, self.rule)
+
+    def wanted(self, n: int) -> Wanted:
+        """Scores for each item."""
+        return Wanted("the body gave scores", (n,), more=True)
 
     def make_up(self, draw: Draw, like: Entry, rate: Tensor) -> Tensor:
         """The model's own values [rows, ...]; 0, or False, in rows that were not reached."""

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dynbench.dynamic.items import first
+from dynbench.dynamic.faults import asked_twice, explained
+from dynbench.dynamic.items import Arguments, first
 from dynbench.dynamic.point import DecisionPoint, points
 from dynbench.dynamic.trace import Trace
 
@@ -193,6 +194,46 @@ current = _current.get
 """The execution this code runs in; None outside any, where a decision point is its static twin."""
 
 
+class _Asked:
+    """Which items each point was asked about in one forward pass; kept only while decisions are recorded."""
+
+    __slots__ = ("_points", "_visits")
+
+    def __init__(self) -> None:
+        self._points: dict[str, DecisionPoint] = {}
+        self._visits: dict[tuple[str, tuple[int, ...]], list[tuple[Tensor, Tensor | None]]] = {}
+
+    def add(self, point: DecisionPoint, frame: Frame) -> None:
+        """The point is asked about the items of a frame."""
+        self._points[point.name] = point
+        self._visits.setdefault((point.name, frame.extent), []).append((frame.ids, frame.live))
+
+    def check(self) -> None:
+        """Whether each point was asked at most once about an item. It looks at the ids, so it waits for a GPU.
+
+        Raises:
+            ModelError: one was asked twice, so that one of the two decisions would be lost.
+        """
+        for (name, _), visits in self._visits.items():
+            if len(visits) > 1:
+                ids = torch.cat([ids if live is None else ids[live] for ids, live in visits])
+                if ids.unique().shape[0] < ids.shape[0]:
+                    raise asked_twice(self._points[name])
+
+
+class _Named(nn.Module):
+    """A model of which the last arguments have names, called by position; `names` starts with how many have none."""
+
+    def __init__(self, model: nn.Module, names: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+        self.train(model.training)
+
+    def forward(self, *args: Any) -> Any:
+        n, *names = self.names
+        return self.model(*args[:n], **dict(zip(names, args[n:], strict=True)))
+
+
 Choose = Callable[["DecisionPoint", Tensor], Tensor | None]
 Observe = Callable[["DecisionPoint", Tensor, Tensor], None]
 
@@ -224,13 +265,15 @@ class Execution:
         # under a strategy that makes no decision every point is its static twin, as outside any execution
         self._seen = None if getattr(strategy, "static_twin", False) else self
         self.frame = Frame(None, "root", None, (0,))
+        self._asked = _Asked()
+        self._named: _Named | None = None
 
     def run(self, model: nn.Module, *args: Any, start: int = 0, items: int | None = None) -> Any:
         """The model's answer for a batch of samples.
 
         Args:
             model: a module with decision points, or without.
-            *args: the model's inputs; every tensor's first dimension is the sample.
+            *args: the model's inputs, or `Arguments` that hold several; every tensor's first dimension is the sample.
             start: index in the stream of the first sample of this batch.
             items: number of samples in the stream; default: this batch is the stream.
 
@@ -238,6 +281,8 @@ class Execution:
             Refused: the strategy means nothing for a model in training mode.
             ValueError: the batch lies outside the stream.
             TraceError: the replayed trace does not cover this model or stream.
+            ModelError: the model fails; the error of its own code is the cause. Or, while decisions are recorded, a
+                point was asked twice about an item.
         """
         if model.training and (why := self.strategy.refuses(model)):
             raise Refused(why)
@@ -249,12 +294,32 @@ class Execution:
         if self.trace is not None:
             self.trace.items = items
             self.trace.covers |= frozenset(points(model))
+            self._asked = _Asked()
         self.frame = Frame.root(start, n, items, tensor.device)
         token = _current.set(self._seen)
         try:
-            return self.strategy.run(self, model, args)
+            if isinstance(args[0], Arguments):
+                model, args = self._by_position(model, args[0])
+            answer = self.strategy.run(self, model, args)
+        except Exception as e:
+            error = explained(e, model)
+            if error is None:
+                raise
+            raise error from e
         finally:
             _current.reset(token)
+        if self.trace is not None:
+            self._asked.check()
+        return answer
+
+    def _by_position(self, model: nn.Module, x: Arguments) -> tuple[nn.Module, tuple[Any, ...]]:
+        """What to call by position alone, as strategies do, for several arguments."""
+        if not x.by_name:
+            return model, x.by_position
+        names = (len(x.by_position), *x.by_name)
+        if self._named is None or self._named.model is not model or self._named.names != names:
+            self._named = _Named(model, names)
+        return self._named, (*x.by_position, *x.by_name.values())
 
     def narrow(self, rows: Tensor | slice) -> _Inside:
         """Inside, only these items are computed."""
@@ -298,6 +363,7 @@ class Execution:
             forced = self.replay.look_up(point.name, frame.extent, frame.ids if span is None else span)
             decision = decision if forced is None else forced
         if self.trace is not None:
+            self._asked.add(point, self.frame)
             self.trace.record(point.name, self.frame.extent, self.frame.ids, self.frame.live, decision)
         if self.observe is not None:
             self.observe(point, scores, decision)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dynbench.dynamic.context import Execution, Frame, current
 from dynbench.dynamic.draw import Draw
-from dynbench.dynamic.point import DecisionPoint, Label, Scope, modules_of
+from dynbench.dynamic.point import DecisionPoint, Label, Scope, Wanted, modules_of
 from dynbench.dynamic.trace import Entry, Trace
 
 
@@ -24,6 +24,7 @@ class Loop(DecisionPoint):
         halt: `(answer, state, k) -> [n] bool`: which items leave; not called after the last step. None: none do.
         max_steps: of an item that does not leave.
         head: `(state, k) -> answer`; default: the state. What a caller needs of the final state belongs in the answer.
+            Without `halt` it is called after the last step only.
         static: `state -> answer` outside any execution; default: all steps, then the last head.
         scope: see `DecisionPoint`. 'sample': the items of a sample step together, each in view of what all have left
             behind (keys and values in a `Shared` memory), so that the work of a step is that of the items in it. A step
@@ -34,6 +35,7 @@ class Loop(DecisionPoint):
     """
 
     path = Label(1, "stages run")
+    _decider = "halt"
 
     def __init__(
         self,
@@ -68,16 +70,22 @@ class Loop(DecisionPoint):
         return state if self.head is None else self.head(state, self.max_steps - 1)
 
     def once(self, ex: Execution, state: Any, k: int) -> tuple[Any, Any, Tensor | None]:
-        """Step k of the current items: (state, answer, which halt [n] bool; None: the step decides nothing)."""
+        """Step k of the current items: (state, answer, which halt [n] bool; None: the step decides nothing).
+
+        A Loop without `halt` answers after its last step only; before it the answer is None.
+        """
         before = ex.frame
         ex.frame = Frame(before, "at", k, (*before.extent, self.max_steps))  # `with ex.at` would take twice as long
         try:
             if ex.profile is not None:
                 return self._once_profiled(ex, state, k)
             state = self.step(state, k)
+            if k == self.max_steps - 1:
+                return state, state if self.head is None else self.head(state, k), None
+            if self.halt is None:
+                return state, None, None
             answer = state if self.head is None else self.head(state, k)
-            halt = None if k == self.max_steps - 1 else self.halt
-            return state, answer, None if halt is None else ex.decide(self, halt(answer, state, k))
+            return state, answer, ex.decide(self, self.halt(answer, state, k))
         finally:
             ex.frame = before
 
@@ -85,14 +93,21 @@ class Loop(DecisionPoint):
         """`once` with its phases marked; a method apart, as marks slow down a small step without a profile too."""
         with ex.phase("body", self.name, k):
             state = self.step(state, k)
+        last, halt = k == self.max_steps - 1, self.halt
+        if halt is None and not last:
+            return state, None, None
         answer = state
         if self.head is not None:
             with ex.phase("head", self.name, k):
                 answer = self.head(state, k)
-        if self.halt is None or k == self.max_steps - 1:
+        if halt is None or last:
             return state, answer, None
         with ex.phase("decide", self.name, k):
-            return state, answer, ex.decide(self, self.halt(answer, state, k))
+            return state, answer, ex.decide(self, halt(answer, state, k))
+
+    def wanted(self, n: int) -> Wanted:
+        """True where an item leaves."""
+        return Wanted(f"{self._decider} gave", (n,), "bool")
 
     @property
     def rates(self) -> int | None:
@@ -157,6 +172,8 @@ class Exits(Loop):
     Raises:
         ValueError: not one head per stage.
     """
+
+    _decider = "the policy"
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dynbench.dynamic.context import Execution, current
 from dynbench.dynamic.draw import Draw
 from dynbench.dynamic.items import first, flat_parts, map_items, put_, take
-from dynbench.dynamic.point import DecisionPoint, modules_of
+from dynbench.dynamic.point import ANY, DecisionPoint, Wanted, modules_of
 from dynbench.dynamic.trace import Entry
 
 
@@ -110,6 +110,10 @@ class Pick(DecisionPoint):
             ours = self.consumes and not torch.is_grad_enabled()  # a gradient may need x as it was
             into = put_(flat if ours else map_items(torch.clone, flat), rows, map_items(flat_parts, y))
             return map_items(lambda t: t.view(n, parts, *t.shape[1:]), into)
+
+    def wanted(self, n: int) -> Wanted:
+        """A score for each item and part."""
+        return Wanted("the gate gave scores", (n, ANY))
 
     def make_up(self, draw: Draw, like: Entry, rate: Tensor) -> Tensor:
         """As many places as the model picked, of those up to the last that it picked: [rows, k] long, ascending."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from dynbench.dynamic.draw import Draw
@@ -35,6 +36,42 @@ class Label(NamedTuple):
 
 VAGUE = 100
 """From this rank on a label is used only where the model has no other, and only the first of them."""
+
+
+Kind = Literal["real", "bool", "whole"]
+ANY = -1  # a size that is not prescribed
+
+
+class Wanted(NamedTuple):
+    """What a decision point takes from one of its parts.
+
+    Attributes:
+        who: the part and what it gives: 'the gate gave scores'.
+        shape: for n items, [n, ...]; `ANY`: any size there.
+        kind: 'real': numbers; 'bool'; 'whole': long.
+        more: more dimensions may follow.
+    """
+
+    who: str
+    shape: tuple[int, ...]
+    kind: Kind = "real"
+    more: bool = False
+
+    def fits(self, got: Tensor) -> bool:
+        """Whether a tensor has this shape and kind."""
+        shape = tuple(got.shape)
+        sizes = len(shape) >= len(self.shape) if self.more else len(shape) == len(self.shape)
+        return sizes and all(w in (ANY, g) for w, g in zip(self.shape, shape, strict=False)) and self.is_kind(got)
+
+    def is_kind(self, got: Tensor) -> bool:
+        """Whether a tensor has this kind."""
+        if self.kind == "real":
+            return not got.is_complex()
+        return got.dtype == (torch.bool if self.kind == "bool" else torch.long)
+
+    def __str__(self) -> str:
+        sizes = ["any" if size == ANY else str(size) for size in self.shape] + ["..."] * self.more
+        return f"[{', '.join(sizes)}]" + {"real": "", "bool": " bool", "whole": " int64"}[self.kind]
 
 
 class DecisionPoint(nn.Module):
@@ -85,6 +122,19 @@ class DecisionPoint(nn.Module):
     def widest_scope(self) -> Scope:
         """The widest scope among this point and those inside it."""
         return widest_scope(self)
+
+    # --- what its parts return ---
+
+    def wanted(self, n: int) -> Wanted:
+        """What the part that decides has to give for n items, before any rule; default: a tensor with n items first."""
+        return Wanted("it was given scores", (n,), more=True)
+
+    def check_decision(self, decision: Tensor) -> None:
+        """Whether a decision [n, ...] can be carried out, such as experts that there are; values are looked at.
+
+        Raises:
+            ModelError: it cannot; the message names the point.
+        """
 
     # --- made-up decisions ---
 

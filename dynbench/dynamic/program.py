@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from dynbench.dynamic.context import current
 from dynbench.dynamic.draw import Draw
+from dynbench.dynamic.faults import ModelError, named, told
 from dynbench.dynamic.items import first, select
-from dynbench.dynamic.point import DecisionPoint, Label, Scope, modules_of
+from dynbench.dynamic.point import DecisionPoint, Label, Scope, Wanted, modules_of
 from dynbench.dynamic.trace import Entry, Trace
 
 NONE = -1  # in a layout: no module, no word, no argument
@@ -104,6 +105,8 @@ class Program(DecisionPoint):
             return self._everything(x, layouts) if self.static is None else self.static(x, layouts)
         with ex.phase("decide", self.name):
             own = self.parse(cue)
+            if not isinstance(own, Tensor):
+                raise ModelError(f"{named(self)}: parse gave {told(own)}; wanted layouts [n, {self.nodes}, ...] int64")
             moved = own.to(first(x).device)
             layouts = ex.decide(self, moved)
         if layouts is not moved:  # replayed or chosen
@@ -141,6 +144,18 @@ class Program(DecisionPoint):
             takes = self.ops[op].arguments
             if not all(0 <= a < j for a in args[:takes]) or any(a != NONE for a in args[takes:]):
                 raise ValueError(f"{where} {j} has arguments {args}; module {op} takes {takes}, of earlier nodes")
+
+    def wanted(self, n: int) -> Wanted:
+        """A layout for each item."""
+        return Wanted("parse gave layouts", (n, self.nodes, ARGUMENTS + self.arguments), "whole")
+
+    def check_decision(self, decision: Tensor) -> None:
+        """Whether all layouts are those of programs."""
+        for layout in decision.cpu():
+            try:
+                self.check(layout)
+            except ValueError as e:
+                raise ModelError(str(e)) from e
 
     def schedule(self, layouts: Tensor) -> tuple[list[Group], Tensor]:
         """What to call in which order, so that each module is called once at each depth.

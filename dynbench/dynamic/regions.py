@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 from dynbench.dynamic.items import tensors
 from dynbench.dynamic.point import DecisionPoint, points
@@ -51,14 +53,16 @@ def find_regions(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[Regi
 
     def watch(module: nn.Module, args: tuple[Any, ...]) -> None:
         region = seen[id(module)]
-        size = next((t.shape[0] for t in tensors(args) if t.dim()), 0)
+        size = _items(args)
         if not region.sizes:
             region.example = args
         if size not in region.sizes:
             region.sizes.append(size)
 
     plain = {id(m) for m in model.modules() if not any(isinstance(inner, DecisionPoint) for inner in m.modules())}
-    hooks = [m.register_forward_pre_hook(watch) for m in model.modules() if id(m) in plain]
+    watched = plain - _within_one_piece(model)
+    # a scripted module forbids the method, not the hook
+    hooks = [nn.Module.register_forward_pre_hook(m, watch) for m in model.modules() if id(m) in watched]
     try:
         run(model)
     finally:
@@ -71,6 +75,24 @@ def find_regions(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[Regi
         region.fixed = id(module) not in parts
         found.append(region)
     return found
+
+
+def _items(args: tuple[Any, ...]) -> int:
+    """How many items a module is called with; a packed sequence has as many as reach its first step."""
+    first = args[0] if args else None
+    if isinstance(first, PackedSequence):
+        return int(first.batch_sizes[0])
+    return next((t.shape[0] for t in tensors(args) if t.dim()), 0)
+
+
+def _within_one_piece(model: nn.Module) -> set[int]:
+    """The ids of the modules inside a scripted or a compiled one: Python does not call these."""
+    whole = (m for m in model.modules() if isinstance(m, torch.jit.ScriptModule) or _is_compiled(m))
+    return {id(inner) for m in whole for inner in m.modules() if inner is not m}
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule"  # importing torch.compile's class takes seconds
 
 
 def _largest(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> Iterator[nn.Module]:

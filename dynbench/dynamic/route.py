@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dynbench.dynamic.context import current
 from dynbench.dynamic.draw import Draw
-from dynbench.dynamic.point import DecisionPoint, Label, Scope, modules_of
+from dynbench.dynamic.faults import check_range, check_tensor
+from dynbench.dynamic.point import ANY, DecisionPoint, Label, Scope, Wanted, modules_of
 from dynbench.dynamic.trace import Entry, Trace
 
 
@@ -97,6 +98,15 @@ class Route(DecisionPoint):
             out = x if expert is None else expert(x)
             y = y + out * w[:, e].view(-1, *[1] * (out.dim() - 1))
         return y
+
+    def wanted(self, n: int) -> Wanted:
+        """A score for each item and expert."""
+        return Wanted("the router gave scores", (n, len(self.experts)))
+
+    def check_decision(self, decision: Tensor) -> None:
+        """Whether k experts are chosen that there are; -1 is none."""
+        check_tensor(self, Wanted("it chose experts", (ANY, self.k), "whole"), decision, decision.device)
+        check_range(self, "it chose expert", decision, -1, len(self.experts))
 
     def options(self, tables: Sequence[Entry]) -> int:
         """The experts."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from dynbench.dynamic.context import current
 from dynbench.dynamic.draw import Draw
-from dynbench.dynamic.point import DecisionPoint, Label, Scope, modules_of
+from dynbench.dynamic.faults import ModelError, named, told
+from dynbench.dynamic.point import DecisionPoint, Label, Scope, Wanted, modules_of
 from dynbench.dynamic.trace import Entry, Trace
 
 positive = methodcaller("gt", 0)
@@ -39,8 +40,13 @@ class Skip(DecisionPoint):
             decides, whose answer is the carry.
         body: `x -> y`.
         otherwise: `x -> y`, or None: x itself.
+        shared: what both begin with, such as the shortcut of a residual block: `x -> z`, computed once, for all items,
+            after the decision; body and otherwise then take the pair (x, z).
         consumes: the caller promises not to use x afterwards, so that a strategy may write into it.
         scope: see `DecisionPoint`.
+
+    Raises:
+        ValueError: `shared` without an `otherwise`.
     """
 
     path = Label(0, "bodies run")
@@ -53,11 +59,17 @@ class Skip(DecisionPoint):
         body: nn.Module,
         otherwise: nn.Module | None = None,
         *,
+        shared: nn.Module | None = None,
         consumes: bool = False,
         scope: Scope = "item",
     ) -> None:
         super().__init__(name, scope)
+        if shared is not None and otherwise is None:
+            raise ValueError(
+                f"Skip {name!r}: `shared` is what body and `otherwise` both begin with; give an `otherwise`"
+            )
         self.gate, self.body, self.otherwise, self.consumes = gate, body, otherwise, consumes
+        self.shared = shared
 
     @property
     def experts(self) -> list[nn.Module | None]:
@@ -72,20 +84,32 @@ class Skip(DecisionPoint):
         """x [n, ...] and what the gate carries from point to point -> (y [n, ...], carry)."""
         ex = current()
         if ex is None:
-            return self.body(x), carry
+            return self.body(x if self.shared is None else self.begun(x)), carry
         gate = self.gate
         if gate is None:
             keep, soft = carry[self.name]
-            return ex.strategy.skip(ex, self, x, keep, soft), carry
+            return ex.strategy.skip(ex, self, x if self.shared is None else self.begun(x), keep, soft), carry
         profile = ex.profile  # checked here: at a block, `with ex.phase` would take as long as deciding
         if profile is not None:
             profile.enter("decide", self.name, None)
-        scores, carry = gate(x, carry)
+        given = gate(x, carry)
+        try:
+            scores, carry = given
+        except (TypeError, ValueError) as e:
+            raise ModelError(f"{named(self)}: the gate gave {told(given)}; wanted (scores [n], carry)") from e
         keep = ex.decide(self, scores, positive)
         if profile is not None:
             profile.exit()
         soft = straight_through(keep, scores) if scores.requires_grad else None
-        return ex.strategy.skip(ex, self, x, keep, soft), carry
+        return ex.strategy.skip(ex, self, x if self.shared is None else self.begun(x), keep, soft), carry
+
+    def begun(self, x: Any) -> Any:
+        """What body and `otherwise` take: x, or the pair of x and what they share."""
+        return x if self.shared is None else (x, self.shared(x))
+
+    def wanted(self, n: int) -> Wanted:
+        """A score for each item."""
+        return Wanted("the gate gave scores", (n,))
 
     def make_up(self, draw: Draw, like: Entry, rate: Tensor) -> Tensor:
         """True at the keep-rate: [rows] bool."""
@@ -152,6 +176,9 @@ class Ahead(DecisionPoint):
             return None
         with ex.phase("decide", self.name):
             scores = self.policy(*x)  # [n, K]
+            if not isinstance(scores, Tensor) or scores.dim() != 2 or scores.shape[1] != len(self.skips):
+                wanted = f"[n, {len(self.skips)}], one for each Skip"
+                raise ModelError(f"{named(self)}: the policy gave scores {told(scores)}; wanted {wanted}")
             keep = {
                 skip.name: ex.decide(skip, mine, partial(_known, own))
                 for skip, mine, own in zip(self.skips, scores.unbind(1), (scores > 0).unbind(1), strict=True)

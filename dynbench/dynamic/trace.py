@@ -13,7 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from dynbench.errors import UserError
 from dynbench.files import write_bytes, write_text
+from dynbench.reading import read_json
 
 SCHEMA_VERSION = 1
 Key = tuple[str, tuple[int, ...]]  # point name, sizes of the coordinates below the sample
@@ -154,7 +156,7 @@ class Trace:
             TraceError: a file is missing, corrupt, of a newer schema, or the trace is of another stream.
         """
         try:
-            about: dict[str, Any] = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
+            about: dict[str, Any] = read_json(Path(f"{path}.json"))
             if about["schema"] > SCHEMA_VERSION:
                 raise TraceError(f"{path}.json has schema {about['schema']}; known are schemas up to {SCHEMA_VERSION}")
             tables = load_file(f"{path}.safetensors")
@@ -170,7 +172,9 @@ class Trace:
                 raise TraceError(f"{path}.safetensors does not hold what {path}.json says: the trace is corrupt")
         except TraceError:
             raise
-        except (OSError, SafetensorError, ValueError, TypeError, LookupError) as e:
+        except UserError as e:
+            raise TraceError(str(e)) from e
+        except (OSError, SafetensorError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as e:
             raise TraceError(f"{path} is not a readable trace: {type(e).__name__}: {e}") from e
         if stream_hash is not None and trace.stream_hash != stream_hash:
             raise TraceError(f"{path} was recorded on stream {trace.stream_hash or '(none)'}, not on {stream_hash}")

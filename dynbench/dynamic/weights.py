@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dynbench.dynamic.context import current
 from dynbench.dynamic.draw import Draw
-from dynbench.dynamic.point import DecisionPoint, Label, modules_of
+from dynbench.dynamic.faults import check_range, check_tensor
+from dynbench.dynamic.point import ANY, DecisionPoint, Label, Wanted, modules_of
 from dynbench.dynamic.skip import positive
 from dynbench.dynamic.trace import Entry, Trace
 
@@ -60,6 +61,15 @@ class Weights(DecisionPoint):
             if self.shared:
                 code = ex.decide(self, code)
         return ex.strategy.weights(ex, self, x, code)
+
+    def wanted(self, n: int) -> Wanted:
+        """A code for each item: a number, where it is known how many codes there are."""
+        return Wanted("choose gave codes", (n,), "real" if self.codes is None else "whole", more=True)
+
+    def check_decision(self, decision: Tensor) -> None:
+        """Whether the codes are codes that there are."""
+        if self.codes is not None:
+            check_range(self, "choose gave code", decision, 0, self.codes)
 
     @property
     def can_be_made_up(self) -> bool:
@@ -126,6 +136,14 @@ class Width(Weights):
             mask = ex.decide(self, scores, self.rule)
             given = x if self.weigh is None else (x, self.weigh(scores, mask))
         return ex.strategy.weights(ex, self, given, mask)
+
+    def wanted(self, n: int) -> Wanted:
+        """A score for each item and channel."""
+        return Wanted("the gate gave scores", (n, ANY))
+
+    def check_decision(self, decision: Tensor) -> None:
+        """Whether it is a mask of channels."""
+        check_tensor(self, Wanted("the rule gave", (ANY, ANY), "bool"), decision, decision.device)
 
     @property
     def can_be_made_up(self) -> bool:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dynbench.engines.base import PROTOCOL, CannotPrepare, Engine, prepared
-from dynbench.engines.compile import Compile
+from dynbench.engines.compile import Compile, RegionReport, compiled_regions
+from dynbench.engines.cuda_graph import CudaGraph
 from dynbench.engines.eager import Eager
-from dynbench.engines.forms import FORMS, Form, apply_form
+from dynbench.engines.forms import FORMS, Form, MicroBatches, applicable, apply_form, without_micro_batches
 from dynbench.engines.onnxruntime import OnnxRuntime
+from dynbench.engines.openvino import OpenVino
 
-ENGINES: dict[str, Engine] = {"eager": Eager(), "compile": Compile(), "onnxruntime": OnnxRuntime()}
+ENGINES: dict[str, Engine] = {
+    "eager": Eager(),
+    "compile": Compile(),
+    "onnxruntime": OnnxRuntime(),
+    "openvino": OpenVino(),
+    "cuda_graph": CudaGraph(),
+}
 
 __all__ = [
     "ENGINES",
@@ -16,10 +24,17 @@ __all__ = [
     "PROTOCOL",
     "CannotPrepare",
     "Compile",
+    "CudaGraph",
     "Eager",
     "Engine",
     "Form",
+    "MicroBatches",
     "OnnxRuntime",
+    "OpenVino",
+    "RegionReport",
+    "applicable",
     "apply_form",
+    "compiled_regions",
     "prepared",
+    "without_micro_batches",
 ]

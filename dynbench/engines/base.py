@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from dynbench.dynamic.regions import Region, find_regions
+from dynbench.engines.forms import MicroBatches
 from dynbench.errors import DynbenchError
 
 Pass = Callable[[nn.Module], Any]
@@ -64,6 +65,8 @@ def prepared(model: nn.Module, engine: Engine, run: Pass) -> nn.Module:
     """
     if engine.as_written:
         return model
+    if isinstance(model, MicroBatches):
+        return MicroBatches(prepared(model.model, engine, run), model.size)
     shared = {id(t): t for t in chain(model.parameters(), model.buffers())}
     try:
         own = copy.deepcopy(model, shared)

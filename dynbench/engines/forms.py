@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from functools import reduce
 from typing import Any, NamedTuple
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-Run = Callable[[nn.Module, Tensor], Any]
+from dynbench.dynamic.items import Arguments, called, cat, map_items, tensors
+
+Run = Callable[[nn.Module, Any], Any]  # a network on a batch
 TOLERANCE = 1e-4  # of the answer's largest value: folding rounds otherwise
 
 
@@ -23,15 +26,11 @@ class Form(NamedTuple):
         inputs: what to do with every input.
     """
 
-    model: Callable[[nn.Module, Tensor, Run], nn.Module]
-    inputs: Callable[[Tensor], Tensor]
+    model: Callable[[nn.Module, Any, Run], nn.Module]
+    inputs: Callable[[Any], Any]
 
 
-def _call(model: nn.Module, x: Tensor) -> Any:
-    return model(x)
-
-
-def fold_batchnorm(model: nn.Module, example: Tensor, run: Run = _call) -> nn.Module:
+def fold_batchnorm(model: nn.Module, example: Any, run: Run = called) -> nn.Module:
     """A copy of a model in evaluation mode whose batch norms are part of the convolutions before them.
 
     Pairs are found by watching one pass: a batch norm is folded when all it ever saw was what one and the same
@@ -54,7 +53,7 @@ def fold_batchnorm(model: nn.Module, example: Tensor, run: Run = _call) -> nn.Mo
             _replace(folded, conv, fuse_conv_bn_eval(conv, norm))
             _replace(folded, norm, nn.Identity())
         after = run(folded, example)
-    for a, b in zip(_leaves(before), _leaves(after), strict=True):
+    for a, b in zip(tensors(before), tensors(after), strict=True):
         scale = a.abs().max().clamp(min=1e-30)
         if not bool(((a - b).abs().max() / scale) <= TOLERANCE):
             raise ValueError("folding changed the answer: a convolution's output is used apart from its batch norm")
@@ -65,7 +64,7 @@ _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def _watch(model: nn.Module, example: Tensor, run: Run) -> tuple[Any, list[tuple[Any, Any]]]:
+def _watch(model: nn.Module, example: Any, run: Run) -> tuple[Any, list[tuple[Any, Any]]]:
     """The answer, and the (convolution, batch norm) pairs that can be folded."""
     made_by: dict[int, tuple[nn.Module, Tensor]] = {}  # keeps outputs alive, so that their ids stay theirs
     feeds: dict[nn.Module, set[nn.Module | None]] = {}
@@ -103,24 +102,18 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(parent, name, new)
 
 
-def _leaves(answer: Any) -> list[Tensor]:
-    if isinstance(answer, Tensor):
-        return [answer]
-    return [t for part in answer for t in _leaves(part)]
-
-
-def channels_last(model: nn.Module, example: Tensor, run: Run = _call) -> nn.Module:
+def channels_last(model: nn.Module, example: Any, run: Run = called) -> nn.Module:
     """A copy of a model whose image weights lie in memory channel by channel (NHWC)."""
     moved: nn.Module = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return moved
 
 
-def to_channels_last(x: Tensor) -> Tensor:
+def to_channels_last(x: Any) -> Any:
     """Images [n, C, H, W] with the channel last in memory; anything else as it is."""
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    return map_items(lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t, x)
 
 
-def _same(x: Tensor) -> Tensor:
+def _same(x: Any) -> Any:
     return x
 
 
@@ -131,9 +124,15 @@ FORMS: dict[str, Form] = {
 }
 
 
-def apply_form(
-    name: str, model: nn.Module, example: Tensor, run: Run = _call
-) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+def applicable(model: nn.Module) -> list[str]:
+    """The forms that can make a difference to a model: 'plain', and others and pairs of them by its layers."""
+    images = any(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in model.modules())
+    norms = any(isinstance(m, _NORMS) for m in model.modules())
+    found = ["plain", *(["folded"] if norms else []), *(["channels_last"] if images else [])]
+    return [*found, "folded+channels_last"] if images and norms else found
+
+
+def apply_form(name: str, model: nn.Module, example: Any, run: Run = called) -> tuple[nn.Module, Callable[[Any], Any]]:
     """A model in a form, and what to do with its inputs before every call.
 
     Args:
@@ -147,10 +146,46 @@ def apply_form(
     """
     for part in name.split("+"):
         if part not in FORMS:
-            raise ValueError(f"unknown form {part!r}: it is one of {', '.join(FORMS)}, or several joined by '+'")
+            raise ValueError(
+                f"unknown form {part!r}: it is one of {', '.join(FORMS)}, or several joined by '+'; of a static "
+                "network micro_batches_N may come last"
+            )
         model = FORMS[part].model(model, example, run)
     steps = [FORMS[part].inputs for part in name.split("+")]
     return model, lambda x: reduce(lambda y, step: step(y), steps, x)
+
+
+_MICRO_BATCHES = re.compile(r"micro_batches_([1-9]\d*)")
+
+
+def without_micro_batches(name: str) -> tuple[str, int | None]:
+    """A form's name without its last part 'micro_batches_N', and N; as it is, and None, where there is none.
+
+    An example: 'folded+micro_batches_8' is ('folded', 8), and 'micro_batches_8' is ('plain', 8).
+    """
+    *others, last = name.split("+")
+    found = _MICRO_BATCHES.fullmatch(last)
+    return (name, None) if found is None else ("+".join(others) or "plain", int(found[1]))
+
+
+class MicroBatches(nn.Module):
+    """A static network that works on a few items at a time, so that what it computes on stays in the cache.
+
+    Args:
+        model: answers with tensors [n, ...], or tuples, lists and dicts of these, to inputs [n, ...].
+        size: items at a time, at least 1.
+    """
+
+    def __init__(self, model: nn.Module, size: int) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+
+    def forward(self, *inputs: Any, **by_name: Any) -> Any:
+        """The model's answer to a batch of any size."""
+        x = Arguments(*inputs, **by_name)
+        if len(x) <= self.size:
+            return self.model(*inputs, **by_name)
+        return cat([x[i : i + self.size].call(self.model) for i in range(0, len(x), self.size)])
 
 
 def micro_batched(call: Callable[[int, Tensor], Tensor], size: int) -> Callable[[int, Tensor], Tensor]:

@@ -1,6 +1,6 @@
 """From a workload file to a run directory: spec -> plan -> cells -> samples."""
 
-from dynbench.experiment.run import Group, Observer, Plan, Result, run_experiment
+from dynbench.experiment.run import Group, Observer, Plan, Result, Terminated, run_experiment
 from dynbench.experiment.spec import (
     DEFAULT_SUITE,
     Options,
@@ -19,6 +19,7 @@ __all__ = [
     "Options",
     "Plan",
     "Result",
+    "Terminated",
     "Workload",
     "check_options",
     "chosen_workloads",

@@ -10,11 +10,24 @@ from torch import Tensor, nn
 
 from dynbench.devices.base import Device
 from dynbench.dynamic import Execution, Profile, Trace
-from dynbench.experiment.build import Batch, Prepared, Source, build_baseline, build_model, prepare_network
+from dynbench.dynamic.items import first
+from dynbench.experiment.build import (
+    Batch,
+    Prepared,
+    Source,
+    Stream,
+    build_baseline,
+    build_formed,
+    build_model,
+    build_opaque,
+    prepare_network,
+)
+from dynbench.experiment.dtypes import cast
 from dynbench.experiment.graphs import session
 from dynbench.experiment.parts import Parts
+from dynbench.experiment.ready import first_pass, open_wrappers
 from dynbench.experiment.spec import Options, Workload
-from dynbench.graph import Session
+from dynbench.graph import Feeds, Session
 from dynbench.meters.latency import Timing
 from dynbench.store.schema import Arm, Cell
 from dynbench.strategies import Strategy
@@ -34,7 +47,7 @@ class Call:
     execution: Execution
     items: int
 
-    def __call__(self, start: int, x: Tensor) -> object:
+    def __call__(self, start: int, x: Stream) -> object:
         """The answer to the batch x [n, ...], whose first item has the index `start` in the stream."""
         return self.execution.run(self.network, x, start=start, items=self.items)
 
@@ -59,18 +72,18 @@ class GraphCall:
     session: Session
     replay: Trace | None
     items: int
-    _feeds: dict[tuple[int, int], dict[str, np.ndarray]] = field(default_factory=dict)
+    _feeds: dict[tuple[int, int], Feeds] = field(default_factory=dict)
 
-    def feeds(self, start: int, x: Tensor) -> dict[str, np.ndarray]:
+    def feeds(self, start: int, x: Tensor) -> Feeds:
         """What the session takes for the batch x [n, ...], whose first item has the index `start` in the stream."""
         key = (start, x.data_ptr())
         if key not in self._feeds:
             self._feeds[key] = self.session.feeds(x, self.replay, start)
         return self._feeds[key]
 
-    def __call__(self, start: int, x: Tensor) -> list[Tensor]:
+    def __call__(self, start: int, x: Tensor) -> tuple[Tensor, ...]:
         """The tensors of the answer to the batch x [n, ...]."""
-        return [torch.from_numpy(array) for array in self.session.answer(self.feeds(start, x))]
+        return tuple(self.session.answer(self.feeds(start, x)))
 
 
 @dataclass
@@ -138,7 +151,7 @@ def running_arm(p: Prepared, source: Source, cell: Cell, device: Device) -> Runn
     return RunningArm(cell, call, strategy, p.as_written(arm), p.batches(batch_size), device)
 
 
-def runnable(spec: Workload, options: Options, arm: Arm, inputs: Tensor, trace: Trace | None, items: int) -> Call:
+def runnable(spec: Workload, options: Options, arm: Arm, inputs: Stream, trace: Trace | None, items: int) -> Call:
     """An arm built from its description alone, in a process that has prepared nothing.
 
     Args:
@@ -154,11 +167,20 @@ def runnable(spec: Workload, options: Options, arm: Arm, inputs: Tensor, trace: 
         CannotPrepare: its engine cannot prepare the network.
     """
     parts = Parts.of(spec, options)
-    model = build_model(spec, spec.folder).to(inputs.device, getattr(torch, options.dtype))
-    if arm.baseline is not None:
+    model, _ = open_wrappers(build_model(spec, spec.folder))
+    model.to(first(inputs).device)
+    if options.dtype is not None:
+        cast(model, getattr(torch, options.dtype))
+    first_pass(model, inputs[:1])
+    if arm.kind == "opaque":
+        opaque = next(o for o in spec.opaque_networks if o.name == arm.baseline)
+        model = build_opaque(opaque, spec, model, inputs[:1])
+    elif arm.baseline is not None:
         described = next((b for b in spec.baselines if b.name == arm.baseline), spec.primary)
         described = described.model_copy(update={"form": arm.form})
         model = build_baseline(described, spec, model, inputs[:1])
+    else:
+        model = build_formed(model, arm.form, spec, inputs[:1])
     network = prepare_network(model, parts.engine(arm.engine), inputs)
     replay = None if arm.live or arm.baseline is not None else trace
     return Call(network, Execution(parts.strategy(arm.strategy), replay=replay), items)

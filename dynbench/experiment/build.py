@@ -6,37 +6,46 @@ import hashlib
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dynbench import devices
 from dynbench.data import Dataset, load_inputs, stream
+from dynbench.data.dataset import map_arrays
 from dynbench.dynamic import Execution, Trace, TraceError, points, widest_scope
+from dynbench.dynamic.items import Arguments, answer_parts, called, first, map_items
 from dynbench.dynamic.sources import keep_rate, synthetic
-from dynbench.engines import Engine, apply_form, prepared
+from dynbench.engines import Engine, MicroBatches, apply_form, prepared, without_micro_batches
 from dynbench.errors import UserError
+from dynbench.experiment.dtypes import cast, dtype_name, input_dtype
+from dynbench.experiment.oracle import Reference
 from dynbench.experiment.parts import Parts
-from dynbench.experiment.spec import Baseline, ModelRef, Options, Workload
+from dynbench.experiment.ready import detach_computed, first_pass, is_unfinished, open_wrappers
+from dynbench.experiment.signature import check_call, check_pair
+from dynbench.experiment.spec import Baseline, ModelRef, Opaque, Options, Workload
+from dynbench.experiment.trust import ITEMS, Finding, inspect
+from dynbench.experiment.weights import load_weights
 from dynbench.graph import Session
 from dynbench.meters.energy import idle_power_w
 from dynbench.paths import load_function, weights_path
 from dynbench.store.schema import Arm, Decisions
-from dynbench.strategies import Masking, PerSample, Strategy
+from dynbench.strategies import Dense, Masking, PerSample, Strategy
+from dynbench.strategies.checking import check_model
 from dynbench.unavailable import Measured
 
-Batch = tuple[int, Tensor]  # index of the first item, inputs [n, ...]
+Stream = Tensor | Arguments  # of each tensor the first dimension is the item
+Batch = tuple[int, Any]  # index of the first item, inputs [n, ...]: a part of a `Stream`
 MAX_STREAM_ITEMS = 4096
 WEIGHTS_SEED = 0
 CALIBRATION_ITEMS = 64
 
 
 def build_model(ref: ModelRef, folder: Path) -> nn.Module:
-    """The model of a reference, with its weights, in eval mode, float32, on the CPU.
+    """The model of a reference, with its weights, in eval mode, in the types that it is built with, on the CPU.
 
     Weights that come from no file are drawn from the same seed every time: a run can be repeated, and two revisions of
     a model that is not trained yet can be compared.
@@ -54,37 +63,19 @@ def build_model(ref: ModelRef, folder: Path) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UserError(f"{ref.model} returned {type(model).__name__}, not a torch.nn.Module")
     if ref.weights is not None:
-        _load(model, weights_path(folder, ref.weights))
+        load_weights(model, weights_path(folder, ref.weights))
     for part, file in ref.weights_by_part.items():
         try:
             module = model.get_submodule(part)
         except AttributeError as e:
             raise UserError(f"{ref.model} has no part {part!r} for weights {file}") from e
-        _load(module, weights_path(folder, file))
+        load_weights(module, weights_path(folder, file))
+    detach_computed(model)
     return model.eval()
 
 
 def _arguments(ref: ModelRef) -> str:
     return ", ".join(f"{k}={v!r}" for k, v in ref.model_args.items())
-
-
-def _load(module: nn.Module, file: Path) -> None:
-    try:
-        state = load_file(str(file))
-    except (OSError, SafetensorError) as e:
-        raise UserError(f"weights file {file} cannot be read: {e}") from e
-    own = module.state_dict()
-    for name, value in own.items():
-        if name not in state and not name.endswith("num_batches_tracked"):
-            raise UserError(f"weights file {file} lacks {name} {tuple(value.shape)}, which the model has")
-        if name in state and state[name].shape != value.shape:
-            raise UserError(
-                f"weights file {file}: {name} has shape {tuple(state[name].shape)}, "
-                f"the model wants {tuple(value.shape)}"
-            )
-    if extra := sorted(set(state) - set(own)):
-        raise UserError(f"weights file {file} has {extra[0]}, which the model lacks")
-    module.load_state_dict(state, strict=False)
 
 
 def sha256(file: Path) -> str:
@@ -130,8 +121,10 @@ class Prepared:
         parts: the strategies, engines and load that it is measured with.
         model: as it was written.
         baselines: static networks by name, in their forms.
+        opaque: dynamic networks without decision points, by name.
+        notes: sentences on how the model was taken, for a reader of its results.
         device: of everything.
-        dtype: of floating-point parameters and inputs.
+        dtype: of floating-point inputs.
         inputs: the stream [items, ...].
         dataset: the stream before it became a tensor.
         evaluation: held-out inputs with labels; None: accuracy is not measured.
@@ -139,7 +132,7 @@ class Prepared:
         sources: where decisions come from, the keep-rate sweep last.
         batch_sizes: in items.
         idle_w: power of the device doing nothing.
-        right_answers: by decisions' label and batch size: the oracle's answer and the tolerance.
+        right_answers: by decisions' label and batch size.
         counted: executed work, by what it depends on.
         sessions: graphs that were proved, by what they depend on.
         rates: by decisions' label: how often each Skip runs its body.
@@ -150,27 +143,29 @@ class Prepared:
     parts: Parts
     model: nn.Module
     baselines: dict[str, nn.Module]
+    opaque: dict[str, nn.Module]
+    notes: list[str]
     device: torch.device
     dtype: torch.dtype
-    inputs: Tensor
+    inputs: Stream
     dataset: Dataset
     evaluation: Dataset | None
-    calibration: Tensor | None
+    calibration: Stream | None
     sources: list[Source]
     batch_sizes: list[int]
     idle_w: Measured
-    right_answers: dict[tuple[str, int], tuple[list[Tensor], float]] = field(default_factory=dict)
+    right_answers: dict[tuple[str, int], Reference] = field(default_factory=dict)
     counted: dict[Hashable, Any] = field(default_factory=dict)
     sessions: dict[Hashable, Session] = field(default_factory=dict)
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
     _traces: dict[tuple[str, int], Trace] = field(default_factory=dict)
     _networks: dict[tuple[str | None, str, str], nn.Module] = field(default_factory=dict)
-    _formed: dict[tuple[str, str], nn.Module] = field(default_factory=dict)
+    _formed: dict[tuple[str | None, str], nn.Module] = field(default_factory=dict)
 
     @property
     def items(self) -> int:
         """Number of items in the stream."""
-        return int(self.inputs.shape[0])
+        return len(self.inputs)
 
     @property
     def stream_hash(self) -> str:
@@ -182,9 +177,26 @@ class Prepared:
         """Whether decisions depend on who is in the batch."""
         return widest_scope(self.model) == "batch"
 
+    @cached_property
+    def dtype_name(self) -> str:
+        """The types of the model's parameters."""
+        return dtype_name(self.model)
+
+    @cached_property
+    def finding(self) -> Finding | None:
+        """Why the network has no right answer; None: it has one. To be asked for in inference mode."""
+        n = max(min(ITEMS, self.items // 2), 1)
+        x, others = (map_items(lambda t, i=i: t[i : i + n], self.inputs) for i in (0, min(n, self.items - n)))
+        return inspect(self.model, x, others)
+
     def batches(self, size: int) -> list[Batch]:
         """The stream cut into batches: (index of the first item, inputs)."""
         return [(i, self.inputs[i : i + size]) for i in range(0, self.items, size)]
+
+    def release(self) -> None:
+        """Forgets what can be made again and takes memory: networks that engines prepared, sessions, answers."""
+        for made in (self._networks, self._formed, self.sessions, self.counted, self.right_answers):
+            made.clear()
 
     def network(self, arm: Arm) -> nn.Module:
         """What an arm runs, prepared by its engine; made once.
@@ -206,12 +218,16 @@ class Prepared:
         Raises:
             UserError: it cannot be brought into its form.
         """
+        key = (arm.baseline, arm.form)
         if arm.baseline is None:
-            return self.model
+            if key not in self._formed:
+                self._formed[key] = build_formed(self.model, arm.form, self.spec, self.inputs[:1])
+            return self._formed[key]
+        if arm.kind == "opaque":
+            return self.opaque[arm.baseline]
         described = next((b for b in self.spec.baselines if b.name == arm.baseline), self.spec.primary)
         if arm.form == described.form:
             return self.baselines[arm.baseline]
-        key = (arm.baseline, arm.form)
         if key not in self._formed:
             other = described.model_copy(update={"form": arm.form})
             self._formed[key] = build_baseline(other, self.spec, self.model, self.inputs[:1])
@@ -276,6 +292,14 @@ class Prepared:
         return source.decisions.model_copy(update={"keep_rate": rate})
 
 
+def to_batch(inputs: Any, device: torch.device, dtype: torch.dtype) -> Stream:
+    """Inputs of a data set on the device: a tensor, or several arguments; only floating point takes the dtype."""
+    parts = map_arrays(lambda array: to_tensor(array, device, dtype), inputs)
+    if isinstance(parts, tuple):
+        return Arguments(*parts)
+    return Arguments(**parts) if isinstance(parts, dict) else parts
+
+
 def to_tensor(array: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
     """An input array on the device; only floating point takes the dtype."""
     tensor = torch.from_numpy(array) if not isinstance(array, Tensor) else array
@@ -284,6 +308,8 @@ def to_tensor(array: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 def sources_of(spec: Workload, options: Options) -> list[Source]:
     """The decision sources to measure, the keep-rate sweep last."""
+    if spec.model_kind == "opaque" and (options.strategies or options.decisions not in (None, ["learned"])):
+        raise UserError(f"{spec.file}: an opaque model decides for itself: leave out --strategy and --decisions")
     found = []
     for name in options.decisions or spec.run.decisions:
         if name.startswith("replay:"):
@@ -319,7 +345,7 @@ def prepare(spec: Workload, options: Options, chosen: Dataset | None = None) -> 
     Raises:
         UserError: anything in the workload that cannot be built, in one sentence.
     """
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    device = torch.device(options.device)
     batch_sizes = list(options.batch_sizes or spec.run.batch_sizes)
     items = stream_items(batch_sizes, spec.run.stream_samples)
     dataset = chosen
@@ -327,23 +353,31 @@ def prepare(spec: Workload, options: Options, chosen: Dataset | None = None) -> 
         dataset = load_inputs(
             inputs_name(spec), "test", data_dir=options.data_dir, limit=None, seed=options.seed, **spec.inputs.options
         )
-        if len(dataset.inputs) == 0:
+        if len(dataset) == 0:
             raise UserError(f"{spec.file}: inputs {spec.inputs.name!r} has no items")
     count = min(spec.run.accuracy_items, len(dataset))
     judged = chosen is None and dataset.labels is not None and count > 0
     evaluation = stream(dataset, count, options.seed) if judged else None
-    calibration = None
-    if chosen is None and len(dataset) >= items + CALIBRATION_ITEMS:
-        calibration = to_tensor(stream(dataset, items + CALIBRATION_ITEMS, options.seed).inputs[items:], device, dtype)
-    chosen = chosen or stream(dataset, items, options.seed)
     parts = Parts.of(spec, options)
-    model = build_model(spec, spec.folder)
+    model, notes = open_wrappers(build_model(spec, spec.folder))
     try:
         points(model)
     except ValueError as e:
         raise UserError(f"{spec.model}: {e}") from e
-    model.to(device, dtype)
-    inputs = to_tensor(chosen.inputs, device, dtype)
+    model.to(device)
+    if options.dtype is not None:
+        cast(model, getattr(torch, options.dtype))
+    dtype = input_dtype(model)
+    calibration = None
+    if chosen is None and len(dataset) >= items + CALIBRATION_ITEMS:
+        others = stream(dataset, items + CALIBRATION_ITEMS, options.seed)[items:]
+        calibration = to_batch(others.inputs, device, dtype)
+    chosen = chosen or stream(dataset, items, options.seed)
+    inputs = to_batch(chosen.inputs, device, dtype)
+    check_pair(model, chosen, spec.inputs.name)
+    check_call(model, inputs, spec.model)
+    first_pass(model, inputs[: min(batch_sizes)])
+    check_model(model, inputs)
     baselines = {b.name: build_baseline(b, spec, model, inputs[:1]) for b in spec.baselines or [spec.primary]}
     return Prepared(
         spec=spec,
@@ -351,6 +385,8 @@ def prepare(spec: Workload, options: Options, chosen: Dataset | None = None) -> 
         parts=parts,
         model=model,
         baselines=baselines,
+        opaque={o.name: build_opaque(o, spec, model, inputs[:1]) for o in spec.opaque_networks},
+        notes=notes + _not_compared(model, inputs[: max(batch_sizes)]),
         device=device,
         dtype=dtype,
         inputs=inputs,
@@ -363,13 +399,26 @@ def prepare(spec: Workload, options: Options, chosen: Dataset | None = None) -> 
     )
 
 
+@torch.inference_mode()
+def _not_compared(model: nn.Module, x: Stream) -> list[str]:
+    """A sentence on what of the answer to a batch belongs to no item of it; none where all does."""
+    try:
+        _, of_batch = answer_parts(Execution(Masking()).run(model, x), len(x))
+    except Exception:  # noqa: BLE001 (the passes that count say what is wrong)
+        return []
+    if not of_batch:
+        return []
+    named = ", ".join(of_batch)
+    return [f"Of the answer, entry {named} belongs to the whole batch and is not compared between strategies."]
+
+
 def inputs_name(spec: Workload) -> str:
     """The name for `load_inputs`; a relative path to a user's own file starts at the workload's folder."""
     file, colon, function = spec.inputs.name.rpartition(":")
     return f"{spec.folder / file}:{function}" if colon and file.endswith(".py") else spec.inputs.name
 
 
-def prepare_network(network: nn.Module, engine: Engine, x: Tensor) -> nn.Module:
+def prepare_network(network: nn.Module, engine: Engine, x: Stream) -> nn.Module:
     """A network whose regions an engine executes; they are found in one pass under masking, over inputs x [n, ...].
 
     Raises:
@@ -379,34 +428,75 @@ def prepare_network(network: nn.Module, engine: Engine, x: Tensor) -> nn.Module:
         return prepared(network, engine, lambda net: Execution(Masking()).run(net, x))
 
 
-def build_baseline(baseline: Baseline, spec: Workload, model: nn.Module, example: Tensor) -> nn.Module:
-    """A baseline on the device and in the dtype of `example`, in its form.
+def build_baseline(baseline: Baseline, spec: Workload, model: nn.Module, example: Stream) -> nn.Module:
+    """A baseline on the device of `example`, in the dtype and shape of inputs that the model takes, in its form.
 
     Raises:
         UserError: the model cannot be built, or not be brought into the form.
     """
-    if baseline.model == "self:dense":
-        net = model  # static networks run outside any execution, where every point is its static twin
-    else:
-        net = build_model(baseline, spec.folder).to(example.device)
-        if example.is_floating_point():
-            net.to(example.dtype)
-    if baseline.form == "plain":
-        return net
+    # static networks run outside any execution, where every point is its static twin
+    net = model if baseline.model == "self:dense" else _built_like(baseline, spec, model, example)
+    form, size = without_micro_batches(baseline.form)
     try:
-        with torch.inference_mode():
-            return Formed(*apply_form(baseline.form, net, example))
-    except ValueError as e:
+        formed = _in_form(net, form, example, called)
+    except Exception as e:
         raise UserError(f"{spec.file}: baseline {baseline.name!r}: form {baseline.form!r}: {e}") from e
+    return formed if size is None else MicroBatches(formed, size)
+
+
+def build_formed(model: nn.Module, form: str, spec: Workload, example: Stream) -> nn.Module:
+    """The workload's own model in a form, with its decision points.
+
+    Raises:
+        UserError: it cannot be brought into the form.
+    """
+    try:
+        return _in_form(model, form, example, lambda net, x: Execution(Masking()).run(net, x))
+    except Exception as e:
+        raise UserError(f"{spec.file}: form {form!r}: {e}") from e
+
+
+def _in_form(net: nn.Module, form: str, example: Stream, run: Callable[[nn.Module, Any], Any]) -> nn.Module:
+    """A network in a form that `run` reaches all of; the network itself where the form is 'plain'."""
+    if form == "plain":
+        return net
+    with torch.no_grad():  # in inference mode the tensors of the copy would have no versions
+        return Formed(*apply_form(form, net, example, run))
+
+
+def build_opaque(opaque: Opaque, spec: Workload, model: nn.Module, example: Stream) -> nn.Module:
+    """An opaque network on the device of `example`, for the inputs that the model takes; that itself, where it is one.
+
+    Raises:
+        UserError: it cannot be built, or has decision points.
+    """
+    own = spec.model_kind == "opaque" and opaque.name == spec.opaque_networks[0].name
+    net = model if own else _built_like(opaque, spec, model, example)
+    if found := next(iter(points(net)), None):
+        raise UserError(f"{spec.file}: {opaque.model} has decision points ({found!r}, ...), so it is not opaque")
+    return net
+
+
+def _built_like(ref: ModelRef, spec: Workload, model: nn.Module, example: Stream) -> nn.Module:
+    """A network on the device of `example` that takes the same inputs as the model; its weights all have a shape."""
+    net = build_model(ref, spec.folder).to(first(example).device)
+    if input_dtype(net) != input_dtype(model):
+        cast(net, input_dtype(model))
+    check_call(net, example, ref.model)
+    if is_unfinished(net):
+        first_pass(net, example, Dense())
+    return net
 
 
 class Formed(nn.Module):
     """A network in a form that wants its inputs prepared."""
 
-    def __init__(self, model: nn.Module, prepare: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, model: nn.Module, prepare: Callable[[Any], Any]) -> None:
         super().__init__()
         self.model, self.prepare = model, prepare
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, *inputs: Any, **by_name: Any) -> Any:
         """The network's answer."""
-        return self.model(self.prepare(x))
+        if len(inputs) == 1 and not by_name:
+            return self.model(self.prepare(inputs[0]))
+        return self.prepare(Arguments(*inputs, **by_name)).call(self.model)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,30 +14,36 @@ from dynbench import hooks
 from dynbench.counting.flops import FlopCounter
 from dynbench.counting.params import count_params
 from dynbench.dynamic import Execution, Trace
-from dynbench.errors import DynbenchError
+from dynbench.dynamic.items import first
+from dynbench.engines import RegionReport, compiled_regions
+from dynbench.errors import DynbenchError, UserError
 from dynbench.experiment.arms import Call, GraphCall, RunningArm
 from dynbench.experiment.build import Prepared, Source
 from dynbench.experiment.graphs import TOLERANCE as GRAPH_TOLERANCE
 from dynbench.experiment.memory import ProbeRequest, cell_peak_bytes
-from dynbench.experiment.oracle import Oracle, answers, output_error
+from dynbench.experiment.oracle import Oracle, Reference, answers, output_error
 from dynbench.experiment.plan import control_strategy
+from dynbench.experiment.trust import Finding
 from dynbench.graph import executed_flops
 from dynbench.meters.energy import measure_energy
 from dynbench.meters.memory import peak_bytes
 from dynbench.meters.phases import PhaseTimer
-from dynbench.meters.required import PartCosts
+from dynbench.meters.required import PartCosts, Required
 from dynbench.meters.syncs import count_syncs
-from dynbench.store.schema import Memory, Phases
+from dynbench.store.schema import Compiled, GraphBreak, Memory, Phases, Warning_
 from dynbench.strategies import PerSample
 from dynbench.unavailable import Measured, Unavailable
+
+OPAQUE_TOLERANCE = 1e-4  # of the answer's largest value: other code adds up in another order
+UNSEEN = Unavailable(unavailable="an opaque network does not show which work its decisions ask for")
 
 
 @dataclass
 class Facts:
     """What all strategies of a group share: the right answer, and the work that the decisions ask for, per item."""
 
-    answer: list[Tensor] | None  # per_sample in float64, same decisions; None in the keep-rate sweep: not checked
-    tolerance: float
+    reference: Reference  # of per_sample, same decisions; in the keep-rate sweep without an answer: not checked
+    finding: Finding | None  # why the network has no right answer
     required_region: Measured
     required_total: Measured
     accounted: Measured
@@ -47,21 +55,21 @@ class Facts:
     @torch.inference_mode()
     def of(cls, p: Prepared, source: Source, batch_size: int) -> Facts:
         """Works it out; what does not depend on the batch size only once."""
-        answer, tolerance = None, 0.0
+        if p.spec.model_kind == "opaque":
+            return cls(Reference(None), None, UNSEEN, UNSEEN, UNSEEN, None, "", [])
+        reference = Reference(None)
         if not source.sweep:
             key = (source.decisions.label, batch_size if p.batch_scope else 0)
             if key not in p.right_answers:
                 p.right_answers[key] = _right_answer(p, source, batch_size)
-            answer, tolerance = p.right_answers[key]
+            reference = p.right_answers[key]
         trace = p.trace(source, batch_size)
         batches = p.batches(batch_size)
-        costs = PartCosts(p.model, batches[0][1])
-        required = costs.required(trace)
-        depths, label = costs.path_depths(trace)
+        required, depths, label = _asked_for(p, trace, batches[0][1])
         accounted, rule = _accounted(p, trace)
         return cls(
-            answer=answer,
-            tolerance=tolerance,
+            reference=reference,
+            finding=_finding(p),
             required_region=_per_item(required.region, p.items),
             required_total=_per_item(required.total, p.items),
             accounted=accounted,
@@ -71,10 +79,31 @@ class Facts:
         )
 
 
-def _right_answer(p: Prepared, source: Source, batch_size: int) -> tuple[list[Tensor], float]:
-    """`per_sample` in float64, and the tolerance."""
-    oracle = Oracle(p.model, p.batches(batch_size), p.items, p.dtype)
-    return oracle.answer(Execution(PerSample(), replay=p.trace(source, batch_size))), oracle.tolerance
+def _right_answer(p: Prepared, source: Source, batch_size: int) -> Reference:
+    """That of `per_sample`; what goes wrong costs the comparison, not the group."""
+    try:
+        oracle = Oracle(p.model, p.batches(batch_size), p.items)
+        return oracle.reference(Execution(PerSample(), replay=p.trace(source, batch_size)))
+    except Exception as e:  # noqa: BLE001 (a user's model may raise anything)
+        return Reference(None, note=f"per_sample raised {type(e).__name__}: {e}".splitlines()[0])
+
+
+def _finding(p: Prepared) -> Finding | None:
+    try:
+        return p.finding
+    except Exception:  # noqa: BLE001 (a user's model may raise anything; then no answer is compared, which is said)
+        return None
+
+
+def _asked_for(p: Prepared, trace: Trace, x: Any) -> tuple[Required, np.ndarray, str]:
+    """The FLOPs that a trace requires, and how deep the paths are; unavailable, where the probing pass raises."""
+    try:
+        costs = PartCosts(p.model, x)
+        return costs.required(trace), *costs.path_depths(trace)
+    except Exception as e:  # noqa: BLE001 (a user's model may raise anything)
+        reason = f"the pass over a single item raised {type(e).__name__}: {e}".splitlines()[0]
+        why = Unavailable(unavailable=reason)
+        return Required(why, why), np.zeros(p.items), ""
 
 
 @dataclass
@@ -87,6 +116,7 @@ class Work:
     accounted: Measured
     accounted_rule: str | None
     columns: dict[str, Any]
+    warnings: list[Warning_] = field(default_factory=list)
 
 
 def diagnose(p: Prepared, source: Source, arm: RunningArm, facts: Facts) -> Work:
@@ -102,18 +132,102 @@ def diagnose(p: Prepared, source: Source, arm: RunningArm, facts: Facts) -> Work
         "energy": measure_energy(lambda: _stream(arm), arm.device, items=p.items, idle_w=p.idle_w),
         "memory": Memory(peak_bytes=_peak_bytes(p, source, arm)),
     }
+    if regions := compiled_regions(arm.model):
+        columns["compiled"] = compiled_record(regions)
     columns["host_syncs"], columns["kernel_launches"] = count_syncs(lambda: _stream(arm), arm.device)
     if outside := hooks.of(arm.as_written).outside_torch:  # a baseline that torch's operators do not show
         executed = columns["bytes_touched"] = Unavailable(unavailable=f"it computes in {outside}, outside torch")
     if arm.arm.kind == "baseline":  # a static network requires, and accounts for, what it executes
         return Work(executed, executed, executed, executed, None, columns)
+    if arm.arm.kind == "opaque":
+        columns |= _compared(p, arm, counted.answer, facts)
+        return Work(executed, UNSEEN, UNSEEN, UNSEEN, None, columns)
     columns |= {"path_label": facts.path_label, "batch_paths": facts.batch_paths}
-    if arm.arm.kind == "strategy" and facts.answer is not None:
+    if arm.arm.kind == "strategy" and not source.sweep:
         columns["phases"] = _phases(arm)
         if not arm.cell.static_twin:  # that one is another function of the input, by intention
             got = counted.answer if p.parts.engine(arm.arm.engine).as_written else answers(arm.call, arm.batches)
-            columns |= {"max_error": output_error(got, facts.answer), "tolerance": facts.tolerance}
-    return Work(executed, facts.required_region, facts.required_total, facts.accounted, facts.accounted_rule, columns)
+            columns |= _checked(arm, got, facts)
+    return _work(executed, arm, facts, columns)
+
+
+def compiled_record(regions: list[RegionReport]) -> Compiled:
+    """What engine 'compile' made of a network, in the terms of a cell."""
+    return Compiled(
+        regions=len(regions),
+        compilations=sum(r.compilations for r in regions),
+        most_compilations=max(r.compilations for r in regions),
+        graph_breaks=[GraphBreak(region=r.name, reason=reason) for r in regions for reason in r.breaks],
+    )
+
+
+def _work(executed: Measured, arm: RunningArm, facts: Facts, columns: dict[str, Any]) -> Work:
+    """Of an arm that runs the workload's own network, with the doubts about its answers."""
+    return Work(
+        executed,
+        facts.required_region,
+        facts.required_total,
+        facts.accounted,
+        facts.accounted_rule,
+        columns | _distrusted(arm, facts.finding),
+        _doubts(arm, facts.reference),
+    )
+
+
+def _checked(arm: RunningArm, answer: list[Tensor], facts: Facts, least: float = 0.0) -> dict[str, Any]:
+    """An answer against the right one, with a tolerance of at least so much: the cell fails where they differ."""
+    reference = facts.reference
+    if reference.answer is None:
+        return {}
+    error, tolerance = output_error(answer, reference.answer), max(reference.tolerance, least)
+    known = math.isfinite(error)
+    columns: dict[str, Any] = {"max_error": error if known else None, "tolerance": tolerance}
+    if error <= tolerance:
+        return columns
+    right = "the dynamic network" if arm.arm.kind == "opaque" else "per_sample"
+    by = (
+        f"by {error:.2g} of its largest value, tolerance {tolerance:.2g}" if known else "in its shape, or by NaN or inf"
+    )
+    return columns | {"status": "failed", "reason": f"wrong answer: differs from {right} in {reference.type} {by}"}
+
+
+def _distrusted(arm: RunningArm, finding: Finding | None) -> dict[str, Any]:
+    """The cell fails where its network has no right answer: for any batch, or for one of several items."""
+    if finding is None or arm.cell.static_twin:
+        return {}
+    if finding.name == "depends on the batch" and (arm.strategy.item_by_item or arm.cell.batch_size == 1):
+        return {}
+    return {"status": "failed", "reason": str(finding)}
+
+
+def _doubts(arm: RunningArm, reference: Reference) -> list[Warning_]:
+    """A warning where the answers were not compared in float64."""
+    if reference.note is None or arm.arm.kind != "strategy" or arm.cell.static_twin:
+        return []
+    if reference.answer is None:
+        text = f"the answers were not compared: {reference.note}"
+        return [Warning_(id="DB-CHECK-02", text=text, remedy="`dynbench verify` shows what raises")]
+    text = f"the answers were compared in {reference.type}: {reference.note}"
+    remedy = "none is needed; a model that can be copied and follows `.double()` is compared more sharply, in float64"
+    return [Warning_(id="DB-CHECK-01", text=text, remedy=remedy)]
+
+
+def _compared(p: Prepared, arm: RunningArm, answer: list[Tensor], facts: Facts) -> dict[str, Any]:
+    """How an opaque network answers, where it is to answer as the workload's model does with learned decisions.
+
+    Of several tensors the first ones are compared: authors' code returns its decisions beside the answer.
+
+    Raises:
+        UserError: the answers have other shapes.
+    """
+    asked = next(o.same_answer_as for o in p.spec.opaque_networks if o.name == arm.arm.baseline)
+    right = facts.reference.answer
+    if asked is None or right is None:
+        return {}
+    ours, theirs = ([tuple(t.shape) for t in answers] for answers in (right, answer[: len(right)]))
+    if ours != theirs:
+        raise UserError(f"answers {theirs}, the dynamic network answers {ours}")
+    return _checked(arm, answer[: len(right)], facts, OPAQUE_TOLERANCE)
 
 
 def _of_graph(p: Prepared, source: Source, arm: RunningArm, call: GraphCall, facts: Facts) -> Work:
@@ -132,12 +246,9 @@ def _of_graph(p: Prepared, source: Source, arm: RunningArm, call: GraphCall, fac
     if arm.arm.kind == "baseline":
         return Work(executed, executed, executed, executed, None, columns)
     columns |= {"path_label": facts.path_label, "batch_paths": facts.batch_paths}
-    if facts.answer is not None:
-        columns |= {
-            "max_error": output_error(answers(call, arm.batches), facts.answer),
-            "tolerance": max(facts.tolerance, GRAPH_TOLERANCE),
-        }
-    return Work(executed, facts.required_region, facts.required_total, facts.accounted, facts.accounted_rule, columns)
+    if not source.sweep:
+        columns |= _checked(arm, answers(call, arm.batches), facts, GRAPH_TOLERANCE)
+    return _work(executed, arm, facts, columns)
 
 
 def _executed(p: Prepared, source: Source, arm: RunningArm, call: GraphCall) -> Measured:
@@ -181,6 +292,7 @@ def _count(p: Prepared, source: Source, arm: RunningArm) -> Counted:
     one_by_one = strategy.item_by_item and not p.batch_scope
     key = (
         arm.arm.baseline,
+        arm.arm.form,
         arm.arm.strategy,  # a live control does the work of the strategy it repeats
         None if static else source.decisions.label,
         None if one_by_one else batch_size,
@@ -233,7 +345,7 @@ def _per_item(total: Measured | int, items: int) -> Measured:
 
 
 def _accounted(p: Prepared, trace: Trace) -> tuple[Measured, str | None]:
-    found = hooks.of(p.model).accounted_macs(trace, tuple(p.inputs.shape[1:]))
+    found = hooks.of(p.model).accounted_macs(trace, tuple(first(p.inputs).shape[1:]))
     if found is None:
         return Unavailable(unavailable="the model file does not say what its paper counts"), None
     macs, rule = found

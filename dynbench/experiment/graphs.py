@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dynbench.dynamic import Execution, Skip, Trace, points
-from dynbench.dynamic.items import tensors
+from dynbench.dynamic.items import Arguments, tensors
 from dynbench.experiment.build import Prepared, Source
 from dynbench.experiment.oracle import output_error
 from dynbench.graph import CannotTrace, Check, Graph, Session, compiled, prove, static_graph
@@ -48,7 +48,7 @@ def session(p: Prepared, source: Source, arm: Arm, batch_size: int) -> Session:
     key = (arm.baseline, arm.form, single, replay, source.decisions.label if dynamic else None)
     if key not in p.sessions:
         proved = proved_dynamic(p, source, single=single, replay=replay) if dynamic else proved_static(p, arm)
-        p.sessions[key] = Session(proved.graph, threads=p.options.threads)
+        p.sessions[key] = Session(proved.graph, threads=p.options.threads, device=p.device)
     return p.sessions[key]
 
 
@@ -61,10 +61,10 @@ def proved_dynamic(p: Prepared, source: Source, *, single: bool, replay: bool) -
     if source.decisions.label not in p.rates:
         p.rates[source.decisions.label] = _rates(p, source)
     rates = p.rates[source.decisions.label]
-    graph = compiled(p.model, p.inputs, single=single, replay=replay, rates=rates)
+    graph = compiled(p.model, _one_tensor(p), single=single, replay=replay, rates=rates)
     checks = _prove(p, graph, _sizes(p, single=single))
     if not replay:  # its own decisions do not lead everywhere: the same graph with decisions none, all and one
-        replaying = compiled(p.model, p.inputs, single=single, replay=True, rates=rates)
+        replaying = compiled(p.model, _one_tensor(p), single=single, replay=True, rates=rates)
         checks += _prove(p, replaying, tuple(n for n in _sizes(p, single=single) if n in PROOF_SIZES))
     return Proved(graph, checks)
 
@@ -76,8 +76,20 @@ def proved_static(p: Prepared, arm: Arm) -> Proved:
         CannotTrace: as `session`.
     """
     written = p.as_written(arm)
-    graph = static_graph(written, p.inputs)
-    return Proved(graph, _prove_static(written, graph, p.inputs, _sizes(p, single=False)))
+    inputs = _one_tensor(p)
+    graph = static_graph(written, inputs)
+    return Proved(graph, _prove_static(written, graph, inputs, _sizes(p, single=False)))
+
+
+def _one_tensor(p: Prepared) -> Tensor:
+    """The stream, where the network takes one tensor.
+
+    Raises:
+        CannotTrace: it takes several inputs.
+    """
+    if isinstance(p.inputs, Arguments):
+        raise CannotTrace("the network takes several inputs, and a graph takes one tensor so far")
+    return p.inputs
 
 
 def _sizes(p: Prepared, *, single: bool) -> tuple[int, ...]:
@@ -86,7 +98,7 @@ def _sizes(p: Prepared, *, single: bool) -> tuple[int, ...]:
 
 
 def _prove(p: Prepared, graph: Graph, sizes: tuple[int, ...]) -> list[Check]:
-    checks = prove(p.model, graph, p.inputs, sizes, TOLERANCE)
+    checks = prove(p.model, graph, _one_tensor(p), sizes, TOLERANCE)
     for check in checks:
         if not check.ok:
             answers = f"answers otherwise by {check.error:.2g} of the largest value"
@@ -98,10 +110,10 @@ def _prove(p: Prepared, graph: Graph, sizes: tuple[int, ...]) -> list[Check]:
 
 
 def _prove_static(written: nn.Module, graph: Graph, inputs: Tensor, sizes: tuple[int, ...]) -> list[Check]:
-    run, checks = Session(graph), []
+    run, checks = Session(graph, device=inputs.device), []
     for n in sizes:
         right = list(tensors(Execution(Dense()).run(written, inputs[:n])))
-        error = output_error([torch.from_numpy(a) for a in run.answer(run.feeds(inputs[:n]))], right)
+        error = output_error(run.answer(run.feeds(inputs[:n])), right)
         if not error <= TOLERANCE:
             raise WrongGraph(f"the graph answers otherwise by {error:.2g} of the largest value at batch {n}")
         checks.append(Check("-", n, error, TOLERANCE, same_path=True))

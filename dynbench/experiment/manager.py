@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from dynbench.errors import DynbenchError, UserError
-from dynbench.launch import Launcher, LocalLauncher, Process, ProcessLost, thread_environment
+from dynbench.launch import Launcher, LocalLauncher, LocalProcess, Process, ProcessLost, thread_environment
 
 HANG_S = 300.0  # no arm of one round takes longer, or its batch should be smaller
+SILENCE_S = 20.0  # between two events that say that there is none
+KILLED = ", from outside: by the system for want of memory, or by hand"
 OnEvent = Callable[[dict[str, Any]], None]
 
 
@@ -32,19 +36,24 @@ class Worker:
         threads: of the process.
         hang_s: without an event for so long it counts as hanging; default: `HANG_S`.
         launcher: what starts it, and where; default: on this machine.
+        log: file for what the process prints, beside this process; None: it is passed on to standard error.
 
     Attributes:
         number: how often it has been started again; -1: it has not been started yet.
     """
 
-    def __init__(self, threads: int, hang_s: float | None = None, launcher: Launcher | None = None) -> None:
+    def __init__(
+        self, threads: int, hang_s: float | None = None, launcher: Launcher | None = None, log: Path | None = None
+    ) -> None:
         self._threads, self._hang_s = threads, HANG_S if hang_s is None else hang_s
-        self._launcher = launcher or LocalLauncher()
+        self._launcher, self._log = launcher or LocalLauncher(), log
         self._process: Process | None = None
         self.number = -1
 
     def ask(self, request: dict[str, Any], answer: str, on_event: OnEvent) -> dict[str, Any]:
         """Sends a request and returns the event named `answer`; other events go to `on_event`.
+
+        While none comes, `on_event` gets an event 'silent' every `SILENCE_S`, with `seconds` and the `arm` that runs.
 
         Raises:
             UserError: the request cannot be served, in one sentence.
@@ -69,6 +78,8 @@ class Worker:
         self.number += 1
         environment = thread_environment(self._threads)
         self._process = process = self._launcher.start("dynbench.experiment.worker", environment=environment)
+        if self._log is not None and isinstance(process, LocalProcess):
+            process.log_to(self._log)
         self._wait(process, "ready", lambda _: None)
         return process
 
@@ -76,7 +87,7 @@ class Worker:
         arm: str | None = None
         while True:
             try:
-                event = process.receive(self._hang_s)
+                event = self._receive(process, arm, on_event)
             except ProcessLost as e:
                 self.kill()
                 raise WorkerDied(self._reason(e), arm) from e
@@ -91,9 +102,22 @@ class Worker:
                 arm = event["name"]
             on_event(event)
 
+    def _receive(self, process: Process, arm: str | None, on_event: OnEvent) -> dict[str, Any]:
+        """The next event."""
+        begin = time.monotonic()
+        while True:
+            left_s = self._hang_s - (time.monotonic() - begin)
+            try:
+                return process.receive(max(min(left_s, SILENCE_S), 0.0))
+            except ProcessLost as e:
+                if e.cause != "silent" or left_s <= SILENCE_S:
+                    raise
+                on_event({"event": "silent", "seconds": round(time.monotonic() - begin), "arm": arm})
+
     def _reason(self, lost: ProcessLost) -> str:
         if lost.cause == "silent":
             return f"hung: no progress for {self._hang_s:.0f} s"
         if lost.cause == "ended":
-            return f"the measuring process died ({lost.ending})"
+            words = f"; last words: {lost.last_words}" if lost.last_words else ""
+            return f"the measuring process died ({lost.ending}{KILLED if lost.exit_code == -9 else ''}{words})"
         return f"the measuring process failed: {lost}"

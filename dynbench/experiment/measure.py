@@ -14,20 +14,23 @@ import numpy as np
 import torch
 
 from dynbench import devices
+from dynbench.analysis.gap import ideal_speedup
 from dynbench.analysis.resolution import doubts, resolution
 from dynbench.analysis.statistics import median_interval, percentile, ratio_of_totals
 from dynbench.analysis.stopping import Stopping
 from dynbench.devices.base import Device
 from dynbench.devices.witnesses import Watch
+from dynbench.errors import DynbenchError
 from dynbench.experiment.arms import RunningArm, running_arm
 from dynbench.experiment.build import Prepared, Source
 from dynbench.experiment.diagnose import Facts, Work, diagnose
 from dynbench.experiment.plan import SWEEP_TIME_SHARE
 from dynbench.experiment.ways import Tournament
+from dynbench.meters.dispatch import operator_call_s
 from dynbench.meters.latency import Timing, time_batches
 from dynbench.store.quantities import evaluate
 from dynbench.store.run import write_samples
-from dynbench.store.schema import Cell, Flops, Interval, Latency, RoundSample, Speedup, Warning_, Witnesses
+from dynbench.store.schema import Cell, Compiled, Flops, Interval, Latency, RoundSample, Speedup, Warning_, Witnesses
 from dynbench.unavailable import Measured, Unavailable
 
 WARM_UP_MIN, WARM_UP_MAX = 2, 6  # passes
@@ -35,6 +38,7 @@ WARM_UP_STEADY = 0.1  # until two passes differ by less than this share
 WARM_UP_ITEMS = 32  # of the stream
 WARM_UP_BATCHES = 8  # at most
 WARM_UP_S = 0.5  # or so many seconds
+MOSTLY = 0.5  # of the time: such a share is worth a warning
 MIN_ROUNDS = 3  # a result needs at least so many
 
 
@@ -98,6 +102,8 @@ def _guarded(arm: RunningArm, work: Callable[[], Any]) -> Any:
         arm.failed = f"out of memory: {e}".splitlines()[0]
     except RuntimeError as e:
         arm.failed = ("out of memory: " if "can't allocate memory" in str(e) else "") + f"{e}".splitlines()[0]
+    except DynbenchError as e:
+        arm.failed = str(e)
     except Exception as e:  # noqa: BLE001 (a user's model may raise anything)
         arm.failed = f"{type(e).__name__}: {e}"
     return None
@@ -149,6 +155,8 @@ def measure_group(
     written = {c.arm for c in planned}
     if p.options.deployed and not source.sweep:
         planned = Tournament(p, source, batch_size, device, without=without, tell=tell, stop=stop).fastest(planned)
+    untimed = [c for c in planned if c.status == "failed"]  # networks that the tournament could not time in any way
+    planned = [c for c in planned if c.status == "planned"]
     arms = [arm for arm in make_arms(p, source, planned, device) if arm.arm.key not in without]
     for arm in arms:
         arm.written = arm.arm.model_copy(update={"again": False}) in written
@@ -171,7 +179,7 @@ def measure_group(
     if not stop():
         measured = [_with_own_quantities(p, cell, arm) for cell, arm in zip(measured, arms, strict=True)]
     return {
-        "cells": [c.model_dump(mode="json") for c in measured],
+        "cells": [c.model_dump(mode="json") for c in (*untimed, *measured)],
         "samples": write_samples(run, cells[0].group_id, samples.columns).name,
         "timed_s": timed_s,
     }
@@ -214,8 +222,9 @@ def _rounds(
 
 
 def _bases(arm: RunningArm, arms: list[RunningArm], *, deployed: bool) -> list[RunningArm]:
-    """The baselines that an arm is compared with: all of its own engine as written, or all deployed ones."""
-    found = [a for a in arms if a.arm.kind == "baseline" and not a.arm.again]
+    """What an arm is compared with: the other networks of its own engine as written, or all deployed baselines."""
+    compared = ("baseline",) if deployed else ("baseline", "opaque")
+    found = [a for a in arms if a.arm.kind in compared and not a.arm.again]
     if deployed:
         return [a for a in found if a.cell.deployed] if arm.cell.deployed else []
     return [a for a in found if a.written and a.arm.engine == arm.arm.engine] if arm.written else []
@@ -299,7 +308,9 @@ def _cell(
     if (mine := work.get(arm.arm.key)) is not None:
         primary = _primary(arm, arms, deployed=not arm.written)
         dense = None if primary is None else work.get(primary.arm.key)
-        update |= mine.columns | _flops(arm, mine, dense, deployed_speedups or speedups) | _checked(mine.columns)
+        update |= mine.columns | _flops(arm, mine, dense, deployed_speedups or speedups)
+        update["warnings"] += mine.warnings + _mostly_dispatch(p, arm, mine.columns["operator_calls"])
+        update["warnings"] += graph_breaks(mine.columns.get("compiled"))
     return cell.model_copy(update=update)
 
 
@@ -321,7 +332,7 @@ def _latency(arm: RunningArm) -> Latency:
 
 
 def _speedups(arm: RunningArm, arms: list[RunningArm], tells: float | None, *, deployed: bool) -> list[Speedup]:
-    """Against every other baseline that it is compared with."""
+    """Against every other network that it is compared with."""
     found = []
     for base in _bases(arm, arms, deployed=deployed):
         if base is not arm and base.failed is None:
@@ -346,6 +357,37 @@ def _imprecise(speedups: list[Speedup], stopped_by: str, asked: float) -> list[W
     ]
 
 
+def _mostly_dispatch(p: Prepared, arm: RunningArm, operator_calls: Measured) -> list[Warning_]:
+    """A warning where calling operators takes most of the time, whatever they compute."""
+    if isinstance(operator_calls, Unavailable) or p.device.type != "cpu" or not arm.written:
+        return []
+    share = operator_calls * operator_call_s() / (float(np.median(arm.totals_ns())) / 1e9)
+    if share < MOSTLY:
+        return []
+    return [
+        Warning_(
+            id="DB-SMALL-01",
+            text=f"about {min(share, 1):.0%} of the time is the calling of operators, not what they compute",
+            remedy="measure the network at its real size, or larger batches; such a ratio says little about either",
+        )
+    ]
+
+
+def graph_breaks(compiled: Compiled | None) -> list[Warning_]:
+    """A warning for each reason why regions were not compiled as one graph each."""
+    where: dict[str, list[str]] = {}
+    for found in [] if compiled is None else compiled.graph_breaks:
+        where.setdefault(found.reason, []).append(repr(found.region) if found.region else "the whole network")
+    return [
+        Warning_(
+            id="DB-BREAK-01",
+            text=f"torch.compile left parts to Python in {len(regions)} region(s), {regions[0]} first: {reason}",
+            remedy="write the region without it; TORCH_LOGS=graph_breaks shows the line",
+        )
+        for reason, regions in where.items()
+    ]
+
+
 def _flops(arm: RunningArm, mine: Work, dense: Work | None, speedups: list[Speedup]) -> dict[str, Any]:
     """FLOPs, the ideal speed-up and the efficiency."""
     flops = Flops(
@@ -357,23 +399,13 @@ def _flops(arm: RunningArm, mine: Work, dense: Work | None, speedups: list[Speed
         accounted_rule=mine.accounted_rule,
     )
     found: dict[str, Any] = {"flops": flops}
-    dense_flops, required = flops.dense, flops.required_region
-    if arm.arm.kind == "baseline" or isinstance(dense_flops, Unavailable) or isinstance(required, Unavailable):
+    ideal = None if arm.arm.kind == "baseline" else ideal_speedup(flops)
+    if ideal is None:
         return found
-    found["ideal"] = dense_flops / required
+    found["ideal"] = ideal
     if (against := next((s for s in speedups if s.primary), None)) is not None:
-        found["efficiency"] = against.value / found["ideal"]
+        found["efficiency"] = against.value / ideal
     return found
-
-
-def _checked(columns: dict[str, Any]) -> dict[str, Any]:
-    """Status and reason of a cell whose answer is wrong."""
-    if "tolerance" not in columns or columns["max_error"] <= columns["tolerance"]:
-        return {}
-    error, tolerance = columns["max_error"], columns["tolerance"]
-    differs = f"differs from per_sample in float64 by {error:.2g} of its largest value"
-    reason = f"wrong answer: {differs}, tolerance {tolerance:.2g}"
-    return {"status": "failed", "reason": reason}
 
 
 def _with_own_quantities(p: Prepared, cell: Cell, arm: RunningArm) -> Cell:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from dynbench import devices
 from dynbench.dynamic import Trace
+from dynbench.dynamic.faults import ModelError, in_a_line
+from dynbench.dynamic.items import Arguments, map_items
 from dynbench.experiment.arms import runnable
+from dynbench.experiment.build import Stream
 from dynbench.experiment.parts import load_engine
 from dynbench.experiment.spec import Options, Workload, parse_spec
 from dynbench.launch import ForkServer, LocalLauncher, ProcessLost
@@ -45,7 +46,7 @@ class ProbeRequest:
     spec: Workload
     options: Options
     arm: Arm
-    inputs: Tensor
+    inputs: Stream
     trace: Trace | None
     start: int
     items: int
@@ -63,7 +64,7 @@ class ProbeRequest:
 
     def save(self, folder: Path) -> dict[str, Any]:
         """The request as a message; its tensors are written to `folder`."""
-        save_file({"inputs": self.inputs.contiguous()}, folder / "inputs.safetensors")
+        _save(self.inputs, folder / "inputs.pt")
         if self.trace is not None:
             self.trace.save(folder / "trace")
         return {
@@ -90,11 +91,21 @@ class ProbeRequest:
             spec=parse_spec(message["spec"], Path(message["file"])),
             options=Options.model_validate(message["options"]),
             arm=Arm.model_validate(message["arm"]),
-            inputs=load_file(folder / "inputs.safetensors")["inputs"].clone(),  # in memory, not a mapped file
+            inputs=_load(folder / "inputs.pt"),
             trace=Trace.load(folder / "trace") if message["replays"] else None,
             start=message["start"],
             items=message["items"],
         )
+
+
+def _save(inputs: Stream, file: Path) -> None:
+    own = map_items(lambda t: t.clone(), inputs)  # a part of a stream would be saved with the whole of it
+    torch.save((own.by_position, own.by_name) if isinstance(own, Arguments) else own, file)
+
+
+def _load(file: Path) -> Stream:
+    inputs = torch.load(file, weights_only=True)
+    return Arguments(*inputs[0], **inputs[1]) if isinstance(inputs, tuple) else inputs
 
 
 def cell_peak_bytes(request: ProbeRequest) -> Measured:
@@ -131,7 +142,8 @@ def probe(channel: Channel) -> None:
         message = channel.receive()
         found = _measured(ProbeRequest.load(message), message["warm"])
     except Exception as e:  # noqa: BLE001 (a user's model may raise anything)
-        found = Unavailable(unavailable=f"the fresh process failed: {type(e).__name__}: {e}")
+        cause = e.__cause__ if isinstance(e, ModelError) and isinstance(e.__cause__, Exception) else e
+        found = Unavailable(unavailable=f"the fresh process failed: {in_a_line(cause)}")
     channel.send(found.model_dump() if isinstance(found, Unavailable) else {"bytes": found})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,8 @@ from dynbench import hooks
 from dynbench.dynamic import actions, points
 from dynbench.errors import UserError
 from dynbench.experiment.build import Prepared, Source, sha256
+from dynbench.experiment.weights import weight_files
+from dynbench.reading import read_json
 from dynbench.store.quantities import describe as describe_quantity
 from dynbench.store.run import trace_path
 from dynbench.store.schema import Arm, Cell, DeclaredCost, WorkloadInfo
@@ -22,7 +23,7 @@ SWEEP_TIME_SHARE = 0.4  # a sweep group gets this share of a group's time limit
 def group_id(p: Prepared, label: str, batch_size: int) -> str:
     """The group's address within a run."""
     o = p.options
-    return f"{p.spec.name}/{label}/{o.device}/b{batch_size}/{o.dtype}/t{o.threads}"
+    return f"{p.spec.name}/{label}/{o.device}/b{batch_size}/{p.dtype_name}/t{o.threads}"
 
 
 def refusal(p: Prepared, strategy: str) -> str | None:
@@ -45,6 +46,9 @@ def planned_cells(p: Prepared, source: Source, batch_size: int) -> list[Cell]:
         UserError: two arms would have the same name.
     """
     arms = [arm for engine in p.parts.engines for arm in _arms(p, source, engine)]
+    # as they are, whatever engine was asked for; nothing about them changes in a sweep
+    names = () if source.sweep else p.opaque
+    arms += [Arm(kind="opaque", baseline=name, load=p.parts.load.name) for name in names]
     keys = [key for arm in arms for key in (arm.key, arm.model_copy(update={"again": True}).key)]
     if twice := next((key for key in keys if keys.count(key) > 1), None):
         raise UserError(f"{p.spec.file}: two arms are both named {twice!r}; rename a baseline or a strategy")
@@ -54,12 +58,13 @@ def planned_cells(p: Prepared, source: Source, batch_size: int) -> list[Cell]:
 def _arms(p: Prepared, source: Source, engine: str) -> Iterator[Arm]:
     """Strategies, baselines, and for learned decisions one strategy that makes them itself."""
     way: dict[str, Any] = {"engine": engine, "load": p.parts.load.name}
-    for name in () if p.options.automatic else p.parts.strategies:
+    played = p.spec.model_kind == "points" and not p.options.automatic
+    for name in p.parts.strategies if played else ():
         yield Arm(kind="strategy", strategy=name, **way)
     forms = {b.name: b.form for b in p.spec.baselines}
     for name in p.baselines:
         yield Arm(kind="baseline", baseline=name, form=forms.get(name, "plain"), **way)
-    if source.decisions.source == "learned" and not p.options.automatic and (control := control_strategy(p)):
+    if source.decisions.source == "learned" and played and (control := control_strategy(p)):
         yield Arm(kind="control", strategy=control, live=True, **way)
 
 
@@ -70,24 +75,30 @@ def planned_cell(p: Prepared, source: Source, batch_size: int, arm: Arm) -> Cell
     if arm.strategy is not None:
         kind = p.parts.strategies[arm.strategy]
         why = refusal(p, arm.strategy) or _repeats(p, arm.strategy, batch_size)
+    if arm.kind == "opaque" and source.decisions.source != "learned":
+        why = "an opaque network decides for itself, so it is measured beside learned decisions only"
     return Cell(
         cell_id=f"{gid}/{arm.key}",
         group_id=gid,
         workload=p.spec.name,
         decisions=source.decisions,
         arm=arm,
-        primary=arm.baseline is not None and arm.baseline == p.spec.primary.name,
-        # a workload that names no baseline is compared with the static twin of its model
-        static_twin=not p.spec.baselines if kind is None else kind.static_twin,
+        primary=arm.kind == "baseline" and arm.baseline == p.spec.primary.name,
+        static_twin=_is_twin(p, arm) if kind is None else kind.static_twin,
         item_by_item=kind is not None and kind.item_by_item,
         device=p.options.device,
         batch_size=batch_size,
-        dtype=p.options.dtype,
+        dtype=p.dtype_name,
         threads=p.options.threads,
         stream_items=p.items,
         status="refused" if why else "planned",
         reason=why,
     )
+
+
+def _is_twin(p: Prepared, arm: Arm) -> bool:
+    """Whether a network is the static twin of the model: what a workload that names no baseline is compared with."""
+    return arm.kind == "baseline" and not p.spec.baselines
 
 
 def control_strategy(p: Prepared) -> str | None:
@@ -129,7 +140,7 @@ def describe(p: Prepared, run: Path | None) -> WorkloadInfo:
             trace.save(trace_path(run, p.spec.name, source.decisions.label))
     own = hooks.of(p.model)
     files = [p.spec.weights, *p.spec.weights_by_part.values()]
-    weights = [p.spec.folder / f for f in files if f is not None]
+    weights = [part for f in files if f is not None for part in weight_files(p.spec.folder / f)]
     if own.weights_file is not None:
         weights.append(own.weights_file)
     return WorkloadInfo(
@@ -139,6 +150,8 @@ def describe(p: Prepared, run: Path | None) -> WorkloadInfo:
         model=p.spec.model,
         model_args=p.spec.model_args,
         provenance=own.provenance or "own model",
+        opaque=list(p.opaque),
+        notes=p.notes,
         points=dict(Counter(type(point).__name__ for point in points(p.model).values())),
         actions=actions(p.model),
         inputs=p.dataset.description,
@@ -163,5 +176,12 @@ def _declared(p: Prepared, own: hooks.ModelHooks) -> list[DeclaredCost]:
 
 def _card(weights: list[Path]) -> dict[str, object]:
     cards = {w.stem: w.with_suffix(".json") for w in weights}
-    read = {name: json.loads(c.read_text(encoding="utf-8")) for name, c in cards.items() if c.is_file()}
+    read = {name: _table(c) for name, c in cards.items() if c.is_file()}
     return next(iter(read.values())) if len(read) == 1 else dict(read)
+
+
+def _table(card: Path) -> dict[str, object]:
+    found = read_json(card)
+    if not isinstance(found, dict):
+        raise UserError(f"model card {card}: a table is expected, found {type(found).__name__}")
+    return found

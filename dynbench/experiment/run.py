@@ -11,14 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dynbench.errors import UserError
+from dynbench.errors import DynbenchError, UserError
 from dynbench.experiment.environment import git_state, process_environment, software
 from dynbench.experiment.manager import Worker, WorkerDied
 from dynbench.experiment.spec import Options, Workload, check_options, load_specs
+from dynbench.files import make_folder
 from dynbench.launch import LAUNCHERS, PROTOCOL
 from dynbench.parts import choose
-from dynbench.store.run import RunWriter
+from dynbench.store.lock import locked
+from dynbench.store.run import LOG, Run, RunWriter
 from dynbench.store.schema import Accuracy, Cell, Manifest, NotMeasured, WorkloadInfo
+from dynbench.unavailable import Unavailable
 from dynbench.version import __version__
 
 Say = Callable[[str], None]
@@ -59,12 +62,21 @@ class Plan:
 
 @dataclass
 class Result:
-    """How a run ended."""
+    """How a run ended.
+
+    Attributes:
+        path: the run directory; None: a dry run.
+        plan: what it was to do.
+        interrupted: the user ended it.
+        failures: workloads that could not be prepared, and why.
+        unmeasured: workloads of which everything that was tried failed, and why.
+    """
 
     path: Path | None
     plan: Plan
     interrupted: bool = False
     failures: dict[str, str] = field(default_factory=dict)
+    unmeasured: dict[str, str] = field(default_factory=dict)
 
 
 class Observer:
@@ -79,6 +91,9 @@ class Observer:
     def event(self, group: Group, event: dict[str, Any]) -> None:
         """The worker said something: an arm began, a round ended."""
 
+    def waiting(self, on: str, seconds: int) -> None:
+        """The worker has said nothing for so long, while it was busy with this workload or arm."""
+
     def finished(self, group: Group, cells: list[Cell]) -> None:
         """A group is measured and stored."""
 
@@ -86,17 +101,24 @@ class Observer:
         """A sentence the user should see."""
 
 
+class Terminated(DynbenchError):
+    """SIGTERM came; what is measured is on the disk."""
+
+
 class _Interrupts:
-    """Ctrl-C once: let the worker finish its round; twice: the ordinary KeyboardInterrupt."""
+    """Ctrl-C once: let the worker finish its round; twice: the ordinary KeyboardInterrupt. SIGTERM: `Terminated`."""
 
     def __init__(self, worker: Worker, say: Say) -> None:
         self.asked, self._worker, self._say = False, worker, say
 
     def __enter__(self) -> _Interrupts:
         try:
-            self._before = signal.signal(signal.SIGINT, self._ask)
-        except ValueError:  # not in the main thread, which alone gets Ctrl-C
-            self._before = None
+            self._before = {
+                signal.SIGINT: signal.signal(signal.SIGINT, self._ask),
+                signal.SIGTERM: signal.signal(signal.SIGTERM, self._end),
+            }
+        except ValueError:  # not in the main thread, which alone gets signals
+            self._before = {}
         return self
 
     def _ask(self, *_: object) -> None:
@@ -107,9 +129,12 @@ class _Interrupts:
         self._say("stopping after this round; what is measured is kept (Ctrl-C again to stop at once)")
         self._worker.interrupt()
 
+    def _end(self, *_: object) -> None:
+        raise Terminated("ended by SIGTERM; what is measured is kept, --resume goes on")
+
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def run_experiment(
@@ -119,7 +144,9 @@ def run_experiment(
     *,
     command: list[str],
     resume: bool = False,
+    retry_failed: bool = False,
     dry_run: bool = False,
+    hang_s: float | None = None,
     observer: Observer | None = None,
 ) -> Result:
     """Measures workloads and writes a run directory.
@@ -130,18 +157,26 @@ def run_experiment(
         out: the run directory; not used for a dry run.
         command: the command line, for the manifest.
         resume: go on with the run in `out`; finished groups are not measured again.
+        retry_failed: of a resumed run, groups with a failed cell are.
         dry_run: plan only.
+        hang_s: without a sign of life for so long, the measuring process counts as hanging; None: `manager.HANG_S`.
         observer: follows the run.
 
     Raises:
-        UserError: bad options, an unwritable folder, or no workload that can be measured.
+        UserError: bad options, a folder that cannot be written or that another process writes, or no workload that can
+            be measured.
+        Terminated: SIGTERM came.
     """
     observer = observer or Observer()
     options = check_options(options)
     specs = load_specs(workloads)
     launcher = choose(options.target, LAUNCHERS, Path.cwd(), "a target", PROTOCOL)
-    worker = Worker(options.threads, launcher=launcher)
+    log = None if dry_run or out is None else out.resolve() / LOG
+    worker = Worker(options.threads, hang_s, launcher, log)
     with _Interrupts(worker, observer.say) as interrupts, contextlib.ExitStack() as stack:
+        if log is not None:
+            make_folder(log.parent)
+            stack.enter_context(locked(log.parent))
         stack.callback(worker.kill)
         if dry_run:
             plan = _plan(worker, specs, options, None, observer)
@@ -154,7 +189,7 @@ def run_experiment(
         if not plan.infos:
             raise UserError("; ".join(plan.failures.values()))
         observer.planned(plan)
-        described = worker.ask({"do": "describe", **_request(options)}, "described", _ignore)
+        described = worker.ask({"do": "describe", **_request(options)}, "described", _waits(observer, "the device"))
         record.update(
             workloads={name: _with_accuracies(info, writer.manifest) for name, info in plan.infos.items()},
             hardware=described["hardware"],
@@ -165,11 +200,20 @@ def run_experiment(
             },
             not_measured=[NotMeasured(what=f"workload {n}", why=w) for n, w in plan.failures.items()],
         )
-        _measure_groups(worker, plan, options, record, observer, interrupts)
+        _measure_groups(worker, plan, options, record, observer, interrupts, retry_failed)
         if not interrupts.asked:
-            _measure_accuracies(worker, specs, options, record)
+            _measure_accuracies(worker, specs, options, record, observer)
         record.update(finished=now(), status="interrupted" if interrupts.asked else "complete")
-    return Result(out, plan, interrupts.asked, plan.failures)
+    return Result(out, plan, interrupts.asked, plan.failures, _unmeasured(writer.path, plan))
+
+
+def _unmeasured(run: Path, plan: Plan) -> dict[str, str]:
+    """Workloads of which no cell could be measured, though some could have been, with a reason."""
+    cells = [c for c in Run.open(run).cells if c.workload in plan.infos]
+    failed = {c.workload: c.reason or "" for c in reversed(cells) if c.status == "failed"}
+    return {
+        name: why for name, why in failed.items() if not any(c.workload == name and c.status == "ok" for c in cells)
+    }
 
 
 class _Record:
@@ -186,11 +230,17 @@ class _Record:
 
 
 def _measure_groups(
-    worker: Worker, plan: Plan, options: Options, record: _Record, observer: Observer, interrupts: _Interrupts
+    worker: Worker,
+    plan: Plan,
+    options: Options,
+    record: _Record,
+    observer: Observer,
+    interrupts: _Interrupts,
+    retry_failed: bool,
 ) -> None:
     """Measures what is not finished yet, group by group; what is measured is on the disk before the next one begins."""
     writer = record.writer
-    done = writer.finished_cells()
+    done = writer.finished_cells(failed_too=not retry_failed)
     for group in plan.groups:
         if interrupts.asked:
             return
@@ -213,17 +263,22 @@ def _in_order(group: Group, cells: list[Cell]) -> list[Cell]:
     return [*planned[:-1], *added, *planned[-1:]]
 
 
-def _measure_accuracies(worker: Worker, specs: list[Workload], options: Options, record: _Record) -> None:
+def _measure_accuracies(
+    worker: Worker, specs: list[Workload], options: Options, record: _Record, observer: Observer
+) -> None:
     """Measures the accuracies of the workloads that have none yet."""
     for spec in specs:
         workloads = record.writer.manifest.workloads
         if spec.name not in workloads or workloads[spec.name].accuracies:
             continue
-        with contextlib.suppress(WorkerDied):
-            answer = worker.ask({"do": "accuracy", "file": str(spec.file), **_request(options)}, "accuracy", _ignore)
+        request = {"do": "accuracy", "file": str(spec.file), **_request(options)}
+        try:
+            answer = worker.ask(request, "accuracy", _waits(observer, f"accuracy of {spec.name}"))
             found = {name: Accuracy.model_validate(table) for name, table in answer["accuracies"].items()}
-            info = workloads[spec.name].model_copy(update={"accuracies": found})
-            record.update(workloads={**workloads, spec.name: info})
+        except (WorkerDied, UserError) as e:
+            found = {"dynamic": Accuracy(value=Unavailable(unavailable=str(e)), metric="accuracy")}
+        info = workloads[spec.name].model_copy(update={"accuracies": found})
+        record.update(workloads={**workloads, spec.name: info})
 
 
 def _with_accuracies(info: WorkloadInfo, before: Manifest) -> WorkloadInfo:
@@ -233,8 +288,14 @@ def _with_accuracies(info: WorkloadInfo, before: Manifest) -> WorkloadInfo:
     return info.model_copy(update={"accuracies": known.accuracies}) if known is not None and same else info
 
 
-def _ignore(event: dict[str, Any]) -> None:
-    """Events while a workload is prepared."""
+def _waits(observer: Observer, on: str) -> Callable[[dict[str, Any]], None]:
+    """Tells an observer when the worker is silent; other events mean nothing outside a group."""
+
+    def tell(event: dict[str, Any]) -> None:
+        if event["event"] == "silent":
+            observer.waiting(on, event["seconds"])
+
+    return tell
 
 
 def now() -> str:
@@ -247,13 +308,13 @@ def _request(options: Options) -> dict[str, Any]:
 
 
 def _open(out: Path, options: Options, specs: list[Workload], command: list[str], resume: bool) -> RunWriter:
-    asked: dict[str, object] = {
+    asked: dict[str, Any] = {
         "options": options.model_dump(mode="json"),
         "workloads": {s.name: s.model_dump(mode="json", by_alias=True) for s in specs},
     }
     if resume:
         writer = RunWriter.resume(out)
-        if writer.manifest.spec != asked:
+        if not _is_same_request(writer.manifest.spec, asked):
             raise UserError(f"{out} was begun with other workloads or options; --resume goes on with the same ones")
         writer.write_manifest(writer.manifest.model_copy(update={"status": "running", "finished": None}))
         return writer
@@ -272,6 +333,22 @@ def _open(out: Path, options: Options, specs: list[Workload], command: list[str]
     return RunWriter.create(out, manifest)
 
 
+def _is_same_request(stored: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Whether a run was asked for like this one, perhaps of an earlier version, which knew fewer keys.
+
+    Such a version cast every network to float32 where none was asked for; which type a cell has is in its identity.
+    """
+    try:
+        before = Options.model_validate(stored["options"])
+        workloads = {name: Workload.model_validate(table) for name, table in stored["workloads"].items()}
+    except (ValueError, KeyError, AttributeError):
+        return False
+    if asked["options"]["dtype"] is None and before.dtype == "float32":
+        before = before.model_copy(update={"dtype": None})
+    known = {name: workload.model_dump(mode="json", by_alias=True) for name, workload in workloads.items()}
+    return {"options": before.model_dump(mode="json"), "workloads": known} == asked
+
+
 def _plan(worker: Worker, specs: list[Workload], options: Options, out: Path | None, observer: Observer) -> Plan:
     plan = Plan([], {}, {})
     for spec in specs:
@@ -283,7 +360,7 @@ def _plan(worker: Worker, specs: list[Workload], options: Options, out: Path | N
             **_request(options),
         }
         try:
-            answer = worker.ask(request, "prepared", _ignore)
+            answer = worker.ask(request, "prepared", _waits(observer, spec.name))
         except (UserError, WorkerDied) as e:
             plan.failures[spec.name] = str(e)
             if len(specs) > 1:  # the only one's reason is what the run ends with
@@ -336,7 +413,7 @@ def _measure(worker: Worker, group: Group, options: Options, out: Path, observer
             **_request(options),
         }
         try:
-            answer = worker.ask(request, "measured", lambda e: observer.event(group, e))
+            answer = worker.ask(request, "measured", lambda e: _follow(observer, group, e))
             cells = [Cell.model_validate(c) for c in answer["cells"]]
             return [*cells, *_failures(group, failed)], answer["timed_s"]
         except (WorkerDied, UserError) as e:
@@ -347,6 +424,13 @@ def _measure(worker: Worker, group: Group, options: Options, out: Path, observer
             failed[arm] = reason
     observer.say(f"{group.group_id}: given up: {reason}")
     return _failures(group, {c.arm.key: failed.get(c.arm.key, reason) for c in group.cells}), 0.0
+
+
+def _follow(observer: Observer, group: Group, event: dict[str, Any]) -> None:
+    if event["event"] == "silent":
+        observer.waiting(event["arm"] or group.workload, event["seconds"])
+    else:
+        observer.event(group, event)
 
 
 def _failures(group: Group, reasons: dict[str, str]) -> list[Cell]:

@@ -51,6 +51,9 @@ class Server:
             info = describe(p, None if run is None else Path(run))
             self._tell("prepared", info=info.model_dump(mode="json"), groups=groups(p))
         elif what == "measure":
+            for other in self._prepared.values():
+                if other is not p:
+                    other.release()
             source = next(s for s in p.sources if s.decisions.label == request["label"])
             result = measure_group(
                 p,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from dynbench.errors import UserError, suggestion
 from dynbench.paths import project_dir
+from dynbench.reading import read_toml
 from dynbench.store.schema import Claim
 
 # The names of what comes with dynbench stand here as well, so that a command line is checked without importing torch.
 STRATEGY_NAMES = ("dense", "masking", "compaction", "cascading", "batch_union", "specialised", "per_sample")
-ENGINE_NAMES = ("eager", "compile", "onnxruntime")
+ENGINE_NAMES = ("eager", "compile", "onnxruntime", "openvino", "cuda_graph")
 LOAD_NAMES = ("closed loop",)
 TARGET_NAMES = ("local",)
 AUTO = "auto"  # instead of strategies: only networks in their fastest way
+TASKS = ("classes", "tokens", "language", "pixels", "binary", "multilabel", "regression", "none")
 SOURCE_NAMES = ("learned", "synthetic", "published")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 DEFAULT_SUITE = ("skipnet38_digits", "idk_digits", "moe_text")
@@ -35,6 +36,25 @@ class Inputs(_Table):
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Task(_Table):
+    """`[task]`: how answers are judged by labels; see docs/your-own-model.md.
+
+    Without `kind` only what types and shapes leave no doubt about is judged.
+    """
+
+    kind: str | None = None  # of TASKS, or a metric of the user's own: 'path/to/file.py:function'
+    answer: str | int | None = None  # which entry of the answer: a key, a place, an attribute, or a path 'a.0.b'
+    ignore: int = -100  # the label of what is not judged
+    threshold: float | None = None  # of yes, in 'binary' and 'multilabel'; None: 0, as answers are logits
+
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, value: str | None) -> str | None:
+        if value is not None and value not in TASKS and ":" not in value:
+            raise ValueError(f"{suggestion(value, TASKS)}; or a metric of your own as FILE.py:function")
+        return value
 
 
 class ModelRef(_Table):
@@ -64,6 +84,17 @@ class Baseline(ModelRef):
     primary: bool = False
     model: str = "self:dense"
     form: str = "plain"
+
+
+class Opaque(ModelRef):
+    """`[[opaque]]`: a dynamic network with control flow of its own and no decision points, such as its authors' code.
+
+    It is called as it is, in the same rounds, and decides for itself; `same_answer_as = "dynamic"` demands the answers
+    of the workload's model.
+    """
+
+    name: str
+    same_answer_as: Literal["dynamic"] | None = None
 
 
 class Synthetic(_Table):
@@ -143,7 +174,10 @@ class Workload(ModelRef):
     name: str
     title: str
     inputs: Inputs
+    task: Task = Field(default_factory=lambda: Task())
+    model_kind: Literal["points", "opaque"] = "points"  # opaque: no decision points; see `Opaque`
     baselines: list[Baseline] = Field(default_factory=list)
+    opaque: list[Opaque] = Field(default_factory=list)
     run: RunTable = Field(default_factory=lambda: RunTable())
     decisions: DecisionTables = Field(default_factory=lambda: DecisionTables())
     claims: list[Claim] = Field(default_factory=list)
@@ -160,6 +194,14 @@ class Workload(ModelRef):
     def primary(self) -> Baseline:
         """The baseline that efficiency refers to: the one marked, else the model itself under `dense`."""
         return next((b for b in self.baselines if b.primary), Baseline(name="dense", primary=True))
+
+    @property
+    def opaque_networks(self) -> list[Opaque]:
+        """The opaque networks: the workload's own model, named after its function, is one where it has no points."""
+        if self.model_kind == "points":
+            return self.opaque
+        own = Opaque(name=self.model.rpartition(":")[2], **self.model_dump(include=set(ModelRef.model_fields)))
+        return [own, *self.opaque]
 
 
 def workload_files() -> dict[str, Path]:
@@ -200,11 +242,7 @@ def load_spec(workload: str) -> Workload:
     path = known.get(workload, Path(workload))
     if not path.is_file():
         raise UserError(f"no workload {workload!r}, and no such file; {suggestion(workload, known)}")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} is not valid TOML: {e}") from e
-    return parse_spec(table, path)
+    return parse_spec(read_toml(path), path)
 
 
 def parse_spec(table: dict[str, Any], path: Path) -> Workload:
@@ -219,12 +257,30 @@ def parse_spec(table: dict[str, Any], path: Path) -> Workload:
         raise UserError(f"{path}: {_sentence(e, Workload)}") from e
     if sum(b.primary for b in spec.baselines) > 1:
         raise UserError(f"{path}: baselines: more than one has primary = true; efficiency refers to one")
-    names = [b.name for b in spec.baselines]
+    names = [*(b.name for b in spec.baselines or [spec.primary]), *(o.name for o in spec.opaque_networks)]
     if twice := next((n for n in names if names.count(n) > 1), None):
-        raise UserError(f"{path}: baselines: two are named {twice!r}; names must differ")
+        raise UserError(f"{path}: baselines: two networks are named {twice!r}; names must differ")
+    if spec.model_kind == "opaque":
+        _check_opaque(spec, path)
     if "published" in spec.run.decisions and spec.decisions.published is None:
         raise UserError(f"{path}: run.decisions asks for 'published', but there is no [decisions.published] table")
     return spec
+
+
+def _check_opaque(spec: Workload, path: Path) -> None:
+    """Raises where a workload asks for what only decision points can give."""
+    if not any(b.primary and b.model != "self:dense" for b in spec.baselines):
+        raise UserError(
+            f"{path}: an opaque model has no static twin to be compared with: name a static network in [[baselines]], "
+            "with its model and primary = true"
+        )
+    if spec.run.strategies is not None or spec.run.keep_rates or spec.run.decisions != ["learned"]:
+        raise UserError(
+            f"{path}: run: an opaque model decides for itself, so it has no strategies, keep_rates or other decisions "
+            "than its own"
+        )
+    if any(o.same_answer_as for o in spec.opaque):
+        raise UserError(f'{path}: opaque: same_answer_as = "dynamic" needs a model with decision points')
 
 
 def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
@@ -258,7 +314,7 @@ class Options(_Table):
     strategies: list[str] | None = None
     batch_sizes: list[PositiveInt] | None = None
     decisions: list[str] | None = None
-    dtype: str = "float32"
+    dtype: str | None = None  # every network is cast to it; None: as they are built
     threads: PositiveInt = 1
     time_limit_s: float = Field(10.0, gt=0)
     precision: float = Field(0.02, gt=0, lt=1)
@@ -280,7 +336,7 @@ def check_options(options: Options) -> Options:
     Raises:
         UserError: an unknown strategy, dtype, engine, load, target or decision source, with the nearest names.
     """
-    if options.dtype not in DTYPES:
+    if options.dtype is not None and options.dtype not in DTYPES:
         raise UserError(f"unknown dtype {options.dtype!r}; {suggestion(options.dtype, DTYPES)}")
     for source in options.decisions or []:
         if source not in SOURCE_NAMES and not source.startswith("replay:"):

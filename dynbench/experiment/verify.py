@@ -1,15 +1,23 @@
-"""The same answer under every strategy: learned decisions, edge traces, random ones, and a batch of one."""
+"""Has a network a right answer, and is it the same under every strategy?
+
+First the network alone: the same twice, and item by item. Then every strategy against `per_sample`: learned decisions,
+edge traces, random ones, and a batch of one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynbench.dynamic import Execution, Trace, points
+from dynbench.dynamic.items import count, map_items, row
 from dynbench.dynamic.sources import edge
+from dynbench.errors import DynbenchError, UserError
+from dynbench.experiment import trust
 from dynbench.experiment.arms import Call
 from dynbench.experiment.build import Prepared, prepare
 from dynbench.experiment.oracle import Oracle, answers, output_error
@@ -22,15 +30,21 @@ VERIFY_ITEMS = 12  # samples; few, because the oracle runs each alone, in float6
 
 @dataclass(frozen=True)
 class Verdict:
-    """One strategy on one workload.
+    """One strategy on one workload; or, with a `finding`, the network itself.
 
     Attributes:
+        strategy: its name; empty: it is about the network.
         largest: the largest difference over all traces, relative to the answer's largest value.
         tolerance: what it may be, of the trace where the two are closest.
         worst_trace: the trace of the largest difference.
         same_decisions: whether exactly the decisions that `per_sample` reaches were reached, for every forced trace.
-        unforced: share of the model's own decisions that differ from those of `per_sample` (rounding at a threshold).
+        unforced: share of the model's own decisions that differ from those of `per_sample`.
+        beyond_rounding: points at which they differ by more than rounding at a threshold.
         refused: why the strategy means nothing here.
+        finding: why the network has no right answer.
+        said: how the network was taken, such as out of a wrapper.
+        type: that the right answers were computed in.
+        note: why that is not float64; None: it is.
     """
 
     workload: str
@@ -40,12 +54,20 @@ class Verdict:
     worst_trace: str = ""
     same_decisions: bool = True
     unforced: float = 0.0
+    beyond_rounding: tuple[str, ...] = ()
     refused: str | None = None
+    finding: str | None = None
+    said: str | None = None
+    type: str = "float64"
+    note: str | None = None
 
     @property
     def ok(self) -> bool:
         """Whether it is the same answer, from the same decisions."""
-        return self.refused is not None or (self.largest <= self.tolerance and self.same_decisions)
+        if self.refused is not None:
+            return True
+        same = self.largest <= self.tolerance and self.same_decisions and not self.beyond_rounding
+        return self.finding is None and same
 
 
 def verify_workloads(specs: list[Workload], options: Options) -> Iterator[Verdict]:
@@ -56,52 +78,99 @@ def verify_workloads(specs: list[Workload], options: Options) -> Iterator[Verdic
         options: device, dtype, threads, data and seed; strategies restrict what is checked.
 
     Yields:
-        A verdict per workload and strategy, as soon as it is known.
+        A verdict for what is found about a network itself, and one per workload and strategy, as soon as it is known.
+        A network that does not answer the same twice is compared no further.
 
     Raises:
-        UserError: a workload that cannot be built.
+        UserError: a workload that cannot be built, or a network that raises.
     """
     for spec in specs:
         small = spec.model_copy(update={"run": spec.run.model_copy(update={"accuracy_items": 0})})
-        yield from _verify(prepare(small, options))
+        p = prepare(small, options)
+        try:
+            with torch.inference_mode():
+                yield from _verify(p)
+        except DynbenchError:
+            raise
+        except Exception as e:
+            raise UserError(f"{spec.name}: the network raised {type(e).__name__}: {e}".splitlines()[0]) from e
 
 
-@torch.inference_mode()
 def _verify(p: Prepared) -> Iterator[Verdict]:
-    x = p.inputs[:VERIFY_ITEMS]
-    n = x.shape[0]
-    batches = [(0, x)]
-    oracle = Oracle(p.model, batches, n, p.dtype)
-    traces = _traces(p.model, x)
-    right = {}
-    for kind, trace in traces.items():
-        ex = Execution(PerSample(), replay=trace, record=True)
-        right[kind] = (oracle.answer(ex), ex.trace)
+    x = map_items(lambda t: t[:VERIFY_ITEMS], p.inputs)
+    for note in p.notes:
+        yield Verdict(p.spec.name, "", said=note)
+    finding = p.finding
+    if finding is not None:
+        yield Verdict(p.spec.name, "", finding=str(finding))
+        if finding.name == "not deterministic":
+            return
+    if p.spec.model_kind == "opaque":  # no strategy plays it
+        return
+    compared = _Compared(p, x)
     for name, strategy in p.parts.strategies.items():
         if strategy.static_twin:
             continue  # another function of the input, by intention
         if why := strategy().refuses(p.model):
             yield Verdict(p.spec.name, name, refused=why)
-            continue
-        own = Execution(strategy(), record=True)
-        answers(Call(p.model, own, n), batches)
-        assert own.trace is not None
+        else:
+            yield compared.verdict(name)
+
+
+class _Compared:
+    """The right answers to a batch after several traces, and strategies against them.
+
+    Args:
+        p: the workload.
+        x: inputs [n, ...].
+    """
+
+    def __init__(self, p: Prepared, x: Any) -> None:
+        self._p, self._x, self._n = p, x, count(x)
+        self._oracle = Oracle(p.model, [(0, x)], self._n)
+        self._traces = _traces(p.model, x)
+        self._right: dict[str, tuple[list[Tensor], Trace]] = {}
+        for kind, trace in self._traces.items():
+            ex = Execution(PerSample(), replay=trace, record=True)
+            answer = self._oracle.answer(ex)
+            assert ex.trace is not None
+            self._right[kind] = answer, ex.trace
+        self._forced = trust.run(p.model, x, PerSample(), replay=self._traces["learned"])
+
+    def verdict(self, name: str) -> Verdict:
+        """Of a strategy."""
+        p, x, n, make = self._p, self._x, self._n, self._p.parts.strategies[name]
         largest, worst, same = 0.0, "", True
-        for kind, trace in traces.items():
-            ex = Execution(strategy(), replay=trace, record=True)
-            error = output_error(answers(Call(p.model, ex, n), batches), right[kind][0])
-            same = same and ex.trace == right[kind][1]
-            if not error <= largest:
+        for kind, trace in self._traces.items():
+            ex = Execution(make(), replay=trace, record=True)
+            error = output_error(answers(Call(p.model, ex, n), [(0, x)]), self._right[kind][0])
+            assert ex.trace is not None
+            same = same and not trust.differing(ex.trace, self._right[kind][1])
+            if error > largest:
                 largest, worst = error, kind
-        alone = Call(p.model, Execution(strategy(), replay=traces["learned"]), n)
-        error = output_error(answers(alone, [(i, x[i : i + 1]) for i in range(n)]), right["learned"][0])
-        if not error <= largest:
+        alone = Call(p.model, Execution(make(), replay=self._traces["learned"]), n)
+        error = output_error(answers(alone, [(i, row(x, i)) for i in range(n)]), self._right["learned"][0])
+        if error > largest:
             largest, worst = error, "learned, batch of 1"
-        unforced = _different(own.trace, traces["learned"])
-        yield Verdict(p.spec.name, name, largest, oracle.tolerance, worst, same, unforced)
+        own = Execution(make(), record=True)
+        answers(Call(p.model, own, n), [(0, x)])
+        assert own.trace is not None
+        forced = trust.run(p.model, x, make(), replay=self._traces["learned"])
+        return Verdict(
+            workload=p.spec.name,
+            strategy=name,
+            largest=largest,
+            tolerance=self._oracle.tolerance,
+            worst_trace=worst,
+            same_decisions=same,
+            unforced=_different(own.trace, self._traces["learned"], self._oracle.precision.floor),
+            beyond_rounding=tuple(trust.beyond_rounding(p.model, x, forced, self._forced, self._oracle.precision)),
+            type=self._oracle.type,
+            note=self._oracle.note,
+        )
 
 
-def _traces(model: nn.Module, x: torch.Tensor) -> dict[str, Trace]:
+def _traces(model: nn.Module, x: Any) -> dict[str, Trace]:
     own = Execution(PerSample(), record=True)
     own.run(model, x)
     everything = Execution(Masking(), record=True)
@@ -113,11 +182,7 @@ def _traces(model: nn.Module, x: torch.Tensor) -> dict[str, Trace]:
     return traces
 
 
-def _different(trace: Trace, other: Trace) -> float:
-    a, b = trace.reached_only(), other.reached_only()
-    asked = sum(int(reached.sum()) for _, reached in b.values())
-    differ = 0
-    for key, (value, _) in b.items():
-        theirs = a[key][0] if key in a else torch.zeros_like(value)
-        differ += int((value != theirs).flatten(1).any(1).sum() if value.dim() > 1 else (value != theirs).sum())
-    return differ / max(asked, 1)
+def _different(trace: Trace, other: Trace, slack: float) -> float:
+    """Share of the decisions that were asked for in either of two traces of which the other has no equal."""
+    asked = sum(int(reached.sum()) for _, reached in other.reached_only().values())
+    return sum(trust.differing(other, trace, slack).values()) / max(asked, 1)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dynbench.errors import UserError
-from dynbench.launch.channel import parent_channel
+from dynbench.launch.channel import end_with_parent, parent_channel
 
 
 class Stop:
@@ -36,9 +36,13 @@ class Stop:
 def main() -> None:
     """Serves until the input ends."""
     channel = parent_channel()
+    end_with_parent(channel)
 
     def tell(event: str, **what: Any) -> None:
-        channel.send({"event": event, **what})
+        try:
+            channel.send({"event": event, **what})
+        except OSError:  # the process that asked has ended
+            os._exit(1)
 
     stop = Stop()
     from dynbench.experiment.serve import Server  # torch is imported here, after what could disturb the channel

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 from safetensors.numpy import load_file
 
 from dynbench.analysis.judge import Judgement, judge
@@ -23,11 +24,13 @@ from dynbench.devices.cpu import cpu_model, governor
 from dynbench.devices.witnesses import Witnesses as SetWitnesses
 from dynbench.experiment.spec import Options, Workload, load_spec
 from dynbench.gate import baseline_file
-from dynbench.gate.baseline_file import Baseline, BaselineCell
-from dynbench.gate.comparison import Comparison, Say, head_of, in_words, with_base, with_static
-from dynbench.gate.exact import answers_change, exact_changes, is_accepted
+from dynbench.gate.baseline_file import Baseline, BaselineCell, StoredRatio
+from dynbench.gate.comparison import Comparison, Say, in_words, with_base, with_static
+from dynbench.gate.exact import answers_change, exact_changes, is_accepted, not_repeated
+from dynbench.gate.git import head_of
 from dynbench.gate.laps import AGAIN, BASE, HEAD, Laps
 from dynbench.gate.revisions import blame
+from dynbench.gate.trees import CannotTell
 from dynbench.store.gate import CellCheck, ExactChange, Gate
 from dynbench.store.schema import Interval, Witnesses
 from dynbench.unavailable import Measured, Unavailable
@@ -69,15 +72,14 @@ def check(
     spec = load_spec(workload)
     stored = None if baseline is None else baseline_file.read(baseline)
     if stored is not None:
-        stored.check_comparable(options)
+        stored.check_comparable(spec.name, options)
     with _compared(spec, options, base, baseline, same_environment, say) as comparison:
         for revision in comparison.revisions:
             with blame(revision.name):
                 revision.ready()
         laps = Laps(comparison.revisions, comparison.scratch, begin, seconds, options.threads, options.device, say)
-        laps.first(exact_of=[HEAD] if base is None else [BASE, HEAD])
-        if stored is not None:
-            stored.check_inputs(laps.stream_hash)
+        counted = [HEAD] if base is None else [BASE, HEAD]
+        laps.first(*counted, check=None if stored is None else stored.check_prepared)
         cells = Verdicts(laps, stored, options.device, matters, set(accept)).cells()
     commit, dirty = head_of(comparison.root)
     gate = Gate(
@@ -95,6 +97,7 @@ def check(
         matters=matters,
         cells=cells,
         warnings=[*comparison.doubts, *doubts(_seen(laps.witnesses), None)],
+        notes=[comparison.note] if comparison.note else [],
     )
     if save is not None:
         baseline_file.save(save, Baseline.of(gate, laps.stream_hash, _to_keep(laps, cells)))
@@ -110,17 +113,24 @@ def _compared(
 
 
 def _to_keep(laps: Laps, cells: list[CellCheck]) -> list[BaselineCell]:
-    """What a baseline file keeps of the cells."""
-    return [
-        BaselineCell(
-            arm=cell.arm,
-            batch_size=cell.batch_size,
-            ratio=process_interval(laps.series.ratios(i, HEAD)),
-            resolution=cells[i].resolution,
-            facts=laps.exact[i][HEAD].facts,
-        )
-        for i, cell in enumerate(laps.cells)
-    ]
+    """What a baseline file keeps of the cells.
+
+    Raises:
+        CannotTell: a ratio was found so inaccurately that `baseline_file.read` would refuse it.
+    """
+    try:
+        return [
+            BaselineCell(
+                arm=cell.arm,
+                batch_size=cell.batch_size,
+                ratio=StoredRatio(**process_interval(laps.series.ratios(i, HEAD)).model_dump()),
+                resolution=cells[i].resolution,
+                facts=laps.exact[i][HEAD].facts,
+            )
+            for i, cell in enumerate(laps.cells)
+        ]
+    except ValidationError as e:
+        raise CannotTell("this machine is too noisy now: a ratio to the static network cannot be kept") from e
 
 
 @dataclass(frozen=True)
@@ -205,7 +215,9 @@ class Verdicts:
     def _exact(self, cell: int) -> Iterator[ExactChange]:
         counted = self.laps.exact[cell]
         head = counted[HEAD]
-        if BASE in counted:
+        if head.random:  # and the base is not: that it answers something else, then, says nothing more
+            yield from not_repeated(head.random)
+        elif BASE in counted:
             yield from exact_changes(counted[BASE].facts, head.facts)
             yield from answers_change(load_file(counted[BASE].answers), load_file(head.answers))
         elif self.stored is not None:

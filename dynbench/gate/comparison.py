@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dynbench.errors import UserError
+from dynbench.escape import terminal
 from dynbench.experiment.spec import STRATEGY_NAMES, Options, Workload, part_reference
+from dynbench.gate.checkout import BaseTree, check_out, take_rest
+from dynbench.gate.git import commit_of, top_level
 from dynbench.gate.revisions import Revision
-from dynbench.gate.trees import (
-    LOCKS,
-    CannotTell,
-    commit_of,
-    dependencies_differ,
-    environment_of,
-    first_party,
-    git,
-    top_level,
-    worktree,
-)
+from dynbench.gate.scratch import scratch_folder
+from dynbench.gate.trees import LOCKS, CannotTell, dependencies_differ, environment_of, first_party
 from dynbench.store.schema import Warning_
 
 Say = Callable[[str], None]
@@ -39,6 +33,7 @@ class Comparison:
         scratch: folder for files that the processes write.
         base: what the head is compared with, in words.
         doubts: what speaks against the comparison.
+        note: what else is to be known of it; None: nothing.
     """
 
     revisions: list[Revision]
@@ -46,6 +41,7 @@ class Comparison:
     scratch: Path
     base: str
     doubts: list[Warning_]
+    note: str | None = None
 
 
 @contextlib.contextmanager
@@ -69,16 +65,12 @@ def with_base(
     if not spec.file.is_relative_to(root):
         raise UserError(f"{spec.file} does not lie in the repository {root}")
     commit = commit_of(root, revision)
-    with worktree(root, commit) as tree, contextlib.ExitStack() as stack:
-        scratch = tree.parent  # removed with the worktree, also if this process is killed
+    with scratch_folder() as scratch, contextlib.ExitStack() as stack:
+        tree = scratch / root.name
+        base, python = _base(root, commit, revision, tree, same_environment, say)
         file = tree / spec.file.relative_to(root)
         if not file.is_file():
             raise CannotTell(f"{revision} has no {spec.file.relative_to(root)}: there is nothing to compare with")
-        python, doubts = sys.executable, []
-        if not same_environment and (differ := dependencies_differ(tree, root)):
-            say(f"{', '.join(differ)} differ: an environment for the base (cached)")
-            python = str(environment_of(tree))
-            doubts = [_lock_ignored(name) for name in differ if name in LOCKS]
         names = first_party(tree, root)
 
         def start(name: str, python: str, source: Path) -> Revision:
@@ -90,11 +82,38 @@ def with_base(
                 "static": False,
                 "stream_file": str(scratch / f"{name}.npz"),
             }
-            return _started(stack, name, python, source, options.threads, request)
+            started = Revision(name, python, source, options.threads, scratch, request)
+            stack.callback(started.close)
+            return started
 
         where = [("base", python, tree), ("head", sys.executable, root), ("base", python, tree)]
         revisions = [start(*place) for place in where]
-        yield Comparison(revisions, root, scratch, f"{revision} ({commit[:8]})", doubts)
+        try:
+            in_full = f"{terminal(revision)} ({commit[:8]})"
+            yield Comparison(revisions, root, scratch, in_full, base.doubts, base.note)
+        except CannotTell as e:
+            raise CannotTell(_explained(str(e), base, revision)) from e
+
+
+def _base(root: Path, commit: str, revision: str, tree: Path, same_environment: bool, say: Say) -> tuple[BaseTree, str]:
+    """The source of the base, complete, and the interpreter that has its dependencies.
+
+    Raises:
+        CannotTell: one of them cannot be made.
+    """
+    python = sys.executable
+    try:
+        base = check_out(root, commit, tree)
+        if not same_environment and (differ := dependencies_differ(tree, root)):
+            say(f"{', '.join(differ)} differ: an environment for the base (cached)")
+            python = str(environment_of(tree))
+            base.doubts += [_lock_ignored(name) for name in differ if name in LOCKS]
+        take_rest(base, root)
+    except (OSError, UserError) as e:
+        raise CannotTell(f"{revision} cannot be checked out: {e}") from e
+    if base.note:
+        say(base.note)
+    return base, python
 
 
 @contextlib.contextmanager
@@ -107,8 +126,7 @@ def with_static(spec: Workload, options: Options, base: str) -> Iterator[Compari
         base: what the head is compared with through the static network, in words.
     """
     root = _root_or_folder(spec.file)
-    with tempfile.TemporaryDirectory(prefix="dynbench-check-") as folder, contextlib.ExitStack() as stack:
-        scratch = Path(folder)
+    with scratch_folder() as scratch, contextlib.ExitStack() as stack:
 
         def start(name: str, static: bool) -> Revision:
             request = {
@@ -119,18 +137,28 @@ def with_static(spec: Workload, options: Options, base: str) -> Iterator[Compari
                 "static": static,
                 "stream_file": str(scratch / "head.npz"),
             }
-            return _started(stack, name, sys.executable, root, options.threads, request)
+            started = Revision(name, sys.executable, root, options.threads, scratch, request)
+            stack.callback(started.close)
+            return started
 
         participants = [("its static baseline", True), ("head", False), ("its static baseline", True)]
-        yield Comparison([start(*who) for who in participants], root, scratch, base, [])
+        yield Comparison([start(*who) for who in participants], root, scratch, terminal(base), [])
 
 
-def _started(
-    stack: contextlib.ExitStack, name: str, python: str, tree: Path, threads: int, request: dict[str, Any]
-) -> Revision:
-    revision = Revision(name, python, tree, threads, request)
-    stack.callback(revision.close)
-    return revision
+def _explained(text: str, base: BaseTree, revision: str) -> str:
+    """Why a check of a base has no outcome, without the names of temporary files, and with what the base lacks."""
+    tree = re.escape(str(base.path))
+    paths = re.findall(rf"{tree}/([^\s'\":;,]+)|No such file or directory: '([^'/][^']*)'", text)
+    lacking = [name for names in paths for name in names if name and not (base.path / name).exists()]
+    said = [re.sub(rf"{tree}/", f"{revision}:", text)]
+    said += [
+        f"git has no {name} in {revision}, and the working tree has none that could be taken: "
+        "put it there, as for the head, or commit it"
+        for name in dict.fromkeys(lacking)
+    ]
+    if text.startswith("base: "):
+        said += [f"{doubt.text}: {doubt.remedy}" for doubt in base.doubts]
+    return "; ".join(said)
 
 
 def _options(options: Options, root: Path, tree: Path) -> dict[str, Any]:
@@ -163,16 +191,8 @@ def _root_or_folder(file: Path) -> Path:
         return file.parent
 
 
-def head_of(root: Path) -> tuple[str | None, bool]:
-    """The commit of a tree, None if it is in no repository, and whether there are changes to it."""
-    try:
-        return git(root, "rev-parse", "HEAD"), bool(git(root, "status", "--porcelain", "--untracked-files=no"))
-    except UserError:
-        return None, False
-
-
 def in_words(root: Path, commit: str | None, dirty: bool) -> str:
     """'4f2a91c0' or '4f2a91c0 with changes'."""
     if commit is None:
-        return f"the files in {root.name}"
+        return f"the files in {terminal(root.name)}"
     return commit[:8] + " with changes" * dirty

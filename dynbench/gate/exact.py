@@ -45,17 +45,49 @@ def answers_change(base: Mapping[str, np.ndarray], head: Mapping[str, np.ndarray
 
 
 def answers_differ(base: Mapping[str, np.ndarray], head: Mapping[str, np.ndarray]) -> str | None:
-    """How the answers of two revisions differ, in words; None: by no more than rounding."""
+    """How the answers of two revisions differ, in words; None: by no more than rounding.
+
+    Whole numbers, NaN and infinities must be the same; the size of a difference is seen against the largest finite
+    value of its answer.
+    """
     if {k: v.shape for k, v in base.items()} != {k: v.shape for k, v in head.items()}:
         return "they have another shape"
     worst = 0.0
-    for name, one in base.items():
-        a, b = one.astype(np.float64), head[name].astype(np.float64)
-        if not np.array_equal(np.isfinite(a), np.isfinite(b)):
-            return "some are not finite in one revision only"
-        a, b = np.nan_to_num(a), np.nan_to_num(b)
+    for name, a in base.items():
+        b = head[name]
+        if a.dtype.kind in "iub" and b.dtype.kind in "iub":
+            if different := int((a != b).sum()):
+                return f"in {different} of {a.size} whole numbers"
+            continue
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        finite = np.isfinite(a)
+        if not (np.array_equal(finite, np.isfinite(b)) and np.array_equal(a[~finite], b[~finite], equal_nan=True)):
+            return "NaN or infinite values are not the same"
+        a, b = a[finite], b[finite]
         worst = max(worst, float(np.abs(a - b).max(initial=0.0) / max(np.abs(a).max(initial=0.0), 1e-30)))
     return None if worst <= ANSWERS else f"by up to {worst:.2g} of the largest value (rounding: {ANSWERS:g})"
+
+
+def run_twice(
+    decisions: tuple[str, str], answers: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
+) -> dict[str, str]:
+    """What is not the same in two runs of one network on the same inputs: 'decisions', 'answers', and how each differs.
+
+    Args:
+        decisions: their hashes.
+        answers: of both runs.
+    """
+    found = {"decisions": f"{decisions[0][:12]} and {decisions[1][:12]}"} if decisions[0] != decisions[1] else {}
+    if how := answers_differ(*answers):
+        found["answers"] = how
+    return found
+
+
+def not_repeated(random: Mapping[str, str]) -> Iterator[ExactChange]:
+    """What the head does not do the same way twice, unlike the base: a regression."""
+    for what, how in random.items():
+        text = f"{what} of the head are not deterministic: two runs on the same inputs differ: {how}"
+        yield ExactChange(what=what, base="", head=how, regression=True, text=text)
 
 
 def is_accepted(change: ExactChange, accepted: set[str]) -> bool:

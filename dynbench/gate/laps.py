@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from dynbench.devices.cpu import Cpu
 from dynbench.devices.witnesses import Watch, Witnesses
 from dynbench.gate.cells import GateCell
+from dynbench.gate.exact import run_twice
 from dynbench.gate.revisions import Revision, RevisionProcess, blame
 from dynbench.gate.trees import CannotTell
 
@@ -57,10 +59,17 @@ class Exact:
     Attributes:
         facts: totals by the name of the quantity, and `decisions`.
         answers: file of the answers.
+        random: what differs where the same process runs the same inputs again, 'decisions' or 'answers', and how.
     """
 
     facts: dict[str, Any]
     answers: Path
+    random: dict[str, str]
+
+    def differs(self, other: Exact) -> dict[str, str]:
+        """What is not the same in another process of the same network, and how; like `random`."""
+        decisions = (str(self.facts["decisions"]), str(other.facts["decisions"]))
+        return run_twice(decisions, (load_file(self.answers), load_file(other.answers)))
 
 
 class Laps:
@@ -99,6 +108,7 @@ class Laps:
         self._preparing_s = 0.0
         self._turns: dict[int, tuple[int, bool]] = {}  # per cell: batches, and whether an untimed one goes before
         self._said_s = -math.inf
+        self._check: Callable[[list[GateCell], str], None] | None = None
         self.series = Series()
         self.first_sets = 0
         self.cells: list[GateCell] = []
@@ -110,37 +120,48 @@ class Laps:
     def _elapsed_s(self) -> float:
         return time.monotonic() - self._begin
 
-    def first(self, exact_of: Sequence[int]) -> None:
-        """The first series, of all cells; in its first set the participants `exact_of` count what the clock does not.
+    def first(self, *counted: int, check: Callable[[list[GateCell], str], None] | None = None) -> None:
+        """The first series, of all cells.
+
+        Args:
+            counted: the participants that count in the first set what does not depend on the clock. The first of them,
+                which the others are judged by, does it in the second set again, and must find the same.
+            check: is called with the cells and the stream hash before anything is measured, and may raise.
 
         Raises:
             UserError: the head cannot be measured.
-            CannotTell: there is nothing to compare, or a participant failed.
+            CannotTell: there is nothing to compare, a participant failed, or the one that the others are judged by is
+                not deterministic.
         """
-        self._sets(MIN_SETS_FIRST, GOAL_SETS_FIRST, self._seconds * FIRST_SHARE, None, exact_of)
+        self._check = check
+        self._sets(MIN_SETS_FIRST, GOAL_SETS_FIRST, self._seconds * FIRST_SHARE, None, counted)
         self.first_sets = len(self.series.sets)
 
     def fresh(self, cells: list[int]) -> None:
-        """The second series, of the cells that need it; raises as `first`."""
+        """The second series, of the cells that need it.
+
+        Raises:
+            CannotTell: a participant failed.
+        """
         self._sets(MIN_SETS_FRESH, GOAL_SETS_FRESH, self._seconds, cells, ())
 
-    def _sets(self, least: int, goal: int, until_s: float, cells: list[int] | None, exact_of: Sequence[int]) -> None:
+    def _sets(self, least: int, goal: int, until_s: float, cells: list[int] | None, counted: Sequence[int]) -> None:
         done = 0
         while done < least or self._elapsed_s + self._preparing_s + SET_S < until_s:
-            self._set(max(goal - done, 1), until_s, cells, exact_of if done == 0 else ())
+            count = {0: counted, 1: counted[:1]}.get(done, ())
+            self._set(max(goal - done, 1), until_s, cells, count)
             done += 1
             if self._elapsed_s - self._said_s > SAY_S:
                 self._said_s = self._elapsed_s
                 self._say(f"set {len(self.series.sets)}, {self._elapsed_s:.0f} s of {self._seconds:.0f}")
 
-    def _set(self, missing: int, until_s: float, cells: list[int] | None, exact_of: Sequence[int]) -> None:
+    def _set(self, missing: int, until_s: float, cells: list[int] | None, counted: Sequence[int]) -> None:
         began_s = self._elapsed_s
         with self._fresh_processes() as processes:
             self._prepare(processes)
-            if exact_of:
-                self._count(processes, exact_of)
-            else:
+            if self.series.sets:  # in the first one the stream was made
                 self._preparing_s = self._elapsed_s - began_s
+            self._count(processes, counted)
             fair_s = (until_s - self._elapsed_s) / missing - (missing - 1) / missing * self._preparing_s
             share_s = max(SET_S, min(PREPARING * self._preparing_s, fair_s))
             chosen = list(range(len(self.cells))) if cells is None else cells
@@ -164,13 +185,15 @@ class Laps:
         for wave in waves:
             for who in wave:
                 processes[who].send("prepare", cores=self._cores, **self._revisions[who].request)
-            for who in wave:
+            for who in sorted(wave, key=lambda who: who != HEAD):  # what is wrong in both can be put right in the head
                 with blame(self._revisions[who].name):
                     answers[who] = processes[who].receive()
         if not begun:
             self._check_comparable([answers[who] for who in (BASE, HEAD, AGAIN)])
             self.cells = [GateCell.model_validate(c) for c in answers[HEAD]["cells"]]
             self.stream_hash = answers[HEAD]["stream_hash"]
+            if self._check is not None:
+                self._check(self.cells, self.stream_hash)
 
     def _check_comparable(self, answers: list[dict[str, Any]]) -> None:
         for revision, answer in zip(self._revisions, answers, strict=True):
@@ -217,16 +240,31 @@ class Laps:
             self._turns[cell] = (min(math.ceil(TURN_NS / each), batches), each < TURN_NS)
         return totals
 
-    def _count(self, processes: list[RevisionProcess], exact_of: Sequence[int]) -> None:
-        for cell in range(len(self.cells)):
-            files = {who: self._scratch / f"answers-{cell}-{who}.safetensors" for who in exact_of}
-            for who in exact_of:
-                processes[who].send("exact", cell=cell, answers_to=str(files[who]))
+    def _count(self, processes: list[RevisionProcess], counted: Sequence[int]) -> None:
+        first = not self.exact
+        for cell in range(len(self.cells) if counted else 0):
             found = {}
-            for who in exact_of:
+            files = {who: self._scratch / f"answers-{cell}-{who}-{first:d}.safetensors" for who in counted}
+            for who in counted:
+                processes[who].send("exact", cell=cell, answers_to=str(files[who]))
+            for who in counted:
                 with blame(self._revisions[who].name):
-                    found[who] = Exact(processes[who].receive(), files[who])
-            self.exact.append(found)
+                    answer = processes[who].receive()
+                found[who] = Exact(answer["facts"], files[who], answer["random"])
+            reference = counted[0]
+            random = found[reference].random if first else self.exact[cell][reference].differs(found[reference])
+            self._check_deterministic(reference, random)
+            if first:
+                self.exact.append(found)
+
+    def _check_deterministic(self, who: int, random: dict[str, str]) -> None:
+        if random:
+            differ = " and ".join(f"its {what} ({how})" for what, how in random.items())
+            raise CannotTell(
+                f"the network of the {self._revisions[who].name} is not deterministic: two runs on the same inputs "
+                f"differ in {differ}, so a change of them says nothing about the code; switch off what draws random "
+                "numbers at evaluation, such as dropout or noise in a gate"
+            )
 
 
 def own_cores(threads: int) -> list[int] | None:

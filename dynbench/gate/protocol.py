@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of the messages between them, see `revision_worker`; every change of them raises it."""

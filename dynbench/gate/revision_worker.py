@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from dynbench import devices
@@ -31,6 +31,7 @@ from dynbench.experiment.build import Prepared, prepare
 from dynbench.experiment.spec import Options, load_spec
 from dynbench.files import write_aside
 from dynbench.gate.cells import GateCell
+from dynbench.gate.exact import run_twice
 from dynbench.gate.protocol import PROTOCOL
 from dynbench.launch.channel import Channel
 from dynbench.meters.latency import time_batches
@@ -41,6 +42,7 @@ from dynbench.store.schema import Arm, Cell, Decisions, Flops
 from dynbench.strategies import PREFERRED, Strategy
 from dynbench.unavailable import Measured, Unavailable
 
+SHOWN = 5  # points in a sentence
 NOT_COUNTED = Unavailable(unavailable="not counted by a check")
 
 
@@ -156,24 +158,63 @@ class RevisionWorker:
             answers_to: file for the answers.
 
         Returns:
-            Totals over the stream by the name of the quantity, and `decisions`: a hash of them.
+            `facts`: totals over the stream by the name of the quantity, and `decisions`: a hash of them. `random`: what
+            differs where the stream is run again, 'decisions' or 'answers', and how.
 
         Raises:
-            ValueError: answers are not tensors.
+            ValueError: there is no tensor in the answers.
         """
         arm = self._arms[cell]
         counter = FlopCounter()
-        recording = Execution(arm.strategy, record=True, profile=counter)
-        call = Call(arm.as_written, recording, arm.items)
         with torch.inference_mode():
             with counter:
-                answers = [call(start, x) for start, x in arm.batches]
-            assert recording.trace is not None
-            counted = _counted(arm, counter, recording.trace)
-        named = {f"{i}.{j}": t for i, answer in enumerate(answers) for j, t in enumerate(tensors(answer))}
-        save_file({name: t.contiguous().cpu() for name, t in named.items()}, answers_to)
+                given, trace = _recorded(arm, Execution(arm.strategy, record=True, profile=counter))
+            answers = _arrays(given)  # copied, before they are overwritten
+            given, again = _recorded(arm, Execution(arm.strategy, record=True))
+            repeated = _arrays(given)
+            counted = _counted(arm, counter, trace)
+        if not answers:
+            raise ValueError("what the network answers holds no tensor, so nothing can be compared")
+        save_file(answers, answers_to)
+        random = run_twice((trace.hash(), again.hash()), (answers, repeated))
+        if "decisions" in random:
+            random["decisions"] = f"at {_points_that_differ(trace, again)}"
         own = self._prepared.parts.quantities
-        return {**_exact_work(counted, arm, own), "decisions": recording.trace.hash()}
+        return {"facts": {**_exact_work(counted, arm, own), "decisions": trace.hash()}, "random": random}
+
+
+def _recorded(arm: RunningArm, recording: Execution) -> tuple[list[Any], Trace]:
+    """The answers to all batches of the stream, and the decisions."""
+    call = Call(arm.as_written, recording, arm.items)
+    answers = [call(start, x) for start, x in arm.batches]
+    assert recording.trace is not None
+    return answers, recording.trace
+
+
+def _arrays(answers: list[Any]) -> dict[str, np.ndarray]:
+    """Copies of the tensors in the answers, by batch and number."""
+    return {f"{i}.{j}": _array(t) for i, answer in enumerate(answers) for j, t in enumerate(tensors(answer))}
+
+
+def _array(t: Tensor) -> np.ndarray:
+    """A copy of a tensor, in a type that numpy has."""
+    t = t.detach().cpu()
+    if t.is_quantized:
+        t = t.dequantize()
+    t = t.to_dense().resolve_conj().resolve_neg()
+    if t.is_complex():
+        t = torch.view_as_real(t)
+    if t.is_floating_point() and t.dtype not in (torch.float16, torch.float32, torch.float64):
+        t = t.float()
+    return np.array(t.numpy(), order="C")
+
+
+def _points_that_differ(one: Trace, other: Trace) -> str:
+    """The names of the first points that do not decide the same in both."""
+    hashes = [{key[0]: Trace({key: entry}).hash() for key, entry in trace.entries.items()} for trace in (one, other)]
+    differ = [name for name in {**hashes[0], **hashes[1]} if hashes[0].get(name) != hashes[1].get(name)]
+    more = f" and {len(differ) - SHOWN} more" if len(differ) > SHOWN else ""
+    return ", ".join(differ[:SHOWN]) + more
 
 
 def _strategies(prepared: Prepared, options: Options) -> list[type[Strategy]]:
@@ -205,7 +246,7 @@ def _arm(prepared: Prepared, kind: type[Strategy], batch_size: int, static: bool
         arm=arm,
         device=options.device,
         batch_size=batch_size,
-        dtype=options.dtype,
+        dtype=prepared.dtype_name,
         threads=options.threads,
         stream_items=prepared.items,
         status="planned",
@@ -253,19 +294,12 @@ def _exact_work(cell: Cell, arm: RunningArm, own: list[Quantity]) -> dict[str, A
 
 
 def _load_stream(file: Path) -> Dataset | None:
-    if not file.exists():
-        return None
-    with np.load(file, allow_pickle=False) as kept:
-        labels = kept.get("labels")
-        return Dataset(kept["inputs"], labels, str(kept["description"]), int(kept["classes"]))
+    return Dataset.load(file) if file.exists() else None
 
 
 def _save_stream(file: Path, stream: Dataset) -> None:
-    arrays: dict[str, Any] = {"inputs": stream.inputs, "description": stream.description, "classes": stream.classes}
-    if stream.labels is not None:
-        arrays["labels"] = stream.labels
     with write_aside(file) as whole:
-        np.savez(whole, **arrays)
+        stream.save(whole)
 
 
 def foreign_modules(tree: str, names: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ from dynbench.gate.protocol import PROTOCOL
 from dynbench.gate.trees import CannotTell, source_path
 from dynbench.launch import ForkServer, LocalLauncher, Process, ProcessLost, thread_environment
 
+SOCKET_FOLDER_BYTES = 70  # of the path of a folder; a socket's own path, deeper down, has at most 107
 CALL_S = 300.0  # one turn, or preparing a workload
 # glibc may return large buffers to the system and get them again, page by page, or keep them: which one depends on what
 # lies at the end of the heap. It made a small network take 20 or 13 ms from process to process and says nothing about
@@ -75,10 +76,13 @@ class Revision:
         python: the interpreter that has its dependencies.
         tree: where its source lies.
         threads: of its processes.
+        scratch: folder for temporary files.
         request: the arguments of `prepare` for its processes.
     """
 
-    def __init__(self, name: str, python: str, tree: Path, threads: int, request: dict[str, Any]) -> None:
+    def __init__(
+        self, name: str, python: str, tree: Path, threads: int, scratch: Path, request: dict[str, Any]
+    ) -> None:
         self.name, self.request = name, request
         present = {name: os.environ.get(name, value) for name, value in MALLOC_SETTINGS.items()}
         self._server = ForkServer(
@@ -86,6 +90,7 @@ class Revision:
             ["dynbench.gate.revision_worker"],
             environment={**present, **thread_environment(threads), "PYTHONPATH": source_path(tree)},
             folder=tree,
+            inside=scratch if len(os.fsencode(scratch)) <= SOCKET_FOLDER_BYTES else None,
         )
 
     def ready(self) -> None:

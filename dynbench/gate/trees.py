@@ -1,21 +1,18 @@
-"""The source trees of a check: the working tree, and a revision in a worktree that is removed afterwards."""
+"""The source trees of a check: whose code is imported from them, and what it depends on."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dynbench.errors import DynbenchError, UserError
+from dynbench.errors import DynbenchError
 from dynbench.launch.local import python_path
 from dynbench.paths import cache_dir
 
@@ -31,84 +28,9 @@ DEPENDENCY_FILES = (
 LOCKS = ("uv.lock", "poetry.lock")  # read by their own tools only, which may not be here
 INSTALL_S = 1800.0
 
-# Waits for the end of its standard input, which comes however its parent ends, and removes the worktree.
-_JANITOR = """
-import shutil, subprocess, sys
-sys.stdin.read()
-subprocess.run(["git", "-C", sys.argv[1], "worktree", "remove", "--force", sys.argv[2]], capture_output=True)
-shutil.rmtree(sys.argv[3], ignore_errors=True)
-subprocess.run(["git", "-C", sys.argv[1], "worktree", "prune"], capture_output=True)
-"""
-
 
 class CannotTell(DynbenchError):
     """A check has no outcome, for a reason that does not lie in the head."""
-
-
-def git(folder: Path, *args: str) -> str:
-    """Output of a git command.
-
-    Raises:
-        UserError: git is not installed, or fails; its last line says why.
-    """
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, check=False)
-    except FileNotFoundError as e:
-        raise UserError("git is not installed; a check compares revisions, or use --baseline FILE") from e
-    if done.returncode:
-        words = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise UserError(f"git {args[0]}: {words.removeprefix('fatal: ')}")
-    return done.stdout.strip()
-
-
-def top_level(folder: Path) -> Path:
-    """The repository that `folder` lies in.
-
-    Raises:
-        UserError: it lies in none.
-    """
-    try:
-        return Path(git(folder, "rev-parse", "--show-toplevel")).resolve()
-    except UserError as e:
-        raise UserError(
-            f"{folder.resolve()} lies in no git repository, so there is no base; use --baseline FILE"
-        ) from e
-
-
-def commit_of(root: Path, revision: str) -> str:
-    """The commit of a revision.
-
-    Raises:
-        UserError: this clone does not have it.
-    """
-    try:
-        return git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
-    except UserError as e:
-        shallow = git(root, "rev-parse", "--is-shallow-repository") == "true"
-        remote, slash, branch = revision.partition("/")
-        fetch = f"git fetch --depth=1 {remote} {branch}:refs/remotes/{revision}" if slash else f"git fetch {revision}"
-        hint = "this clone is shallow and does not have it" if shallow else "this clone does not have it"
-        raise UserError(f"base revision {revision!r}: {hint}; fetch it first, such as: {fetch}") from e
-
-
-@contextlib.contextmanager
-def worktree(root: Path, commit: str) -> Iterator[Path]:
-    """A revision in a folder of its own; removed at the end, also if this process is killed.
-
-    Raises:
-        UserError: it cannot be checked out.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="dynbench-base-")).resolve()
-    tree = folder / root.name
-    command = [sys.executable, "-c", _JANITOR, str(root), str(tree), str(folder)]
-    janitor = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    try:
-        git(root, "worktree", "add", "--detach", "--force", str(tree), commit)
-        yield tree
-    finally:
-        assert janitor.stdin is not None
-        janitor.stdin.close()
-        janitor.wait()
 
 
 def first_party(*trees: Path) -> list[str]:

@@ -4,7 +4,7 @@ from dynbench.graph.compile import Graph, compiled, static_graph
 from dynbench.graph.export import DecisionOutput
 from dynbench.graph.layout import for_this_machine
 from dynbench.graph.proof import Check, prove
-from dynbench.graph.session import CannotFeed, Session
+from dynbench.graph.session import CannotFeed, Feeds, Session
 from dynbench.graph.strategy import CannotTrace
 from dynbench.graph.symbolics import OPSET
 from dynbench.graph.work import executed_flops
@@ -15,6 +15,7 @@ __all__ = [
     "CannotTrace",
     "Check",
     "DecisionOutput",
+    "Feeds",
     "Graph",
     "Session",
     "compiled",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import onnx
@@ -45,7 +46,7 @@ def compiled(
     """A dynamic network as one graph.
 
     Args:
-        model: with decision points, in evaluation mode, on the CPU.
+        model: with decision points, in evaluation mode, on any device; the graph is the same.
         example: inputs of some items.
         single: for one item, where each choice is a branch; else for any batch, where items are gathered.
         replay: decisions are inputs; the gates still run, and what they say comes out.
@@ -55,6 +56,7 @@ def compiled(
     Raises:
         CannotTrace: no graph can be made of it; the message names the operator or the point.
     """
+    model, example = _on_cpu(model, example)
     strategy = OneItem() if single else InGraph(rates)
     flat = trace(model, _items(example, 1 if single else EXAMPLES), strategy, replay=replay)
     return Graph(simplified(into_branches(flat.model)), flat.answers, flat.decisions, single)
@@ -64,14 +66,20 @@ def static_graph(model: nn.Module, example: Tensor) -> Graph:
     """A static network as one graph for any batch; of a dynamic one its static twin.
 
     Args:
-        model: in evaluation mode, on the CPU.
+        model: in evaluation mode, on any device.
         example: inputs of some items.
 
     Raises:
         CannotTrace: no graph can be made of it; the message names the operator.
     """
+    model, example = _on_cpu(model, example)
     flat = trace_static(model, _items(example, EXAMPLES))
     return Graph(simplified(into_branches(flat.model)), flat.answers, (), single=False)
+
+
+def _on_cpu(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
+    """Both on the CPU: themselves, or copies."""
+    return (model, example) if example.device.type == "cpu" else (copy.deepcopy(model).cpu(), example.cpu())
 
 
 def _items(example: Tensor, n: int) -> Tensor:

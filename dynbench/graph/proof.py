@@ -53,7 +53,7 @@ def prove(
     """Compares a graph with `per_sample` at several batch sizes.
 
     Args:
-        model: what the graph was made of.
+        model: what the graph was made of, on the device of x: there the graph is run.
         graph: learned, or with replayed decisions.
         x: items, as many as the largest batch.
         sizes: of batches; of a graph for a single item only 1.
@@ -62,7 +62,7 @@ def prove(
     Raises:
         CannotTrace: ONNX Runtime cannot load or run the graph.
     """
-    found, session = [], Session(graph)
+    found, session = [], Session(graph, device=x.device)
     for n in (1,) if graph.single else sizes:
         batch = x[:n]
         own = Execution(PerSample(), record=True)

@@ -1,9 +1,10 @@
-"""Runs a graph here: as ONNX Runtime executes it fastest, or as it is."""
+"""Runs a graph here, on the CPU or a GPU: as ONNX Runtime executes it fastest, or as it is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -12,11 +13,15 @@ from onnx import ModelProto, helper
 from torch import Tensor
 
 from dynbench.dynamic.trace import Entry, Trace, TraceError
+from dynbench.engines.providers import Bound, providers, why_not_on
 from dynbench.errors import DynbenchError
 from dynbench.graph.compile import Graph
 from dynbench.graph.export import DecisionOutput
 from dynbench.graph.layout import for_this_machine
 from dynbench.graph.strategy import CannotTrace
+
+Feeds = dict[str, Any]
+"""By the name of an input: an array on the CPU, a tensor on a GPU."""
 
 
 class CannotFeed(DynbenchError):
@@ -28,36 +33,55 @@ class Session:
 
     Args:
         graph: what to run.
-        fast: optimised for this machine, with layouts kept across branches; else as it is, without any optimisation.
+        fast: optimised for this machine, on the CPU with layouts kept across branches; else as it is, without any
+            optimisation.
         threads: of ONNX Runtime.
+        device: where it runs. On a GPU inputs, decisions and answers stay on the device.
         profile: a prefix for a profile's file; None: none is taken.
 
     Raises:
         CannotTrace: ONNX Runtime does not load the graph.
     """
 
-    def __init__(self, graph: Graph, *, fast: bool = True, threads: int = 1, profile: str | None = None) -> None:
-        self.graph = graph
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        fast: bool = True,
+        threads: int = 1,
+        device: torch.device | str = "cpu",
+        profile: str | None = None,
+    ) -> None:
+        self.graph, self.device = graph, torch.device(device)
+        on_cpu = self.device.type == "cpu"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        level = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if fast and not on_cpu else level.ORT_DISABLE_ALL
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, profile
             options.add_session_config_entry("session.disable_prepacking", "1")  # or their shapes are not recorded
         try:
-            model = for_this_machine(graph.model) if fast else graph.model
+            model = for_this_machine(graph.model) if fast and on_cpu else graph.model
             self.session = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                model.SerializeToString(), options, providers=providers(self.device)
             )
         except Exception as e:
             raise CannotTrace(f"ONNX Runtime does not load the graph: {_complaint(e)}") from e
+        if why := why_not_on(self.session, self.device):
+            raise CannotTrace(f"the graph {why}")
         self._input = _input(graph.model)
         self._takes = {i.name for i in self.session.get_inputs()}
         self._answers = list(graph.answers)
-        self._call = self.session._sess.run  # below its checks of arguments, which cost 1 us a call
+        self._call: Callable[[Feeds, list[str]], list[Tensor]]
+        self._call = self._on_cpu if on_cpu else Bound(self.session, self.device)
 
-    def feeds(self, x: Tensor, trace: Trace | None = None, start: int = 0) -> dict[str, np.ndarray]:
-        """What the session takes for the batch x [n, ...].
+    def _on_cpu(self, feeds: Feeds, names: list[str]) -> list[Tensor]:
+        run = self.session._sess.run  # below its checks of arguments, which cost 1 us a call
+        return [torch.from_numpy(array) for array in run(names, feeds, None)]
+
+    def feeds(self, x: Tensor, trace: Trace | None = None, start: int = 0) -> Feeds:
+        """What the session takes for the batch x [n, ...]: arrays on the CPU, tensors on a GPU.
 
         Args:
             x: as the example that the graph was made of, of any number of items, or of one for a single item's graph.
@@ -68,21 +92,21 @@ class Session:
             CannotFeed: another shape, dtype or number of items, or decisions that are missing.
         """
         self._check(x)
-        feeds = {"x": x.detach().numpy()} if "x" in self._takes else {}  # an input that nothing reads is gone
+        inputs = {"x": x.detach()} if "x" in self._takes else {}  # an input that nothing reads is gone
         for decision in self.graph.decisions:
             if decision.table is not None:
                 table = _table(decision, trace, start, x.shape[0])
                 if decision.table in self._takes:
-                    feeds[decision.table] = table
-        return feeds
+                    inputs[decision.table] = table.to(self.device)
+        return {name: t.numpy() if self.device.type == "cpu" else t for name, t in inputs.items()}
 
     def _check(self, x: Tensor) -> None:
         if not x.dim() or not x.shape[0]:
             raise CannotFeed("a graph takes at least one item")
         if self.graph.single and x.shape[0] != 1:
             raise CannotFeed(f"the graph is for a single item, not for {x.shape[0]}")
-        if x.device.type != "cpu":
-            raise CannotFeed(f"the graph runs on the CPU and takes no input on {x.device}")
+        if (x.device.type, x.device.index or 0) != (self.device.type, self.device.index or 0):
+            raise CannotFeed(f"the graph runs on {self.device} and takes no input on {x.device}")
         if self._input is None:
             return
         dtype, item = self._input
@@ -92,7 +116,7 @@ class Session:
         if tuple(x.shape[1:]) != item:
             raise CannotFeed(f"the graph takes items of shape {item}, not {tuple(x.shape[1:])}")
 
-    def answer(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def answer(self, feeds: Feeds) -> list[Tensor]:
         """The network's answer, its leaves in order, and nothing else read out.
 
         Raises:
@@ -109,17 +133,17 @@ class Session:
         """
         feeds, decisions = self.feeds(x, trace, start), self.graph.decisions
         wanted = [*self._answers, *(d.value for d in decisions), *(d.ids for d in decisions if isinstance(d.ids, str))]
-        got = {name: torch.from_numpy(array) for name, array in zip(wanted, self._read(wanted, feeds), strict=True)}
-        entries = {d.key: _entry(d, got, x.shape[0]) for d in decisions}
+        got = dict(zip(wanted, self._read(wanted, feeds), strict=True))
+        said = {name: t.cpu() for name, t in got.items() if name not in self._answers}
+        entries = {d.key: _entry(d, said, x.shape[0]) for d in decisions}
         covers = frozenset(name for name, _ in entries)
         return [got[a] for a in self._answers], Trace(entries, x.shape[0], "", covers)
 
-    def _read(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def _read(self, names: list[str], feeds: Feeds) -> list[Tensor]:
         try:
-            found: list[np.ndarray] = self._call(names, feeds, None)
+            return self._call(feeds, names)
         except Exception as e:
             raise CannotTrace(f"ONNX Runtime fails to run the graph: {_complaint(e)}") from e
-        return found
 
 
 def _input(model: ModelProto) -> tuple[np.dtype, tuple[int, ...]] | None:
@@ -132,7 +156,7 @@ def _input(model: ModelProto) -> tuple[np.dtype, tuple[int, ...]] | None:
     return None
 
 
-def _table(decision: DecisionOutput, trace: Trace | None, start: int, n: int) -> np.ndarray:
+def _table(decision: DecisionOutput, trace: Trace | None, start: int, n: int) -> Tensor:
     """The decisions of items `start` to `start + n`; zeros where no item of the stream was asked."""
     name, sizes = decision.key
     if trace is None:
@@ -151,7 +175,7 @@ def _table(decision: DecisionOutput, trace: Trace | None, start: int, n: int) ->
             f"decisions of point {name!r} are {_kind(found.dtype, found.shape[1:])} in the trace, "
             f"and {_kind(decision.dtype, decision.shape)} in the graph"
         )
-    return found.cpu().numpy()
+    return found
 
 
 def _kind(dtype: torch.dtype, shape: Iterable[int]) -> str:

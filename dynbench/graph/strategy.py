@@ -321,7 +321,7 @@ def _cut(x: Any, rows: Tensor, sizes: Tensor, parts: int) -> list[Any]:
     if first(x)[0].numel() * first(x).element_size() > LARGE:
         return [take(x, mine) for mine in split(rows, sizes, parts)]
     every = take(x, rows)
-    cut: list[list[Tensor]] = [split(t, sizes, parts) for t in leaves(every)]
+    cut: list[list[Tensor]] = [split(t, sizes, parts) for t in leaves(every) if t.dim()]
     return [_rebuilt(every, iter([c[i] for c in cut])) for i in range(parts)]
 
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
+from torch import Tensor
 
 from dynbench.graph.compile import Graph
-from dynbench.graph.session import Session
+from dynbench.graph.session import Feeds, Session
 
 Shapes = list[list[int]]
 Attributes = dict[str, Any]
@@ -50,8 +50,8 @@ FORMULAS: dict[str, Callable[[Shapes, Shapes, Attributes], int]] = {
 UNKNOWN = frozenset({"Einsum", "GRU", "RNN", "Det", "Loop", "Scan"})  # compute, but have no formula here
 
 
-def executed_flops(graph: Graph, feeds: list[dict[str, np.ndarray]]) -> int:
-    """FLOPs (1 MAC = 2 FLOPs) of all these batches (`Session.feeds`).
+def executed_flops(graph: Graph, feeds: list[Feeds]) -> int:
+    """FLOPs (1 MAC = 2 FLOPs) of all these batches (`Session.feeds`), counted on the CPU.
 
     Raises:
         ValueError: an operator that computes and has no formula.
@@ -61,7 +61,7 @@ def executed_flops(graph: Graph, feeds: list[dict[str, np.ndarray]]) -> int:
     with tempfile.TemporaryDirectory(prefix="dynbench-graph-") as folder:
         session = Session(graph, fast=False, profile=str(Path(folder) / "profile"))
         for batch in feeds:
-            session.answer(batch)
+            session.answer({name: t.cpu().numpy() if isinstance(t, Tensor) else t for name, t in batch.items()})
         events = json.loads(Path(session.session.end_profiling()).read_text(encoding="utf-8"))
     for event in events:
         if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import select
+import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 CHUNK_BYTES = 1 << 16
+FAREWELL_S = 10.0  # in which a process ends by itself once its input has ended
+_PR_SET_PDEATHSIG = 1
 
 
 class Channel:
@@ -89,3 +95,32 @@ def parent_channel() -> Channel:
     os.close(nothing)
     os.dup2(2, 1)
     return Channel(read_fd, write_fd)
+
+
+def end_with_parent(channel: Channel) -> None:
+    """From now on this process ends with the one that started it, whatever it is doing: what is not tidy stays so.
+
+    Args:
+        channel: to the parent; where the kernel cannot help, its end is noticed there.
+    """
+    if not _killed_with_parent():
+        threading.Thread(target=end_after, args=(channel.read_fd,), daemon=True).start()
+
+
+def _killed_with_parent() -> bool:
+    """Has the kernel kill this process when the thread that started it ends; whether it can (Linux)."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        return bool(ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0)
+    except (OSError, AttributeError):
+        return False
+
+
+def end_after(read_fd: int, farewell_s: float = FAREWELL_S) -> None:
+    """Ends this process some time after the other end of a pipe is closed. Waits until then."""
+    poll = select.poll()
+    poll.register(read_fd, 0)  # being hung up is always reported
+    poll.poll()
+    time.sleep(farewell_s)
+    os._exit(1)

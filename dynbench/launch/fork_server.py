@@ -19,21 +19,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dynbench.launch.channel import Channel, parent_channel
+from dynbench.launch.channel import Channel, end_with_parent, parent_channel
 
 
 def main() -> None:
     """Serves until the input ends."""
     channel = parent_channel()
     request = channel.receive()
-    for name in request["preload"]:
-        importlib.import_module(name)
-    gc.freeze()  # a collection in a forked process would touch, and so copy, every page
-    if os.getpgrp() != os.getpid():
-        os.setpgid(0, 0)
     folder = Path(request["folder"])
-    forks = Forks(channel, folder)
-    channel.send({"event": "ready"})
+    try:
+        for name in request["preload"]:
+            importlib.import_module(name)
+        gc.freeze()  # a collection in a forked process would touch, and so copy, every page
+        if os.getpgrp() != os.getpid():
+            os.setpgid(0, 0)
+        forks = Forks(channel, folder)
+        channel.send({"event": "ready"})
+    except BaseException:  # an import fails, or the parent has ended meanwhile
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     try:
         forks.serve()
     finally:
@@ -94,7 +98,9 @@ class Forks:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
             module, _, function = serve.partition(":")
-            getattr(importlib.import_module(module), function)(Channel(connection.fileno(), connection.fileno()))
+            channel = Channel(connection.fileno(), connection.fileno())
+            end_with_parent(channel)
+            getattr(importlib.import_module(module), function)(channel)
             code = 0
         except BaseException:  # noqa: BLE001 (nothing may return to the fork server's own code)
             traceback.print_exc()

@@ -29,6 +29,8 @@ class ForkServer:
         preload: modules that it imports once, for all processes that it will fork.
         environment: see `Launcher.start`.
         folder: where it runs; None: where this process does.
+        inside: folder in which its scratch folder is made; None: the system's for temporary files. The path of a socket
+            in it must not be longer than about 100 bytes.
 
     Attributes:
         scratch: folder for files that all processes share; removed when the server ends, also if this process is
@@ -36,9 +38,15 @@ class ForkServer:
     """
 
     def __init__(
-        self, launcher: Launcher, preload: Sequence[str], *, environment: Mapping[str, str], folder: Path | None = None
+        self,
+        launcher: Launcher,
+        preload: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        folder: Path | None = None,
+        inside: Path | None = None,
     ) -> None:
-        self.scratch = Path(tempfile.mkdtemp(prefix="dynbench-forks-"))
+        self.scratch = Path(tempfile.mkdtemp(prefix="dynbench-forks-", dir=inside))
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self.scratch / "socket"))
         self._listener.listen()

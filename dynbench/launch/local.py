@@ -16,6 +16,7 @@ from dynbench.launch.channel import CHUNK_BYTES, Channel
 from dynbench.launch.launcher import GRACE_S, ProcessLost
 
 KEPT_BYTES = 4096  # of standard error, for its last line
+LOG_BYTES = 1 << 20  # of a log, at most
 SETTLE_S = 1.0  # until the last words of a process that ended have arrived
 
 
@@ -85,6 +86,7 @@ class LocalProcess:
         self._stdin, self._stdout, self._stderr = stdin, stdout, stderr
         self._channel = Channel(stdout.fileno(), stdin.fileno())
         self._words = b""
+        self._log: Path | None = None
         self._exit_code: int | None = None
         self._listener = threading.Thread(target=self._listen, args=(show_stderr,), daemon=True)
         self._listener.start()
@@ -99,6 +101,10 @@ class LocalProcess:
         """The last line that it wrote to standard error; empty if there is none."""
         lines = self._words.decode(errors="replace").strip().splitlines()
         return lines[-1].strip() if lines else ""
+
+    def log_to(self, file: Path) -> None:
+        """What it writes to standard error from now on goes to the end of a file instead, `LOG_BYTES` at most."""
+        self._log = file
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Sends a message. Nothing is raised if the process has ended: `receive` says so."""
@@ -158,6 +164,18 @@ class LocalProcess:
         with self._stderr as stream:
             while chunk := os.read(stream.fileno(), CHUNK_BYTES):
                 self._words = (self._words + chunk)[-KEPT_BYTES:]
-                if show:
-                    with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # nothing is lost but words
+                    if self._log is not None:
+                        _append(self._log, chunk)
+                    elif show:
                         os.write(2, chunk)
+
+
+def _append(log: Path, words: bytes) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with os.fdopen(descriptor, "ab") as file:
+        room = LOG_BYTES - file.tell()
+        if room >= len(words):
+            file.write(words)
+        elif room > 0:
+            file.write(words[:room] + b"\n[the rest is left out]\n")

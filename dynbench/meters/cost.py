@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch.nn.parameter import is_lazy
 
 from dynbench.counting.flops import FlopCounter
 from dynbench.counting.params import count_params
@@ -35,7 +39,9 @@ def cost(model: nn.Module, *example: Any) -> dict[str, Any]:
         A count is `{"unavailable": reason}` where an operator has no formula.
     """
     one = [row(part, 0) for part in example]
-    with evaluating(model):
+    with evaluating(model), _unlogged():
+        if any(map(is_lazy, model.parameters())):  # its first pass makes its weights, which must be real ones
+            return _counted(model, one)
         try:
             fake = FakeTensorMode(allow_non_fake_inputs=True)
             inputs = [map_items(fake.from_tensor, part) for part in one]
@@ -43,6 +49,17 @@ def cost(model: nn.Module, *example: Any) -> dict[str, Any]:
                 return _counted(model, inputs)
         except Exception:  # noqa: BLE001  (a model may look at values: then it is really run)
             return _counted(model, one)
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Inside, torch does not log, with a traceback, what fails on tensors without memory: it is said in a sentence."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _counted(model: nn.Module, inputs: list[Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ def static_macs(model: nn.Module, shape: tuple[int, ...]) -> int:
         NoFormulaError: it runs an operator whose FLOPs are not known.
     """
     counter = FlopCounter(strict=True)
-    _run_once(model, shape, counter)
+    _run_once(model, _zeros(model, shape), counter)
     return sum(counter.by_part.values()) // 2
 
 
@@ -47,10 +48,10 @@ def skip_macs(
     Returns:
         The MACs outside all bodies; for each Skip, by name, those of its body and of what replaces the body.
     """
-    counter, hooks, shapes = FlopCounter(strict=True), [], dict[str, tuple[int, ...]]()
+    counter, hooks, given = FlopCounter(strict=True), [], dict[str, Any]()
 
-    def begin(skip: Skip, x: Tensor) -> None:
-        shapes[skip.name] = tuple(x.shape[1:])
+    def begin(skip: Skip, x: Any) -> None:
+        given[skip.name] = x
         counter.enter("body", skip.name, 1)
 
     skips = list(skips)
@@ -58,14 +59,16 @@ def skip_macs(
         hooks.append(skip.body.register_forward_pre_hook(lambda _, x, skip=skip: begin(skip, x[0])))
         hooks.append(skip.body.register_forward_hook(lambda *_: counter.exit()))
     try:
-        _run_once(model, shape, counter)
+        _run_once(model, _zeros(model, shape), counter)
     finally:
         for hook in hooks:
             hook.remove()
     each = {}
     for skip in skips:
-        otherwise = 0 if skip.otherwise is None else static_macs(skip.otherwise, shapes[skip.name])
-        each[skip.name] = counter.by_part["body", skip.name, 1] // 2, otherwise
+        instead = FlopCounter(strict=True)
+        if skip.otherwise is not None:
+            _run_once(skip.otherwise, given[skip.name], instead)
+        each[skip.name] = counter.by_part["body", skip.name, 1] // 2, sum(instead.by_part.values()) // 2
     return counter.by_part[None] // 2, each
 
 
@@ -86,12 +89,17 @@ def macs_run(model: nn.Module, skips: Iterable[Skip], trace: Trace, shape: tuple
     return macs
 
 
-def _run_once(model: nn.Module, shape: tuple[int, ...], counter: FlopCounter) -> None:
-    like, modes = next(model.parameters(), torch.zeros(())), [(m, m.training) for m in model.modules()]
+def _zeros(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    like = next(model.parameters(), torch.zeros(()))
+    return torch.zeros(1, *shape, dtype=like.dtype, device=like.device)
+
+
+def _run_once(model: nn.Module, x: Any, counter: FlopCounter) -> None:
+    modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
         with torch.no_grad(), outside(), counter:
-            model(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
+            model(x)
     finally:
         for module, training in modes:
             module.training = training

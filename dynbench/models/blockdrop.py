@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbench.dynamic import Ahead, Skip, Trace
+from dynbench.dynamic import Ahead, Trace
 from dynbench.models.accounting import macs_run, static_macs
-from dynbench.models.resnet import BasicBlock, BlockKind, ResNet, architecture, block_names
+from dynbench.models.resnet import BasicBlock, BlockKind, ResNet, architecture, block_names, skip_block
 from dynbench.models.sharing import shared_once
 from dynbench.models.typed import module_list
 
@@ -94,7 +94,7 @@ class BlockDrop(ResNet):
             pool_shortcuts(self)
         self.policy = Policy(policy_blocks, sum(layers), dataset, shortcut)
         skips = [
-            Skip(name, None, body, body.downsample, consumes=True)
+            skip_block(name, None, body, relu=False)
             for name, body in zip(block_names(layers), self.blocks(), strict=True)
         ]
         self.ahead = Ahead("policy", self.policy, skips)

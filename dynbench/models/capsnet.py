@@ -121,13 +121,16 @@ class DigitCaps(nn.Module):
         return capsules
 
     def iterate(self, state: State, k: int) -> State:
-        """One iteration: lines 4 to 7 of procedure 1."""
+        """One iteration: line 7 of procedure 1 for the iteration before, then lines 4 to 6.
+
+        So nothing is added to b after the last iteration of an input, where nobody would read it.
+        """
         b, u_hat, before, _ = state
+        if k > 0:
+            b = b + torch.matmul(u_hat, before.unsqueeze(3)).squeeze(3)  # b_ij += u_hat_j|i . v_j
         c = b.softmax(1)  # eq. 3: over the higher capsules, [n, J, I]
         s = torch.matmul(c.unsqueeze(2), u_hat).squeeze(2)  # s_j = sum_i c_ij u_hat_j|i, [n, J, D]
-        v = squash(s)
-        b = b + torch.matmul(u_hat, v.unsqueeze(3)).squeeze(3)  # b_ij += u_hat_j|i . v_j
-        return b, u_hat, v, before
+        return b, u_hat, squash(s), before
 
 
 class Decoder(nn.Module):

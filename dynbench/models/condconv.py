@@ -112,7 +112,7 @@ class Basic(BasicBlock):
         """The conditional convolutions, in the order of their kernels."""
         return [self.conv1, self.conv2]
 
-    def forward(self, x: Tensor, kernels: Kernels | None = None) -> Tensor:
+    def forward(self, x: Tensor, kernels: Kernels | None = None) -> Tensor:  # type: ignore[override]
         """x [n, inputs, H, W], kernels of `convolutions` or None: its own -> y [n, outputs, H / stride, W / stride]."""
         first, second = kernels or (None, None)
         y = F.relu(self.bn1(self.conv1(x, first)))

@@ -5,6 +5,9 @@ leaves a choice open, the authors' code decides (andreasveit/convnet-aig, convne
 differences: their code draws Gumbel noise in testing too, so that its decisions differ from run to run, whereas here a
 network in evaluation mode takes the likelier decision; and their code computes every block and multiplies by the gate
 ("TODO: for fast inference"), whereas here a strategy may skip it.
+
+On a current torch their code does not run: it gives `BatchNorm1d` the gates' maps [n, 16, 1, 1], and that takes two or
+three dimensions only.
 """
 
 from __future__ import annotations
@@ -13,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbench.dynamic import Skip, Trace
+from dynbench.dynamic import Trace
 from dynbench.models.accounting import macs_run
-from dynbench.models.resnet import Block, BlockKind, ResNet, architecture, block_names
+from dynbench.models.resnet import BlockKind, ResNet, architecture, block_names, skip_block
 from dynbench.models.sharing import shared_once
 from dynbench.models.typed import module_list
 
@@ -88,7 +91,7 @@ class ConvNetAIG(ResNet):
         for name, body in zip(block_names(layers), self.blocks(), strict=True):
             gate = Gate(body.conv1.in_channels, hidden)
             self.add_module(name.replace("layer", "gate"), gate)
-            skips.append(Skip(name, gate, body, _bypass(body), consumes=True))
+            skips.append(skip_block(name, gate, body, relu=True))
         self.skips = module_list(skips)
         shared_once(self)
 
@@ -99,10 +102,6 @@ class ConvNetAIG(ResNet):
             x, _ = skip(x)
         logits: Tensor = self.fc(x.mean((2, 3)))
         return logits
-
-
-def _bypass(block: Block) -> nn.Module | None:
-    return None if block.downsample is None else nn.Sequential(block.downsample, nn.ReLU())
 
 
 def convnet_aig(depth: int = 110, num_classes: int = 10, dataset: str = "cifar", hidden: int = HIDDEN) -> ConvNetAIG:

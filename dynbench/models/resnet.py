@@ -13,6 +13,8 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynbench.dynamic import Skip
+
 PAPER = "He et al., Deep Residual Learning for Image Recognition, CVPR 2016"
 PROVENANCE = "section 4.2 (CIFAR, 6n+2 layers) and table 1 (ImageNet); stride blocks with a 1x1 shortcut (option B)"
 
@@ -50,9 +52,9 @@ class BasicBlock(nn.Module):
         self.conv2, self.bn2 = conv3x3(width, width), nn.BatchNorm2d(width)
         self.downsample = shortcut(inputs, width, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [n, inputs, H, W] -> y [n, width, H / stride, W / stride]."""
-        return F.relu(self.residual(x) + (x if self.downsample is None else self.downsample(x)))
+    def forward(self, x: Tensor, base: Tensor | None = None) -> Tensor:
+        """x [n, inputs, H, W], its shortcut where that is known -> y [n, width, H / stride, W / stride]."""
+        return F.relu(self.residual(x) + (_shortcut(self, x) if base is None else base))
 
     def residual(self, x: Tensor) -> Tensor:
         """F(x), of the shape of y."""
@@ -81,9 +83,9 @@ class Bottleneck(nn.Module):
         self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
         self.downsample = shortcut(inputs, outputs, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [n, inputs, H, W] -> y [n, 4 width, H / stride, W / stride]."""
-        return F.relu(self.residual(x) + (x if self.downsample is None else self.downsample(x)))
+    def forward(self, x: Tensor, base: Tensor | None = None) -> Tensor:
+        """x [n, inputs, H, W], its shortcut where that is known -> y [n, 4 width, H / stride, W / stride]."""
+        return F.relu(self.residual(x) + (_shortcut(self, x) if base is None else base))
 
     def residual(self, x: Tensor) -> Tensor:
         """F(x), of the shape of y."""
@@ -94,6 +96,59 @@ class Bottleneck(nn.Module):
 
 
 Block = BasicBlock | Bottleneck
+
+
+def _shortcut(block: Block, x: Tensor) -> Tensor:
+    return x if block.downsample is None else block.downsample(x)
+
+
+class OnShortcut(nn.Module):
+    """A block whose shortcut is computed beforehand, as the body of a Skip that shares it.
+
+    Args:
+        block: with a shortcut that is not the identity.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, given: tuple[Tensor, Tensor]) -> Tensor:
+        """x [n, inputs, H, W] and its shortcut -> the block's answer."""
+        y: Tensor = self.block(*given)
+        return y
+
+
+class ShortcutAlone(nn.Module):
+    """What replaces such a block: the shortcut, with or without ReLU.
+
+    Args:
+        relu: with ReLU.
+    """
+
+    def __init__(self, *, relu: bool) -> None:
+        super().__init__()
+        self.relu = relu
+
+    def forward(self, given: tuple[Tensor, Tensor]) -> Tensor:
+        """x and its shortcut -> the shortcut."""
+        return F.relu(given[1]) if self.relu else given[1]
+
+
+def skip_block(name: str, gate: nn.Module | None, block: Block, *, relu: bool) -> Skip:
+    """A Skip whose body is a block.
+
+    Args:
+        name: of the Skip.
+        gate: see `Skip`.
+        block: skipped, it is replaced by its shortcut, which is computed once for all items.
+        relu: a shortcut that is not the identity is followed by ReLU where the block is skipped.
+    """
+    if block.downsample is None:
+        return Skip(name, gate, block, consumes=True)
+    return Skip(name, gate, OnShortcut(block), ShortcutAlone(relu=relu), shared=block.downsample, consumes=True)
+
+
 BlockKind = type[BasicBlock] | type[Bottleneck]
 
 

@@ -3,6 +3,10 @@
 Wang, Yu, Dou, Darrell, Gonzalez, "SkipNet: Learning Dynamic Routing in Convolutional Networks", ECCV 2018
 (arXiv 1711.09485). Where the paper leaves a choice open, the authors' code decides (ucbdrive/skipnet, cifar/models.py
 and imagenet/models.py).
+
+At batch 1 their code runs only with recurrent gates on CIFAR: their feed-forward gates, and the recurrent ones of
+ImageNet, remove the dimension of a single input (`squeeze()`) and then index it. It computes every block and mixes by
+the gate, and where the shape changes it computes the shortcut twice.
 """
 
 from __future__ import annotations
@@ -16,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbench.dynamic import Skip, Trace
+from dynbench.dynamic import Trace
 from dynbench.dynamic.items import wide
 from dynbench.models.accounting import run_rate, static_macs
-from dynbench.models.resnet import BlockKind, ResNet, architecture, block_names, conv3x3
+from dynbench.models.resnet import BlockKind, ResNet, architecture, block_names, conv3x3, skip_block
 from dynbench.models.sharing import shared_once
 from dynbench.models.typed import module_list
 
@@ -42,9 +46,10 @@ class Control(nn.Module):
 
     def forward(self, e: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """Embedding e [n, 10] and the state so far -> (logit of p [n], state)."""
-        h, c = self.rnn(e, carry)
-        logit: Tensor = self.proj(h).squeeze(1)
-        return logit, (h, c)
+        rnn, proj = self.rnn, self.proj
+        # plain functions: calling three modules takes as long as computing so little
+        h, c = torch.lstm_cell(e, carry, rnn.weight_ih, rnn.weight_hh, rnn.bias_ih, rnn.bias_hh)
+        return F.linear(h, proj.weight, proj.bias).squeeze(1), (h, c)
 
 
 class RNNGate(nn.Module):
@@ -61,9 +66,8 @@ class RNNGate(nn.Module):
 
     def forward(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """x [n, C, H, W], the previous block's output -> (logit of p [n], state)."""
-        e = self.embed(x.mean((2, 3)))  # [n, 10]
-        logit, carry = self.control(e, carry)
-        return logit, carry
+        e = F.linear(x.mean((2, 3)), self.embed.weight, self.embed.bias)  # [n, 10]
+        return self.control.forward(e, carry)
 
 
 class FFGateI(nn.Module):
@@ -136,7 +140,7 @@ class SkipNet(ResNet):
         init_as_authors(self)
         _, *bodies = zip(block_names(layers), self.blocks(), strict=True)  # the first block has no gate
         self.skips = module_list(
-            Skip(name, gate_before, body, body.downsample, consumes=True)
+            skip_block(name, gate_before, body, relu=False)
             for (name, body), gate_before in zip(bodies, gates, strict=True)
         )
         shared_once(self)
@@ -196,8 +200,8 @@ class Unskipped(SkipNet):
             logit, carry = skip.gate(x, carry)
             probabilities.append(torch.sigmoid(logit))
             g = wide(probabilities[-1] if self.gating == "soft" else (logit > 0).to(x.dtype), x)
-            bypass = x if skip.otherwise is None else skip.otherwise(x)
-            x = g * skip.body(x) + (1 - g) * bypass
+            x = skip.begun(x)
+            x = g * skip.body(x) + (1 - g) * (x if skip.otherwise is None else skip.otherwise(x))
         return self.fc(x.mean((2, 3))), torch.stack(probabilities)
 
 

@@ -138,7 +138,7 @@ class SwitchableBatchNorm2d(nn.Module):
 
     def at(self, level: int) -> nn.Module:
         """The same norm with only the levels up to this one, which `forward` then uses; parameters are shared."""
-        part = copy.copy(self)
+        part = _copied(self)
         part._modules, part._buffers, part._parameters = {"bn": nn.ModuleList(self.bn[: level + 1])}, {}, {}
         top = part.bn[-1].num_features
         for name in ("there", "place"):
@@ -263,8 +263,15 @@ def at_level(module: nn.Module, level: int) -> Any:
     slim = getattr(module, "at", None)
     if slim is not None:
         return slim(level)
-    part = copy.copy(module)
+    part = _copied(module)
     part._modules = {name: m if m is None else at_level(m, level) for name, m in module._modules.items()}
+    return part
+
+
+def _copied(module: nn.Module) -> Any:
+    """A copy that shares everything but its own attributes, and runs as its class says: no engine has prepared it."""
+    part = copy.copy(module)
+    vars(part).pop("forward", None)
     return part
 
 

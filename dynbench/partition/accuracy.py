@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class Accuracies:
 
     def __init__(self, half: Half, data: Dataset | None) -> None:
         answer = half.chain.crossings[-1].shapes[0]
-        known = data is not None and data.labels is not None and data.labels.ndim == 1 and len(answer) == 1
+        known = data is not None and len(answer) == 1 and _are_classes(data.labels, answer[0])
         self._half, self._data = half, data if known else None
         self.items = 0 if self._data is None else len(self._data)
 
@@ -62,3 +63,10 @@ class Accuracies:
         assert self._data is not None and self._data.labels is not None
         classes = torch.cat(list(answers)).argmax(-1).cpu().numpy()
         return float((classes == self._data.labels).mean())
+
+
+def _are_classes(labels: Any, classes: int) -> bool:
+    """Whether labels are [items] integers of 0 to `classes` - 1, of which the highest score names one."""
+    if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind != "i" or not labels.size:
+        return False
+    return classes > 1 and int(labels.min()) >= 0 and int(labels.max()) < classes

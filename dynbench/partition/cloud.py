@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dynbench.devices.link import Line, PeerLost
 from dynbench.errors import DynbenchError
-from dynbench.launch.channel import Channel, parent_channel
+from dynbench.launch.channel import Channel, end_with_parent, parent_channel
 from dynbench.partition.half import Half, ModelSource
 from dynbench.partition.messages import bucket, pack, unpack
 
@@ -24,7 +24,9 @@ CANNOT_BUILD, NOBODY_CAME = 1, 3  # exit codes
 
 def main() -> int:
     """Serves one connection; returns the exit code."""
-    return serve(parent_channel())
+    channel = parent_channel()
+    end_with_parent(channel)
+    return serve(channel)
 
 
 def serve(channel: Channel) -> int:

@@ -23,6 +23,7 @@ from dynbench.data import Dataset, load_inputs, stream
 from dynbench.data.pixels import Pixels, from_jpeg, jpeg, jpeg_round_trip, why_no_jpeg
 from dynbench.devices.base import Device
 from dynbench.devices.link import framed_bytes
+from dynbench.errors import UserError
 from dynbench.experiment.build import inputs_name
 from dynbench.experiment.spec import Workload, load_spec
 from dynbench.meters.chain import layer_times_ms
@@ -44,6 +45,8 @@ def of_workload(workload: str, settings: Settings, data_dir: Path | None = None)
     """
     spec = load_spec(workload)
     data = load_inputs(inputs_name(spec), "test", data_dir=data_dir, seed=settings.seed, **spec.inputs.options)
+    if not isinstance(data.inputs, np.ndarray):
+        raise UserError(f"{spec.file}: a network is cut between layers of one input, and this one takes several")
     data = stream(data, max(min(spec.run.accuracy_items, len(data), ITEMS), 1), settings.seed)
     parts = [(OWN, spec.title), *((b.name, b.name) for b in spec.baselines if b.model != "self:dense")]
     return [_partition(_source(spec, part, data, settings), title, settings, data) for part, title in parts]

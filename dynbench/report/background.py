@@ -13,7 +13,7 @@ from dynbench.report.tables import Block, Row, Section, Table, make_table
 from dynbench.report.values import words
 from dynbench.store.jsonable import to_table
 from dynbench.store.quantities import quantities
-from dynbench.store.run import Run
+from dynbench.store.run import LOG, Run
 from dynbench.store.schema import Cell, Manifest, Warning_, WorkloadInfo
 from dynbench.unavailable import Unavailable
 
@@ -61,7 +61,7 @@ def background_sections(run: Run, absent: Sequence[tuple[str, str]]) -> list[Sec
             "What a reader may miss, and why it is not there.",
             [Block(table=unmeasured)],
         ),
-        Section("environment", "Environment", "", _environment(run.manifest)),
+        Section("environment", "Environment", "", _environment(run)),
         Section(
             "provenance",
             "Models and inputs",
@@ -209,11 +209,12 @@ def _inside(table: object, *keys: str) -> object:
     return table
 
 
-def _environment(manifest: Manifest) -> list[Block]:
+def _environment(run: Run) -> list[Block]:
+    manifest = run.manifest
     parts = {
         "Hardware": manifest.hardware,
         "Software": manifest.software,
-        "Process": manifest.environment,
+        "Process": {**manifest.environment, **_printed(run)},
         "Repository": manifest.git,
     }
     return [
@@ -221,6 +222,13 @@ def _environment(manifest: Manifest) -> list[Block]:
         for name, part in parts.items()
         if part
     ] or [Block(text=["Nothing is known about the machine."])]
+
+
+def _printed(run: Run) -> dict[str, object]:
+    """Where to read what models and libraries printed while they were measured, if they did."""
+    log = run.path / LOG
+    size = log.stat().st_size if log.is_file() and not log.is_symlink() else 0
+    return {"printed while measuring": f"{bytes_(size)}, in {LOG}"} if size else {}
 
 
 def facts(table: Mapping[str, object], above: str = "") -> Iterator[tuple[str, str]]:

@@ -295,7 +295,7 @@ _OTHERS = [
     Column(
         key="accuracy",
         header="result",
-        definition="Of the metric beside it; percentages are shares of right answers.",
+        definition="Of the metric beside it, in its unit.",
     ),
     Column(
         key="labelled",

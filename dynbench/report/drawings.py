@@ -259,13 +259,15 @@ def by_keep_rate(sweep: View, tones: dict[str, str], learned: float | None) -> S
 def tradeoff(view: View, batch_size: int, tones: dict[str, str]) -> Tradeoff | Absent:
     """Accuracy against time of every arm of a batch size that gives its network's own answer."""
     found = view.info.accuracies
-    known = {name: a.value for name, a in found.items() if not isinstance(a.value, Unavailable)}
-    if len(known) < 2:
+    metric = next((a for a in found.values() if not isinstance(a.value, Unavailable)), None)
+    of_metric = {name: a for name, a in found.items() if metric is not None and a.metric == metric.metric}
+    known = {name: a.value for name, a in of_metric.items() if not isinstance(a.value, Unavailable)}
+    if metric is None or len(known) < 2:
         return Absent("accuracy is known of fewer than two networks")
     if not any(c.decisions.source == "learned" for c in view.cells):
         return Absent("accuracy belongs to learned decisions, and these are others")
-    metric = next(found[name] for name in known)
-    percents = "accuracy" in metric.metric
+    percents = metric.in_percent
+    unit = "%" if percents else metric.unit
     points: list[Point] = []
     arms = [c for c in view.at(batch_size) if c.arm.kind != "control" and not c.static_twin and c.latency is not None]
     for cell in sorted(arms, key=lambda c: 0.0 if c.latency is None else c.latency.item_ms):
@@ -279,7 +281,7 @@ def tradeoff(view: View, batch_size: int, tones: dict[str, str]) -> Tradeoff | A
             points.append(Point(name, cell.arm.title, tone, ms, shown, cell.deployed, better))
     if len({p.network for p in points}) < 2:
         return Absent(f"fewer than two networks of known accuracy were timed at batch {batch_size}")
-    return Tradeoff(batch_size, f"{metric.metric}, %" if percents else metric.metric, metric.higher_is_better, points)
+    return Tradeoff(batch_size, f"{metric.metric}, {unit}" if unit else metric.metric, metric.higher_is_better, points)
 
 
 def work(view: View, tones: dict[str, str]) -> Work | Absent:

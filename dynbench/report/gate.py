@@ -6,6 +6,7 @@ import json
 from xml.etree import ElementTree
 
 from dynbench.analysis.formatting import change_with_interval, percent
+from dynbench.escape import markdown, markdown_code, xml
 from dynbench.store.gate import CellCheck, Gate
 
 
@@ -16,21 +17,22 @@ def to_markdown(gate: Gate) -> str:
     first = next(iter(gate.cells), None)
     processes, laps = (0, 0) if first is None else (first.processes, first.laps)
     lines = [
-        f"### dynbench check: {gate.title}",
+        f"### dynbench check: {markdown(gate.title)}",
         "",
-        f"**{gate.sentence}** `{gate.head}` against `{gate.base}`, measured interleaved on {gate.machine} "
-        f"({gate.device}, {threads}) in {gate.seconds:.0f} s.",
+        f"**{markdown(gate.sentence)}** {markdown_code(gate.head)} against {markdown_code(gate.base)}, measured "
+        f"interleaved on {markdown(gate.machine)} ({markdown(gate.device)}, {threads}) in {gate.seconds:.0f} s.",
         "",
         "| cell | base ms | head ms | change of time (95 %) | resolution | verdict |",
         "|---|--:|--:|--:|--:|---|",
         *(_row(c) for c in gate.cells),
         "",
-        *(f"- {c.name}: {c.reason}." for c in gate.cells),
-        *(f"- {c.name}: {e.text}{'' if e.regression else ' (no regression)'}." for c, e in exact),
+        *(f"- {markdown(c.name)}: {markdown(c.reason)}." for c in gate.cells),
+        *(f"- {markdown(c.name)}: {markdown(e.text)}{'' if e.regression else ' (no regression)'}." for c, e in exact),
     ]
     if not exact:
         lines.append("- Answers, decisions, FLOPs and operator calls are the same on both sides.")
-    lines += [f"- Warning {w.id}: {w.text}; {w.remedy}." for w in gate.warnings]
+    lines += [f"- Warning {w.id}: {markdown(w.text)}; {markdown(w.remedy)}." for w in gate.warnings]
+    lines += [f"- Note: {markdown(note)}." for note in gate.notes]
     lines += [
         "",
         "Resolution: the base measured against itself in the same laps; nothing nearer to 1 is called a difference. "
@@ -41,7 +43,7 @@ def to_markdown(gate: Gate) -> str:
 
 def _row(cell: CellCheck) -> str:
     columns = [
-        cell.name,
+        markdown(cell.name),
         f"{cell.base_ms:.3f}",
         f"{cell.head_ms:.3f}",
         change_with_interval(cell.change),
@@ -53,30 +55,38 @@ def _row(cell: CellCheck) -> str:
 
 def to_junit(gate: Gate) -> str:
     """JUnit XML: a test case for each cell's time, and one for each of its exact quantities that changed."""
-    suite = ElementTree.Element("testsuite", name=f"dynbench check {gate.workload}", time=f"{gate.seconds:.1f}")
+    suite = _element(None, "testsuite", name=f"dynbench check {gate.workload}", time=f"{gate.seconds:.1f}")
 
     def case(name: str, **attributes: str) -> ElementTree.Element:
-        return ElementTree.SubElement(suite, "testcase", {"classname": gate.workload, "name": name} | attributes)
+        return _element(suite, "testcase", classname=gate.workload, name=name, **attributes)
 
     def failure(where: ElementTree.Element, message: str, text: str) -> None:
-        ElementTree.SubElement(where, "failure", message=message).text = text
+        _element(where, "failure", message=message).text = xml(text)
 
     for c in gate.cells:
         timed = case(f"time of {c.name}", time=f"{c.head_ms / 1000:.6f}")
         if c.outcome == "SLOWER":
             failure(timed, change_with_interval(c.change), c.reason)
         elif c.outcome == "AMBIGUOUS":
-            ElementTree.SubElement(timed, "skipped", message=f"could not tell: {c.reason}")
+            _element(timed, "skipped", message=f"could not tell: {c.reason}")
         for e in c.exact:
             changed = case(f"{e.what} of {c.name}")
             if e.regression:
                 failure(changed, e.text, e.text)
-    suite.set("tests", str(len(suite)))
+    suite.set("tests", str(len(suite.findall("testcase"))))
     suite.set("failures", str(len(suite.findall("testcase/failure"))))
     suite.set("skipped", str(len(suite.findall("testcase/skipped"))))
     suite.set("errors", "0")
+    if gate.notes or gate.warnings:
+        said = [*gate.notes, *(f"{w.id}: {w.text}; {w.remedy}" for w in gate.warnings)]
+        _element(suite, "system-out").text = xml("\n".join(said))
     ElementTree.indent(suite)
-    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+    return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True).decode() + "\n"
+
+
+def _element(parent: ElementTree.Element | None, tag: str, **attributes: str) -> ElementTree.Element:
+    escaped = {name: xml(value) for name, value in attributes.items()}
+    return ElementTree.Element(tag, escaped) if parent is None else ElementTree.SubElement(parent, tag, escaped)
 
 
 def to_github_action_benchmark(gate: Gate) -> str:

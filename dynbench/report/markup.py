@@ -13,6 +13,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from tabulate import tabulate
 
+from dynbench.escape import terminal, xml
 from dynbench.report.columns import Column
 from dynbench.report.tables import Table
 from dynbench.report.values import Value
@@ -47,7 +48,7 @@ def _note_numbers(table: Table) -> dict[str | None, int]:
 @lru_cache(maxsize=1)
 def html_templates() -> Environment:
     """Templates in which all text is escaped unless it is `Markup`."""
-    return _templates(autoescape=True, finalize=lambda value: _unbroken(value) if type(value) is str else value)
+    return _templates(autoescape=True, finalize=lambda value: _unbroken(xml(value)) if type(value) is str else value)
 
 
 def column_style() -> str:
@@ -144,7 +145,7 @@ def markdown_templates() -> Environment:
 @lru_cache(maxsize=2**16)
 def escaped(text: str) -> str:
     """Text in which no character means anything to Markdown or HTML, on one line."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = terminal(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|$~])", r"\\\1", text)
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
 
@@ -152,7 +153,7 @@ def escaped(text: str) -> str:
 def fenced(text: str) -> Plain:
     """Code in a fence that it cannot close."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return Plain(f"{fence}\n{text}\n{fence}")
+    return Plain(f"{fence}\n{xml(text)}\n{fence}")
 
 
 def markdown_table(table: Table) -> Plain:

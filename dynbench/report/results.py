@@ -445,14 +445,16 @@ def _of_equal_flops(static: Iterable[Cell], required: Measured | None) -> Cell |
 
 
 def accuracy_value(found: Accuracy) -> Value:
-    """Shares in percent with the 95 % sampling error of their inputs, other metrics as they are."""
+    """Shares in percent, those of right items with the 95 % sampling error of their number, others with their unit."""
     if isinstance(found.value, Unavailable):
         return missing(found.value.unavailable)
-    if "accuracy" not in found.metric:
-        note = None if found.higher_is_better else f"{found.metric}: lower is better"
-        return Value(significant(found.value, 4), found.value, note)
-    error = 1.96 * math.sqrt(max(found.value * (1 - found.value), 0.0) / found.items) if found.items else None
-    return Value(percent(found.value, 1) + (f" ± {100 * error:.1f}" if error is not None else ""), found.value)
+    note = None if found.higher_is_better else f"{found.metric}: lower is better"
+    if not found.in_percent:
+        unit = f" {found.unit}" if found.unit else ""
+        return Value(f"{significant(found.value, 4)}{unit}", found.value, note)
+    known = found.items if found.share_of_items else 0
+    error = 1.96 * math.sqrt(max(found.value * (1 - found.value), 0.0) / known) if known else None
+    return Value(percent(found.value, 1) + (f" ± {100 * error:.1f}" if error is not None else ""), found.value, note)
 
 
 def _claims(info: WorkloadInfo, cells: Sequence[Cell]) -> list[Block]:

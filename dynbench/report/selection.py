@@ -10,7 +10,7 @@ from dynbench.analysis.headline import SOURCES
 from dynbench.report.palette import STRATEGIES
 from dynbench.store.schema import Cell, Manifest, WorkloadInfo
 
-KINDS = ("strategy", "control", "baseline")  # of arms, in the order of a table's rows
+KINDS = ("strategy", "control", "opaque", "baseline")  # of arms, in the order of a table's rows
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from html import escape
 from xml.etree import ElementTree
 
+from dynbench.escape import xml
 from dynbench.report.palette import PAPER, TONES
 
 FONT_SIZE = "10"
@@ -23,7 +24,6 @@ STYLE = (
     f"svg .h{{fill:var(--{PAPER})}}svg .m{{text-anchor:middle}}svg .e{{text-anchor:end}}"
 )
 """CSS of figures: what is in a group is drawn in its colour, with class `f` filled, with `h` hollow."""
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _TONES = {tone.light: name for name, tone in TONES.items()}
 
 
@@ -40,12 +40,12 @@ class Picture:
         Args:
             alt: what it shows, for those who cannot see it.
         """
-        label = escape(_NOT_XML.sub("", alt))
+        label = escape(xml(alt))
         return f'<svg viewBox="{self.view}" role="img" aria-label="{label}">{self.body}</svg>'
 
     def standalone(self, title: str) -> str:
         """A file that brings its own paper, light or dark as the reader's system is."""
-        name = escape(_NOT_XML.sub("", title), quote=False)
+        name = escape(xml(title), quote=False)
         used = list(dict.fromkeys(re.findall(r'class="t-(\w+)', self.body)))
         light, dark = (
             f":root{{--{PAPER}:{getattr(TONES[PAPER], mode)}}}"
@@ -68,7 +68,7 @@ def picture(code: str, prefix: str) -> Picture:
         code: in the light colours of the palette, without paper.
         prefix: of the ids of its markers, unique in a page.
     """
-    root = ElementTree.fromstring(code)
+    root = ElementTree.fromstring(xml(code))
     found = root.findall(".//{*}defs/{*}path")
     markers = {marker.attrib["id"]: _Marker(f"{prefix}{i}", marker.attrib["d"]) for i, marker in enumerate(found)}
     elements = [_element(element, markers) for element in root.iter() if element not in found]

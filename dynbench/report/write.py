@@ -11,7 +11,8 @@ from typing import Protocol
 from markupsafe import Markup
 
 from dynbench.errors import UserError, suggestion
-from dynbench.files import make_folder, write_text
+from dynbench.escape import xml
+from dynbench.files import make_folder, make_own_folder, write_text
 from dynbench.report import markup, svg
 from dynbench.report.content import FigureGroup, build
 from dynbench.report.drawings import Absent
@@ -89,7 +90,7 @@ def write_pages(page: Page, name: str, formats: Sequence[str], folder: Path) -> 
         written.append(_write(folder / f"{name}.html", to_html(page, inline, name)))
     if "md" in formats:
         if pictures:
-            make_folder(folder / "figures")
+            make_own_folder(folder / "figures")
         for panel in (p for p in panels if p.key in pictures):
             _write(folder / "figures" / f"{panel.key}.svg", pictures[panel.key].standalone(panel.title))
         written.append(_write(folder / f"{name}.md", to_markdown(page, name)))
@@ -117,7 +118,7 @@ def to_html(page: Page, figures: Mapping[str, str], name: str = "report") -> str
             report=page,
             figures={key: Markup(element) for key, element in figures.items()},
             table=show,
-            code=lambda text: Markup(escape(text, quote=False)),
+            code=lambda text: Markup(escape(xml(text), quote=False)),
             style=Markup("\n".join([svg.page_style(), markup.column_style(), markup.template("style.css")])),
             script=Markup(markup.template("sort.js")),
         )

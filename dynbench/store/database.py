@@ -48,6 +48,7 @@ from dynbench.files import make_folder
 from dynbench.store import migrate
 from dynbench.store.jsonable import first_fault
 
+SECRETS = {"password", "sslpassword"}  # of a server's address: never shown or stored
 WAIT_S = 30  # for another writer
 CONNECT_S = 10  # for a server
 LOCK = 0x64796E62  # PostgreSQL's number of the writers' lock: "dynb"
@@ -201,7 +202,11 @@ def _version(connection: Connection, where: str) -> int | None:
         if tables and connection.dialect.name == "sqlite":  # a server's database may be shared, a file is not
             raise UserError(f"{where} is a database of another program: its tables are {', '.join(sorted(tables)[:5])}")
         return None
-    version = int(connection.execute(select(VERSION.c.version)).scalar_one())
+    stored = connection.execute(select(VERSION.c.version)).scalar_one()
+    try:
+        version = int(stored)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise UserError(f"{where} is damaged: its version is {stored!r}") from e
     if version > len(MIGRATIONS):
         raise UserError(
             f"{where} was written by a newer dynbench: it has schema version {version}, this one knows up to "
@@ -258,7 +263,7 @@ def connect(address: str, *, create: bool) -> tuple[Engine, str]:
 
 
 def _server(url: URL) -> tuple[Engine, str]:
-    where = url.set(drivername="postgresql").difference_update_query(["password"]).render_as_string(hide_password=True)
+    where = url.set(drivername="postgresql").difference_update_query(SECRETS).render_as_string(hide_password=True)
     try:
         import psycopg  # noqa: F401
     except ImportError as e:

@@ -67,11 +67,15 @@ FACTS: dict[str, Callable[[Cell], object]] = {
     "accounted_rule": stored("flops.accounted_rule"),
     "energy_sensor": stored("energy.sensor"),
     "accuracy_metric": stored("accuracy.metric"),
+    "accuracy_unit": stored("accuracy.unit"),
     "accuracy_higher_is_better": stored("accuracy.higher_is_better"),
     "accuracy_items": stored("accuracy.items"),
     "path_label": stored("path_label"),
     "batch_paths": lambda c: json.dumps(c.batch_paths),
     "witnesses_governor": lambda c: c.witnesses and _in_words(c.witnesses.governor),
+    "compiled_graph_breaks": lambda c: (
+        None if c.compiled is None else json.dumps([b.model_dump() for b in c.compiled.graph_breaks])
+    ),
     "warnings": lambda c: "; ".join(f"{w.id}: {w.text}" for w in c.warnings),
 }
 """The columns of `cells.csv` that are no quantities."""

@@ -59,6 +59,7 @@ class Gate(Record):
     matters: float  # smallest change of time that matters, as a share
     cells: list[CellCheck]
     warnings: list[Warning_] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)  # what else is to be known, such as what the base took from the head
 
     @property
     def exit_code(self) -> int:

@@ -6,27 +6,30 @@ A run directory stays the unit of truth; what the history holds of a run can be 
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pydantic import ValidationError
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from dynbench.errors import UserError
-from dynbench.store.database import CELLS, CHECKS, RUNS, Database, server_url
+from dynbench.store.database import CELLS, CHECKS, RUNS, SECRETS, Database, server_url
 from dynbench.store.gate import Gate
 from dynbench.store.jsonable import first_fault, to_json, to_table
 from dynbench.store.quantities import numbers
-from dynbench.store.run import Run, parse_cell
+from dynbench.store.run import Run, cell_lines, parse_cell
 from dynbench.store.schema import Arm, Cell, Manifest, Record, Speedup
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class Key(Record):
@@ -213,7 +216,7 @@ def has_password(address: str) -> bool:
     if "://" not in address:
         return False
     url = server_url(address)
-    return url.password is not None or "password" in url.query
+    return url.password is not None or not SECRETS.isdisjoint(url.query)
 
 
 def record(run_dir: Path, address: str) -> Recorded:
@@ -228,6 +231,19 @@ def record(run_dir: Path, address: str) -> Recorded:
     """
     run = Run.open(run_dir)
     return History.open(address, create=True).record(run)
+
+
+def _damage_explained(read: Callable[Concatenate[History, P], T]) -> Callable[Concatenate[History, P], T]:
+    """A method that reads rows: of one that cannot be what was written, `UserError` says where it stands."""
+
+    @functools.wraps(read)
+    def explained(self: History, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(self, *args, **kwargs)
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as e:
+            raise UserError(f"{self.where} is damaged: a row in it cannot be read: {e}") from e
+
+    return explained
 
 
 class History:
@@ -314,6 +330,7 @@ class History:
             if connection.execute(known).scalar_one_or_none() is None:
                 connection.execute(insert(CHECKS), row)
 
+    @_damage_explained
     def checks(self, workloads: Sequence[str] = ()) -> list[RecordedCheck]:
         """All checks in the order of their commits, where that is known, else in which they were done.
 
@@ -332,6 +349,7 @@ class History:
             RecordedCheck(self._parsed(Gate, r.record), r.subject, r.committed) for r in sorted(rows, key=_in_order)
         ]
 
+    @_damage_explained
     def runs(self) -> list[tuple[RecordedRun, list[str], int]]:
         """All runs in order, each with its workloads and the number of its cells that are recorded."""
         count = select(CELLS.c.run, CELLS.c.workload, func.count().label("cells"))
@@ -344,6 +362,7 @@ class History:
             found.setdefault(row.run, {})[row.workload] = row.cells
         return [(run, list(found.get(run.identity, {})), sum(found.get(run.identity, {}).values())) for run in known]
 
+    @_damage_explained
     def series(self, workloads: Sequence[str] = ()) -> list[Series]:
         """Comparable results together.
 
@@ -393,8 +412,8 @@ class History:
 
 
 def _in_a_list(key: Key) -> tuple[object, ...]:
-    """Sorts series: of a workload strategies come first, then baselines, then controls."""
-    kind = ("strategy", "baseline", "control").index(key.arm.kind)
+    """Sorts series: of a workload strategies come first, then opaque networks, baselines and controls."""
+    kind = ("strategy", "opaque", "baseline", "control").index(key.arm.kind)
     return key.workload, key.decisions, key.batch_size, kind, key.arm.key, key.model_dump_json()
 
 
@@ -481,9 +500,8 @@ def _identity(run: Run) -> str:
     """
     m = run.manifest
     began = [m.run_id, m.started, m.command, m.spec, m.seed, m.software, m.git, m.environment]
-    with (run.path / "cells.jsonl").open(encoding="utf-8") as lines:
-        cells = (json.loads(line) for line in lines)
-        first = next(cell for cell in cells if cell["status"] == "ok")
+    cells = (json.loads(line) for line in cell_lines(run.path)[0])
+    first = next(cell for cell in cells if cell["status"] == "ok")
     return _digest([began, first])
 
 

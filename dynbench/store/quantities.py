@@ -86,8 +86,15 @@ class Quantity:
             object.__setattr__(self, "name", self.header)
 
     def of(self, cell: Cell) -> Reading:
-        """What a stored cell has of it; None: it does not apply, or was not asked for."""
-        return None if self.read is None else self.read(cell)
+        """What a stored cell has of it; None: it does not apply, or was not asked for.
+
+        One that cannot be computed from what is stored, such as a ratio to 0, is unavailable.
+        """
+        try:
+            return None if self.read is None else self.read(cell)
+        except ArithmeticError as e:
+            known_to_be_there = self.certain or self.kind == "interval"
+            return None if known_to_be_there else Unavailable(unavailable=f"it cannot be computed: {e}")
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -119,16 +126,21 @@ def _deployed(cell: Cell) -> Speedup | None:
 def _ideal(cell: Cell) -> Measured | None:
     if cell.arm.kind == "baseline":
         return None
-    return cell.ideal if cell.flops is None else _ideal_of(cell.flops)
+    return cell.ideal if cell.flops is None else ideal_of(cell.flops)
 
 
-def _ideal_of(flops: Flops) -> Measured | None:
+def ideal_of(flops: Flops) -> Measured:
+    """Dense FLOPs / required region FLOPs."""
     dense, required = flops.dense, flops.required_region
     for found in (dense, required):
         if isinstance(found, Unavailable):
             return found
     assert not isinstance(dense, Unavailable) and not isinstance(required, Unavailable)
-    return dense / required if required else None
+    for whose, number in (("the decisions require", required), ("the primary baseline executes", dense)):
+        if not number:
+            return Unavailable(unavailable=f"{whose} no FLOPs: only products of numbers are counted as such")
+    ratio = dense / required
+    return ratio if math.isfinite(ratio) else Unavailable(unavailable="the ratio is too large for a number")
 
 
 def _resolution(cell: Cell) -> float | None:
@@ -371,6 +383,36 @@ _WORK = [
         better="down",
     ),
     Quantity(
+        key="compiled_regions",
+        read=stored("compiled.regions"),
+        header="compiled regions",
+        kind="count",
+        definition="Parts of the network that torch.compile made code of, each on its own.",
+        certain=True,
+        places=("work",),
+    ),
+    Quantity(
+        key="compiled_compilations",
+        read=stored("compiled.compilations"),
+        header="compilations",
+        kind="count",
+        definition="How often torch.compile made code of a region: for a first number of items, any number, one item.",
+        is_not="Not timed: it is over before the rounds begin.",
+        better="down",
+        certain=True,
+        places=("work",),
+    ),
+    Quantity(
+        key="compiled_graph_breaks_count",
+        read=lambda c: None if c.compiled is None else len(c.compiled.graph_breaks),
+        header="graph breaks",
+        kind="count",
+        definition="Reasons, by region, why code runs in Python between compiled graphs; the warnings name them.",
+        better="down",
+        certain=True,
+        places=("work",),
+    ),
+    Quantity(
         key="host_syncs_per_stream",
         read=stored("host_syncs"),
         header="host waits",
@@ -501,7 +543,7 @@ _STORED_ONLY = [  # of use to other programs, and behind warnings; no column of 
         key="accuracy_value",
         read=stored("accuracy.value"),
         header="accuracy",
-        definition="Of the metric beside it, on held-out labelled inputs; a share, not percent.",
+        definition="Of the metric beside it, on held-out labelled inputs; where its unit is %, a share of 0 to 1.",
         places=(),
     ),
     Quantity(

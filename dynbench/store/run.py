@@ -2,8 +2,11 @@
 
     manifest.json              the machine, the software, what was asked (schema.Manifest)
     cells.jsonl                a line per cell (schema.Cell); of several for one cell the last one counts
+    cells.jsonl.gz             the same, of a run that was published; it can be read, not resumed
     samples/<group>.parquet    a row per timed batch (schema.RoundSample)
     traces/                    the decisions
+    worker.log                 what models and libraries printed while they were measured
+    run.lock                   names the process that writes here
 
 Everything finished is on the disk: a line is appended and synced, a file is written aside, synced and renamed.
 """
@@ -11,9 +14,12 @@ Everything finished is on the disk: a line is appended and synced, a file is wri
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
+import io
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +28,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from dynbench.errors import UserError
-from dynbench.files import append_line, make_folder, remove_leftovers, write_aside, write_bytes, write_text
+from dynbench.files import (
+    append_line,
+    make_folder,
+    make_own_folder,
+    remove_leftovers,
+    write_aside,
+    write_bytes,
+    write_text,
+)
 from dynbench.store import migrate
 from dynbench.store.jsonable import first_fault, to_json
-from dynbench.store.schema import SCHEMA_VERSION, Cell, Manifest, RoundSample, Warning_
+from dynbench.store.schema import SCHEMA_VERSION, STORED, Cell, Manifest, RoundSample, Warning_
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +47,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", Cell, Manifest)
 FINISHED = ("ok", "refused", "failed")  # not measured again by --resume; 'interrupted' is
+MOST_BYTES = 1 << 28  # of unpacked cells
+LOG = "worker.log"
 COLUMNS = tuple(RoundSample.model_fields)
 
 
@@ -63,8 +79,8 @@ class Run:
         """
         path = Path(path)
         manifest, version = _parse(Manifest, _read(path / "manifest.json"), str(path / "manifest.json"))
-        file = path / "cells.jsonl"
-        lines, rest = _lines(file)
+        file = cells_file(path)
+        lines, rest = cell_lines(path)
         cells: dict[str, Cell] = {}
         for number, line in enumerate(lines, start=1):
             cell = parse_cell(line, f"{file}:{number}")
@@ -83,9 +99,9 @@ class Run:
             )
         return cls(path, manifest, list(cells.values()), warnings, version)
 
-    def finished_cells(self) -> set[str]:
-        """Ids of the cells that need not be measured again."""
-        return {c.cell_id for c in self.cells if c.status in FINISHED}
+    def finished_cells(self, *, failed_too: bool = True) -> set[str]:
+        """Ids of the cells that need not be measured again; `failed_too`: nor those that failed."""
+        return {c.cell_id for c in self.cells if c.status in FINISHED and (failed_too or c.status != "failed")}
 
     def samples(self, group_id: str) -> pd.DataFrame:
         """The raw samples of a group, the columns of `schema.RoundSample`, `arm` as categories; none taken: no rows.
@@ -142,7 +158,7 @@ class RunWriter:
         if (path / "manifest.json").exists() or (path / "cells.jsonl").exists():
             raise UserError(f"{path} holds another run; continue it with --resume {path}, or give another folder")
         for folder in ("samples", "traces"):
-            make_folder(path / folder)
+            make_own_folder(path / folder)
         writer = cls(path, manifest)
         writer.write_manifest(manifest)
         return writer
@@ -155,17 +171,20 @@ class RunWriter:
             UserError: as `Run.open`, an older dynbench wrote it, or the folder cannot be written.
         """
         run = Run.open(path)
+        if cells_file(path).suffix == ".gz":
+            raise UserError(f"{path} was published: it can be read, not resumed; unpack {cells_file(path).name} first")
         if run.schema_version < SCHEMA_VERSION:
             raise UserError(
                 f"{path} was begun by an older dynbench (schema version {run.schema_version}, this one writes "
                 f"{SCHEMA_VERSION}): it can be read, but not resumed; measure it anew, or resume it with that version"
             )
-        for folder in (run.path, run.path / "samples", run.path / "traces"):
-            make_folder(folder)
+        make_folder(run.path)
+        for name in ("samples", "traces"):
+            make_own_folder(run.path / name)
         remove_leftovers(run.path)
         cells = run.path / "cells.jsonl"
         if cells.exists():
-            write_bytes(cells, b"".join(line + b"\n" for line in _lines(cells)[0]))
+            write_bytes(cells, b"".join(line + b"\n" for line in cell_lines(run.path)[0]))
         return cls(run.path, run.manifest)
 
     def write_manifest(self, manifest: Manifest) -> None:
@@ -188,9 +207,9 @@ class RunWriter:
             raise ValueError(f"{cell.cell_id} is only planned; a cell is stored when something came of it")
         append_line(self.path / "cells.jsonl", to_json(cell))
 
-    def finished_cells(self) -> set[str]:
-        """Ids of the cells on the disk that need not be measured again."""
-        return Run.open(self.path).finished_cells()
+    def finished_cells(self, *, failed_too: bool = True) -> set[str]:
+        """Ids of the cells on the disk that need not be measured again; `failed_too`: nor those that failed."""
+        return Run.open(self.path).finished_cells(failed_too=failed_too)
 
 
 def write_samples(run: Path, group_id: str, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> Path:
@@ -237,6 +256,12 @@ def parse_cell(text: str | bytes, where: str) -> Cell:
     return _parse(Cell, text, where)[0]
 
 
+def cells_file(run: Path) -> Path:
+    """Where the cells of a run lie: `cells.jsonl`, or packed beside its place."""
+    packed = run / "cells.jsonl.gz"
+    return packed if packed.exists() and not (run / "cells.jsonl").exists() else run / "cells.jsonl"
+
+
 def samples_file(run: Path, group_id: str) -> Path:
     """Where the samples of a group lie."""
     return run / "samples" / f"{file_name(group_id)}.parquet"
@@ -262,11 +287,30 @@ def _read(file: Path) -> bytes:
         raise UserError(f"cannot read {file}: {e.strerror or e}") from e
 
 
-def _lines(file: Path) -> tuple[list[bytes], bytes]:
-    """Whole lines of a JSONL file, and what is left of a last one that was cut off."""
+def _unpacked(file: Path, content: bytes) -> bytes:
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
+        try:
+            found = packed.read(MOST_BYTES + 1)
+        except (OSError, EOFError, zlib.error) as e:
+            raise UserError(f"{file} is corrupt: {e}") from e
+    if len(found) > MOST_BYTES:
+        raise UserError(f"{file} holds more than {MOST_BYTES >> 20} MiB; unpack it first")
+    return found
+
+
+def cell_lines(run: Path) -> tuple[list[bytes], bytes]:
+    """The whole lines of a run's cells as they are stored, and what is left of a last one that was cut off.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    file = cells_file(run)
     if not file.exists():
         return [], b""
-    *lines, rest = _read(file).split(b"\n")
+    content = _read(file)
+    if file.suffix == ".gz":
+        content = _unpacked(file, content)
+    *lines, rest = content.split(b"\n")
     try:  # cut off just before its end of line: whole
         json.loads(rest)
     except ValueError:
@@ -281,7 +325,7 @@ def _parse(kind: type[R], text: str | bytes, where: str) -> tuple[R, int]:
         UserError: it is corrupt, or a newer dynbench wrote it.
     """
     with contextlib.suppress(ValidationError):  # the common case, at four times the speed
-        record = kind.model_validate_json(text)
+        record = kind.model_validate_json(text, context=STORED)
         if record.schema_version == SCHEMA_VERSION:
             return record, SCHEMA_VERSION
     try:
@@ -297,7 +341,7 @@ def _parse(kind: type[R], text: str | bytes, where: str) -> tuple[R, int]:
     try:
         if version < SCHEMA_VERSION:
             table = migrate.cell(table) if kind is Cell else migrate.manifest(table)
-        return kind.model_validate(table), version
+        return kind.model_validate(table, context=STORED), version
     except ValidationError as e:
         raise UserError(f"{where} is corrupt: {first_fault(e)}") from e
     except ValueError as e:

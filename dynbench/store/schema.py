@@ -14,13 +14,34 @@ A quantity that could not be measured is an `Unavailable` with its reason; it is
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 from dynbench.unavailable import Measured, Unavailable
 
 SCHEMA_VERSION = 4
+STORED = {"stored": True}  # validation context of what is read from a file: amounts must also make sense
+
+
+def _positive(value: float, info: ValidationInfo) -> float:
+    if info.context == STORED and not (0 < value < math.inf):
+        raise ValueError(f"a number above 0 is expected, found {value}")
+    return value
+
+
+def _not_negative(value: float, info: ValidationInfo) -> float:
+    if info.context == STORED and not (0 <= value < math.inf):
+        raise ValueError(f"a number from 0 on is expected, found {value}")
+    return value
+
+
+Positive = Annotated[float, AfterValidator(_positive)]
+NotNegative = Annotated[float, AfterValidator(_not_negative)]
+Amount = NotNegative | Unavailable
+Count = Annotated[int, AfterValidator(_not_negative)]
+CountFrom1 = Annotated[int, AfterValidator(_positive)]
 
 
 class Record(BaseModel):
@@ -41,6 +62,9 @@ class Interval(Record):
 class Speedup(Interval):
     """Ratio of stream totals, baseline over this cell; above 1 is faster than `baseline`."""
 
+    value: Positive
+    low: Positive
+    high: Positive
     baseline: str
     primary: bool
     resolution: float | None = None  # a ratio nearer to 1 than this share is no difference; None: unknown
@@ -57,7 +81,7 @@ class Warning_(Record):
 class Witnesses(Record):
     """What else happened while a group was measured. Shares are of the window's time, drifts of the value before."""
 
-    window_s: float
+    window_s: NotNegative
     waited: Measured  # share of the time that some process waited for a core
     stolen: Measured  # share of one core's time that the hypervisor gave to others
     switched_per_s: Measured  # times per second that the measuring process had to give its core to another
@@ -88,59 +112,70 @@ class Decisions(Record):
 class Flops(Record):
     """Per item of the stream (mean), 1 MAC = 2 FLOPs. Definitions: dense, required, executed, accounted of the docs."""
 
-    dense: Measured
-    required_region: Measured
-    required_total: Measured
-    executed: Measured
-    accounted: Measured
+    dense: Amount
+    required_region: Amount
+    required_total: Amount
+    executed: Amount
+    accounted: Amount
     accounted_rule: str | None = None  # what the paper counts, in words
 
 
 class Latency(Record):
     """Wall time, device drained. Percentiles only with enough samples (64 for p90, 662 for p99), else Unavailable."""
 
-    stream_ms: float  # median over rounds of the time of the whole stream
-    item_ms: float  # stream_ms / items of the stream
-    batch_p50_ms: float
-    batch_p90_ms: Measured
-    batch_p99_ms: Measured
-    device_stream_ms: Measured  # by device events; Unavailable on a CPU
+    stream_ms: Positive  # median over rounds of the time of the whole stream
+    item_ms: Positive  # stream_ms / items of the stream
+    batch_p50_ms: Positive
+    batch_p90_ms: Amount
+    batch_p99_ms: Amount
+    device_stream_ms: Amount  # by device events; Unavailable on a CPU
 
 
 class Memory(Record):
     """Peak memory, in a fresh process for a CPU."""
 
-    peak_bytes: Measured
+    peak_bytes: Amount
 
 
 class Energy(Record):
     """From real counters only."""
 
-    item_j: Measured
-    idle_share: Measured
-    window_s: Measured
+    item_j: Amount
+    idle_share: Amount
+    window_s: Amount
     sensor: str | None = None
 
 
 class Accuracy(Record):
-    """On held-out labelled inputs; `value` in 0..1. `metric` is e.g. 'top-1 accuracy' or 'bits per byte'."""
+    """On held-out labelled inputs. `metric` is e.g. 'top-1 accuracy', 'bits per byte' or 'mean absolute error'."""
 
     value: Measured
     metric: str
+    unit: str | None = None  # '%': the value is a share of 0 to 1; None: written before units were kept
     higher_is_better: bool = True
-    items: int = 0
+    items: int = 0  # that were judged
+
+    @property
+    def in_percent(self) -> bool:
+        """Whether the value is a share, said in percent."""
+        return self.unit == "%" or (self.unit is None and "accuracy" in self.metric)
+
+    @property
+    def share_of_items(self) -> bool:
+        """Whether the value is the share of items answered right, whose sampling error follows from their number."""
+        return self.in_percent and self.metric in ("top-1 accuracy", "binary accuracy", "accuracy")
 
 
 class Phases(Record):
     """Where the time of one profiled pass over the stream went, in ms (profiling itself adds time)."""
 
-    decide_ms: float = 0.0
-    gather_ms: float = 0.0
-    body_ms: float = 0.0
-    scatter_ms: float = 0.0
-    sync_ms: float = 0.0
-    head_ms: float = 0.0
-    other_ms: float = 0.0
+    decide_ms: NotNegative = 0.0
+    gather_ms: NotNegative = 0.0
+    body_ms: NotNegative = 0.0
+    scatter_ms: NotNegative = 0.0
+    sync_ms: NotNegative = 0.0
+    head_ms: NotNegative = 0.0
+    other_ms: NotNegative = 0.0
 
 
 class Arm(Record):
@@ -150,9 +185,9 @@ class Arm(Record):
 
     Attributes:
         kind: 'strategy': the workload's model under a strategy. 'baseline': a static network. 'control': as a strategy,
-            but for one thing.
+            but for one thing. 'opaque': a dynamic network with control flow of its own and no decision points.
         strategy: how decided work is executed; None: a static network, of which nothing is decided.
-        baseline: name of the static network in the workload; None: it is the workload's own model that runs.
+        baseline: name of the static or opaque network in the workload; None: it is the workload's own model that runs.
         form: how the network is written down: layout, folded batch norm.
         engine: what executes the regions.
         control: who plays the strategy: 'host' (Python, region by region) or 'graph' (it is part of the graph).
@@ -161,7 +196,7 @@ class Arm(Record):
         load: how batches are issued.
     """
 
-    kind: Literal["strategy", "baseline", "control"]
+    kind: Literal["strategy", "baseline", "control", "opaque"]
     strategy: str | None = None
     baseline: str | None = None
     form: str = "plain"
@@ -195,11 +230,27 @@ class Arm(Record):
         return self.title if self.kind == "strategy" else f"{self.kind}:{self.title}"
 
 
+class GraphBreak(Record):
+    """Why code of a region runs in Python between graphs of torch.compile."""
+
+    region: str  # its name in the network; '' is the whole network
+    reason: str
+
+
+class Compiled(Record):
+    """What torch.compile made of a network, region by region."""
+
+    regions: Count
+    compilations: Count  # of all of them
+    most_compilations: Count  # of one
+    graph_breaks: list[GraphBreak] = Field(default_factory=list)
+
+
 class Candidate(Record):
     """A way of running a network that the tournament before its group tried."""
 
     arm: Arm
-    ratio: float | None = None  # its time over that of the fastest; 1: the fastest; None: not timed
+    ratio: Positive | None = None  # its time over that of the fastest; 1: the fastest; None: not timed
     reason: str | None = None  # why it was not timed
 
 
@@ -216,29 +267,30 @@ class Cell(Record):
     static_twin: bool = False  # the model without its decisions: another function of the input, by intention
     item_by_item: bool = False  # its strategy computes each item alone: what papers assume, not what is deployed
     device: str = "cpu"
-    batch_size: int
+    batch_size: CountFrom1
     dtype: str = "float32"
-    threads: int
+    threads: CountFrom1
     status: Literal["planned", "ok", "refused", "failed", "interrupted"]  # 'planned' is never stored
     reason: str | None = None  # why refused, failed or interrupted
     stopped_by: Literal["precision", "no progress", "time limit", "interrupt"] | None = None
-    rounds: int = 0
-    stream_items: int = 0
+    rounds: Count = 0
+    stream_items: Count = 0
     latency: Latency | None = None
     speedups: list[Speedup] = Field(default_factory=list)  # against every baseline of its engine in the group
     deployed: bool = False  # the fastest way of its network at this batch size, as the tournament found
     deployed_speedups: list[Speedup] = Field(default_factory=list)  # of such a cell, against every deployed baseline
     candidates: list[Candidate] = Field(default_factory=list)  # of such a cell: what was tried, the fastest first
-    ideal: float | None = None  # dense FLOPs / required region FLOPs
-    efficiency: float | None = (
+    ideal: Positive | None = None  # dense FLOPs / required region FLOPs
+    efficiency: Positive | None = (
         None  # speed-up against the primary baseline / ideal; deployed against deployed if it has one
     )
     flops: Flops | None = None
-    bytes_touched: Measured | None = None  # per item, an upper bound: tensor bytes read and written by operators
-    operator_calls: Measured | None = None  # per stream
-    host_syncs: Measured | None = None  # per stream
-    kernel_launches: Measured | None = None  # per stream
-    params: int | None = None
+    bytes_touched: Amount | None = None  # per item, an upper bound: tensor bytes read and written by operators
+    operator_calls: Amount | None = None  # per stream
+    compiled: Compiled | None = None  # of engine 'compile'
+    host_syncs: Amount | None = None  # per stream
+    kernel_launches: Amount | None = None  # per stream
+    params: Count | None = None
     memory: Memory | None = None
     energy: Energy | None = None
     accuracy: Accuracy | None = None
@@ -321,6 +373,8 @@ class WorkloadInfo(Record):
     accuracies: dict[str, Accuracy] = Field(default_factory=dict)  # by arm name: 'dynamic' and each baseline's
     trace_hashes: dict[str, str] = Field(default_factory=dict)  # by decisions.label
     quantities: list[OwnQuantity] = Field(default_factory=list)  # of the user's own
+    opaque: list[str] = Field(default_factory=list)  # dynamic networks with control flow of their own, by arm name
+    notes: list[str] = Field(default_factory=list)  # sentences on how the model was taken, such as a wrapper opened
 
 
 class NotMeasured(Record):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dynbench.dynamic import Loop, Route, Skip, Weights, points
 from dynbench.dynamic.context import Execution
-from dynbench.dynamic.items import blank, cat, count, first, map_items, put_, take, wide, zeros
+from dynbench.dynamic.items import blank, cat, count, first, map_items, put_, rows_where, take, tensors, wide, zeros
 from dynbench.strategies.base import Strategy, alone, special, together
 
 
@@ -40,9 +40,8 @@ class Compaction(Strategy):
         if n == 1:
             return alone(ex, point, x, chosen, weights)
         with ex.phase("sync"):
-            key = chosen.flatten() + 1  # 0: dropped
-            order = key.argsort(stable=True)
-            sizes = key.bincount(minlength=len(point.experts) + 1).tolist()
+            key, order = (chosen.flatten() + 1).sort(stable=True)  # 0: dropped
+            sizes = _run_lengths(key, len(point.experts) + 1).tolist()
         dropped, kept = sizes[0], order[sizes[0] :]
         if k == 1 and n in sizes[1:]:  # all to one expert: nothing moves
             e = sizes[1:].index(n)
@@ -124,7 +123,7 @@ class Compaction(Strategy):
                 return put_(x if ours else map_items(torch.clone, x), rows, y)
         if rest is None:
             with ex.phase("sync"):
-                rest = (~keep).nonzero().squeeze(1)
+                rest = rows_where(~keep, n - active)
         with ex.phase("gather"):
             part = take(x, rest)
         with ex.narrow(rest), ex.phase("body", point.name, 0):
@@ -170,9 +169,9 @@ class Compaction(Strategy):
             with ex.phase("body", point.name):
                 return layer(x)
         with ex.phase("sync"):
-            distinct, group = code.unique(dim=0, return_inverse=True)
+            distinct, group, counts = code.unique(dim=0, return_inverse=True, return_counts=True)
             order = group.argsort(stable=True)
-            sizes = group.bincount(minlength=distinct.shape[0]).tolist()
+            sizes = counts.tolist()
         layers = self.specialise(ex, point, distinct)
         out, begin = None, 0
         for layer, size in zip(layers, sizes, strict=True):
@@ -193,20 +192,20 @@ class Compaction(Strategy):
         return special(ex, point, codes)
 
 
+def _run_lengths(key: Tensor, values: int) -> Tensor:
+    """How often each of 0 to `values` - 1 stands in a sorted key [m]."""
+    return key.bincount(minlength=values) if key.device.type == "cpu" else _searched_lengths(key, values)
+
+
+def _searched_lengths(key: Tensor, values: int) -> Tensor:
+    """The same without waiting for a GPU, as `bincount` would."""
+    ends = torch.searchsorted(key, torch.arange(values, device=key.device), right=True)
+    return ends.diff(prepend=ends.new_zeros(1))
+
+
 def _scatter_back(old: Any, part: Any, new: Any, live: Tensor, n: int) -> Any:
     """`new` [m] as a state of n items; rows of items that left are never read again. What did not change stays put."""
     if isinstance(new, Tensor):
         return old if new is part else put_(blank(new, n), live, new)
-    if isinstance(new, dict):
-        return {k: _scatter_back(_get(old, k), _get(part, k), v, live, n) for k, v in new.items()}
-    if isinstance(new, (tuple, list)):
-        same = isinstance(part, (tuple, list)) and len(part) == len(new)
-        done = [
-            _scatter_back(old[i] if same else None, part[i] if same else None, v, live, n) for i, v in enumerate(new)
-        ]
-        return type(new)(*done) if hasattr(new, "_fields") else type(new)(done)
-    return new
-
-
-def _get(state: Any, key: Any) -> Any:
-    return state.get(key) if isinstance(state, dict) else None
+    unchanged = {id(t): kept for t, kept in zip(tensors(part), tensors(old), strict=True)}
+    return map_items(lambda t: unchanged[id(t)] if id(t) in unchanged else put_(blank(t, n), live, t), new)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dynbench.dynamic import Loop, Route, Skip, Weights, widest_scope
 from dynbench.dynamic.context import Execution
-from dynbench.dynamic.items import cat, count, row
+from dynbench.dynamic.items import cat, count, joined_answers, row
 from dynbench.dynamic.program import Program
 from dynbench.strategies.base import Strategy, alone, one_program, special
 from dynbench.strategies.compaction import Compaction
@@ -25,9 +25,11 @@ class PerSample(Strategy):
         """The model on one sample after the other; on the batch where a point couples the batch."""
         if widest_scope(model) == "batch":
             return model(*args)
-        return self._each(ex, args, lambda a: model(*a))
+        return self._each(ex, args, lambda a: model(*a), joined_answers)
 
-    def _each(self, ex: Execution, state: Any, f: Callable[[Any], Any]) -> Any:
+    def _each(
+        self, ex: Execution, state: Any, f: Callable[[Any], Any], joined: Callable[[list[Any]], Any] = cat
+    ) -> Any:
         n = count(state)
         if n == 1:
             return f(state)
@@ -35,7 +37,7 @@ class PerSample(Strategy):
         for i in range(n):
             with ex.narrow(slice(i, i + 1)):
                 done.append(f(row(state, i)))
-        return cat(done)
+        return joined(done)
 
     def route(self, ex: Execution, point: Route | Skip, x: Any, chosen: Tensor, weights: Tensor | None) -> Any:
         """Each item's experts, one after the other."""

@@ -132,10 +132,12 @@ class Session:
         """Inputs and labels on the device.
 
         Raises:
-            UserError: there are no labels.
+            UserError: there are no labels, or the model takes several inputs.
         """
         if data.labels is None:
             raise UserError(f"nothing to learn from: no labels in {data.description}")
+        if any(isinstance(part, (tuple, dict)) for part in (data.inputs, data.labels)):
+            raise UserError(f"training recipes take one array of inputs and one of labels: {data.description}")
         return torch.from_numpy(data.inputs).to(self.device), torch.from_numpy(data.labels).to(self.device)
 
     def finished(self, name: str) -> bool:

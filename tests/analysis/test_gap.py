@@ -82,6 +82,12 @@ def test_no_required_work_has_no_ideal() -> None:
     assert ideal_speedup(flops(region=0.0)) is None
 
 
+def test_a_baseline_without_flops_has_no_ideal_and_the_speedup_stands() -> None:
+    nothing = flops(dense=0.0, region=0.0, total=10.0, executed=10.0)
+    found = gap(cell("masking", (0.5, 0.4, 0.6), flops=nothing, phases=Phases(body_ms=100)))
+    assert (found.ideal, found.speedup, found.efficiency) == (None, 0.5, None)
+
+
 def test_shares_of_an_empty_profile_are_empty() -> None:
     assert phase_shares(Phases()) == {}
 

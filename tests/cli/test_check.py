@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import click
 import pytest
 
 from dynbench.gate import check as gate_check
-from dynbench.gate.trees import git
+from dynbench.gate.git import git
+from dynbench.gate.trees import CannotTell
 from dynbench.report.gate import to_markdown
 from dynbench.store.gate import CellCheck, Gate
 from dynbench.store.history import History
@@ -89,11 +93,73 @@ def test_a_history_that_breaks_leaves_the_verdict(
         assert result.stdout == to_markdown(gate(found))
 
 
+@pytest.mark.parametrize(
+    ("found", "code"), [(cell(), 2), (cell("SLOWER", 1.1), 1), (cell("AMBIGUOUS"), 3)], ids=["same", "slower", "unsure"]
+)
+def test_the_verdict_stands_where_nothing_can_be_written(
+    finds: Finds, found: CellCheck, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("markdown", "junit", "json", "bencher", "github-action-benchmark")
+    files = {name: tmp_path / name / "check" for name in names}
+    finds(found)
+    inner = gate_check.check
+
+    def check(*args: Any, **rest: Any) -> Gate:
+        for file in files.values():
+            file.parent.rmdir()  # while it was measured
+        return inner(*args, **rest)
+
+    monkeypatch.setattr(gate_check, "check", check)
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))  # a folder
+    monkeypatch.setattr(History, "record_check", lambda *_: 1 / 0)
+    written = (x for name in names for x in (f"--{name}", files[name]))
+    result = call("check", TINY, "--base", "main", "--history", tmp_path / "h", *written)
+    assert result.exit_code == code and result.stdout == to_markdown(gate(found))
+    sentences = result.stderr.splitlines()
+    assert len(sentences) == len(names) + 2 and all(line.startswith("Error: ") for line in sentences)
+    for said in (*(f"cannot write to {file}" for file in files.values()), str(tmp_path), "ZeroDivisionError"):
+        assert said in result.stderr
+
+
+def test_the_verdict_stands_where_it_cannot_be_printed(finds: Finds, monkeypatch: pytest.MonkeyPatch) -> None:
+    finds(cell("SLOWER", 1.1))
+    inner = click.echo
+
+    def echo(message: Any = None, *args: Any, **rest: Any) -> None:
+        if not rest.get("err"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        inner(message, *args, **rest)
+
+    monkeypatch.setattr("click.echo", echo)
+    result = call("check", TINY, "--base", "main")
+    assert result.exit_code == 1 and result.stderr == "Error: cannot print the summary: No space left on device\n"
+
+
+def test_hostile_words_reach_the_terminal_escaped(
+    finds: Finds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finds()
+    hostile = "[/b]\x1b[2J\u202e"
+
+    def check(*_: Any, say: Any, **__: Any) -> Gate:
+        say(hostile)
+        raise CannotTell(hostile)
+
+    monkeypatch.setattr(gate_check, "check", check)
+    result = call("check", TINY, "--base", "main")
+    escaped = r"[/b]\x1b[2J\u202e"
+    assert result.exit_code == 3 and result.output == f"{escaped}\nCould not tell: {escaped}\n"
+
+
 def test_bad_use_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no database, but a text that is long enough to be looked at")
     for arguments, said in (
         ([], "give one of --base REVISION"),
         (["--base", "main", "--save", "x"], "give one of --base REVISION"),
+        (["--base", "main", "--time", "nan"], "'nan' is not a finite number"),
+        (["--base", "main", "--time", "inf"], "'inf' is not a finite number"),
+        (["--base", "main", "--matters", "nan"], "'nan' is not a finite number"),
+        (["--base", "main", "--threads", "99999999999"], "99999999999 is not in the range"),
         (["--base", "main", "--accept", "all"], "--accept all: what may change is answers, decisions, work"),
         (["--save", tmp_path / "b", "--history", tmp_path / "h"], "--save judges nothing"),
         (["--base", "main", "--history", tmp_path / "text"], "is no SQLite database"),

@@ -169,3 +169,17 @@ def test_a_report_is_made_where_there_is_no_torch(finished: Path, tmp_path: Path
     words = ("report", finished, "--out", tmp_path / "elsewhere")
     subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words], check=True, capture_output=True)
     assert (tmp_path / "elsewhere" / "report.md").read_text() == (finished / "report.md").read_text()
+
+
+def test_the_last_lines_count_what_failed_and_say_why(finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("report*"))
+    run = Run.open(out)
+    measured = sum(cell.status == "ok" for cell in run.cells)
+    cells = [json.loads(line) for line in (out / "cells.jsonl").read_text(encoding="utf-8").splitlines()]
+    broken = next(cell for cell in cells if cell["status"] == "ok")
+    broken |= {"status": "failed", "reason": "not deterministic: Gate 'gate' draws random numbers"}
+    (out / "cells.jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in cells), encoding="utf-8")
+    result = call("run", "--resume", out)
+    lines = result.stdout.splitlines()
+    assert f"cells: {measured - 1} measured, 1 failed" in "\n".join(lines)
+    assert "1 failed of tiny: not deterministic: Gate 'gate' draws random numbers" in lines

@@ -58,6 +58,7 @@ def _cases() -> dict[str, tuple[Callable[[], Any], int]]:
     layer = nn.TransformerEncoderLayer(D, H, 16, batch_first=True).eval()
     bag = nn.EmbeddingBag(10, D, mode="sum")
     bags, offsets = torch.tensor([1, 2, 3]), torch.tensor([0, 2])
+    z, Zc = torch.complex(a, a), torch.complex(A, A)
     groups, ends = torch.tensor([2, 2, 5], dtype=torch.int32), torch.tensor([8, 16], dtype=torch.int32)
 
     return {
@@ -73,6 +74,19 @@ def _cases() -> dict[str, tuple[Callable[[], Any], int]]:
         "linear": (lambda: nn.Linear(D, 3)(x), 2 * B * T * D * 3),
         "linear of one item": (lambda: nn.Linear(D, 3, bias=False)(x[:1, 0]), 2 * D * 3),
         "einsum": (lambda: torch.einsum("btd,bsd->bts", x, x), 2 * B * T * T * D),
+        "complex mm: four real products each": (lambda: z @ z.mT, 8 * 3 * 4 * 3),
+        "complex bmm": (lambda: Zc @ Zc.mT, 8 * 2 * 3 * 4 * 3),
+        "complex addmm": (lambda: torch.addmm(z @ z.mT, z, z.mT), 2 * 8 * 3 * 4 * 3),
+        "complex mv and dot": (lambda: (z @ z[0], torch.vdot(z[0], z[0])), 8 * 3 * 4 + 8 * 4),
+        "complex linear": (lambda: nn.Linear(4, 5, dtype=torch.cfloat)(z), 8 * 3 * 4 * 5),
+        "complex einsum, as in a spectral layer": (
+            lambda: torch.einsum("bim,iom->bom", Zc, randn(3, 5, 4).cfloat()),
+            8 * 2 * 3 * 5 * 4,
+        ),
+        "complex conv2d: torch runs three real ones": (
+            lambda: nn.Conv2d(4, 8, 3, dtype=torch.cfloat)(torch.complex(image, image)),
+            3 * conv((B, 8, 5, 5), 4, 9),
+        ),
         "conv2d": (lambda: nn.Conv2d(4, 8, 3)(image), conv((B, 8, 5, 5), 4, 9)),
         "conv2d strided and padded": (lambda: nn.Conv2d(4, 8, 3, 2, 1)(image), conv((B, 8, 4, 4), 4, 9)),
         "conv2d grouped": (lambda: nn.Conv2d(4, 8, 3, groups=2)(image), conv((B, 8, 5, 5), 2, 9)),
@@ -290,3 +304,14 @@ def test_operator_counts_its_closed_form_on_cuda(case: str) -> None:
     call, expected = cases("cuda")[case]
     with torch.device("cuda"):
         assert counted(call).flops == expected
+
+
+def test_the_types_that_are_multiplied_are_known() -> None:
+    work = counted(lambda: (a @ b, a.bfloat16() @ b.bfloat16(), (a @ b).double() + 1))
+    assert work.multiplied_in == {torch.float32, torch.bfloat16}
+
+
+def test_a_quantised_layer_has_no_formula_and_the_rest_goes_on() -> None:
+    net = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 5)).eval(), {nn.Linear})
+    work = counted(lambda: net(a), "inference_mode", strict=False)
+    assert isinstance(work.flops, Unavailable) and "quantized.linear_dynamic" in work.flops.unavailable

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pytest
@@ -9,7 +13,21 @@ import torch
 from torch import Tensor
 
 from dynbench.dynamic import Shared
-from dynbench.dynamic.items import blank, cat, count, first, map_items, put_, row, select, take, tensors, zeros
+from dynbench.dynamic.items import (
+    answer_parts,
+    blank,
+    cat,
+    count,
+    first,
+    joined_answers,
+    map_items,
+    put_,
+    row,
+    select,
+    take,
+    tensors,
+    zeros,
+)
 
 
 class Belief(NamedTuple):
@@ -140,8 +158,95 @@ def test_a_state_without_a_tensor_has_no_items() -> None:
 
 
 def test_other_things_are_no_state() -> None:
-    with pytest.raises(TypeError, match="not of int"):
-        map_items(torch.clone, (torch.zeros(1), 3))
+    with pytest.raises(TypeError, match="not of Random"):
+        map_items(torch.clone, (torch.zeros(1), random.Random()))
+
+
+class Output(OrderedDict[str, Tensor]):
+    """Entries are attributes, too."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+
+class Namespace(dict[str, Tensor]):
+    """A dict that is its own attributes."""
+
+    def __init__(self, *args: Any, **entries: Tensor) -> None:
+        super().__init__(*args, **entries)
+        self.__dict__ = self
+
+
+class Mirrored(dict[str, Tensor]):
+    """Entries kept as attributes a second time, and something of the whole."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(x=x)
+        self.x, self.source = x, "sensor"
+
+
+@dataclass(frozen=True)
+class Record:
+    x: Tensor
+    scale: float = 2.0
+
+
+@pytest.mark.parametrize("make", [lambda x: Output(x=x), lambda x: Namespace(x=x), Mirrored, Record])
+def test_objects_of_one_s_own_come_out_as_they_went_in(make: Callable[[Tensor], Any]) -> None:
+    state = make(torch.arange(4))
+    got = take(state, torch.tensor([3, 1]))
+    assert type(got) is type(state) and got.x.tolist() == [3, 1] and count(got) == 2
+    assert [t.tolist() for t in tensors(got)] == [[3, 1]] and state.x.tolist() == [0, 1, 2, 3]
+    back = put_(map_items(torch.clone, state), torch.tensor([0, 1]), got)
+    assert type(back) is type(state) and back.x.tolist() == [3, 1, 2, 3]
+    assert getattr(got, "source", "sensor") == "sensor" and getattr(got, "scale", 2.0) == 2.0
+
+
+def test_a_default_dict_keeps_its_default() -> None:
+    state = defaultdict(list, x=torch.arange(3))
+    assert take(state, torch.tensor([2]))["missing"] == []
+
+
+def test_numbers_and_tensors_without_a_dimension_belong_to_no_item() -> None:
+    state = {"loss": torch.tensor(3.0), "x": torch.arange(4), "steps": 2, "name": "a"}
+    got = take(state, torch.tensor([1]))
+    assert got["loss"] is state["loss"] and got["steps"] == 2 and got["name"] == "a" and count(got) == 1
+    assert count((torch.tensor(1.0), torch.zeros(5))) == 5
+
+
+def test_the_parts_of_an_answer_are_named_and_those_of_the_whole_batch_apart() -> None:
+    answer = {"y": torch.zeros(2, 3), "loss": torch.tensor(1.0), "more": (Record(torch.ones(2)), 5)}
+    parts, of_batch = answer_parts(answer, 2)
+    assert list(parts) == ["y", "more.0.x"] and of_batch == ["loss", "more.0.scale", "more.1"]
+    assert list(answer_parts(torch.zeros(2, 3), 2)[0]) == [""]
+
+
+def boxes(*counts: int) -> list[dict[str, Tensor]]:
+    return [{"box": torch.full((n, 4), float(i)), "score": torch.tensor(float(n))} for i, n in enumerate(counts)]
+
+
+def test_a_list_with_an_entry_for_each_item_is_put_together() -> None:
+    parts, of_batch = answer_parts(boxes(3, 0, 1), 3)
+    assert {name: list(t.shape) for name, t in parts.items()} == {"0.box": [4, 4], "0.score": [3]} and not of_batch
+    assert parts["0.box"][:, 0].tolist() == [0, 0, 0, 2]
+
+
+def test_answers_to_single_items_become_the_answer_to_all() -> None:
+    whole = boxes(3, 0, 1)
+    assert joined_answers([[entry] for entry in whole]) == whole
+    one = {"y": torch.zeros(1, 3), "loss": torch.tensor(1.0), "found": [torch.zeros(2, 4)], "n": 7}
+    both = joined_answers([one, one | {"found": [torch.zeros(5, 4)]}])
+    assert both["y"].shape == (2, 3) and both["loss"] is one["loss"] and both["n"] == 7
+    assert [len(t) for t in both["found"]] == [2, 5]
+    assert [t.shape[0] for t in joined_answers([[torch.zeros(1, 4), torch.zeros(1)]] * 3)] == [3, 3]  # two tensors
+
+
+def test_batches_of_different_sizes_are_joined_as_well() -> None:
+    whole = boxes(3, 0, 1, 2, 2)
+    assert joined_answers([whole[:3], whole[3:]], [3, 2]) == whole
+    assert joined_answers([torch.zeros(3, 2), torch.zeros(2, 2)], [3, 2]).shape == (5, 2)
 
 
 def test_states_of_other_lengths_do_not_go_together() -> None:

@@ -14,7 +14,17 @@ from dynbench.dynamic import Execution, Loop, Skip, points
 from dynbench.dynamic.items import first
 from dynbench.dynamic.regions import Region, find_regions
 from dynbench.dynamic.sources import edge
-from dynbench.engines import ENGINES, FORMS, CannotPrepare, apply_form, prepared
+from dynbench.engines import (
+    ENGINES,
+    FORMS,
+    CannotPrepare,
+    MicroBatches,
+    applicable,
+    apply_form,
+    compiled_regions,
+    prepared,
+    without_micro_batches,
+)
 from dynbench.engines import compile as compile_engine
 from dynbench.engines.compile import Compile
 from dynbench.engines.forms import fold_batchnorm, micro_batched
@@ -330,11 +340,178 @@ def test_compiled_gates_run_though_the_decisions_are_replayed() -> None:
     assert calls == {"gate": 12, "body": 0}
 
 
+def graphs_as_they_are(graph: torch.fx.GraphModule, example: list[Tensor]) -> Any:
+    """A backend that compiles nothing, so that tests are fast."""
+    return graph
+
+
+def compiled_with(net: nn.Module, x: Tensor, backend: Any = graphs_as_they_are) -> nn.Module:
+    return prepared(net, Compile(backend), lambda m: masked(m, x))
+
+
 @torch.inference_mode()
-def test_compiled_regions_answer_the_same() -> None:
+def test_a_region_is_compiled_for_one_size_for_any_and_for_one_item() -> None:
+    net, x = Skipping(3).eval(), torch.randn(6, 4)
+    compiled = compiled_with(net, x)
+    regions = [compiled.skips[i].body for i in range(3)]  # type: ignore[index, union-attr]
+    for n in (6, 5, 1, 2, 3, 32, 64, 1, 6):
+        x = torch.randn(n, 4)
+        for region, written in zip(regions, net.skips, strict=True):  # type: ignore[arg-type]
+            assert torch.allclose(region(x), written.body(x), atol=1e-6)
+    found = {r.name: r for r in compiled_regions(compiled)}
+    assert set(found) == {f"skips.{i}.{part}" for i in range(3) for part in ("gate", "body")}
+    assert [found[f"skips.{i}.body"].compilations for i in range(3)] == [3, 3, 3]
+    assert all(r.breaks == () for r in found.values())
+    assert compiled_regions(net) == []
+
+
+class Reads(nn.Module):
+    """Reads a word that somebody else changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.word = nn.Linear(4, 4), "a"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * len(self.word)
+
+
+@torch.inference_mode()
+def test_a_region_that_is_compiled_too_often_is_an_error_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_engine, "LIMIT", 3)
+    module, x = Reads().eval(), torch.randn(2, 4)
+    call = Compile(graphs_as_they_are).prepare(Region("a.region", module, False, (x,), [2]))
+    for word in ("a", "bb", "ccc", "a"):
+        module.word = word
+        assert torch.allclose(call(x), len(word) * module.linear(x), atol=1e-6)
+    module.word = "dddd"
+    for _ in range(2):  # each time, and not eager without a word
+        with pytest.raises(CannotPrepare, match=r"region 'a.region' was compiled 3 times and would have to be again"):
+            call(x)
+
+
+class Breaks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        torch._dynamo.graph_break()
+        return self.two(y)
+
+
+@torch.inference_mode()
+def test_graph_breaks_are_reported_with_region_and_reason() -> None:
+    net, x = nn.Sequential(Breaks(), Skipping(1)).eval(), torch.randn(2, 4)
+    compiled = compiled_with(net, x)
+    assert torch.allclose(masked(compiled, x), masked(net, x), atol=1e-6)
+    found = {r.name: r for r in compiled_regions(compiled)}
+    assert found["0"].compilations == 1 and "graph_break()" in found["0"].breaks[0]
+    assert found["1.skips.0.body"].breaks == ()
+
+
+@torch.inference_mode()
+def test_layers_that_are_a_region_and_a_part_of_others_are_compiled_in_both() -> None:
+    net, x = SharesRegions().eval(), torch.randn(6, 4)
+    compiled = compiled_with(net, x)
+    assert {"inner", "skips.0.gate", "skips.1.gate"} <= {r.name for r in compiled_regions(compiled)}
+    for n in (6, 1):
+        expected = Execution(Compaction()).run(net, x[:n])
+        assert torch.allclose(Execution(Compaction()).run(compiled, x[:n]), expected, atol=1e-6)
+    assert all(r.breaks == () for r in compiled_regions(compiled))
+
+
+class Shares(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.out = inner, nn.Linear(4, 1)
+
+    def forward(self, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
+        return self.out(self.inner(x)).squeeze(1), carry
+
+
+class SharesRegions(nn.Module):
+    """The shared layers are a region of their own, and a part of each gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+        bodies = (nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2))
+        self.skips = nn.ModuleList(Skip(f"skip{i}", Shares(self.inner), body) for i, body in enumerate(bodies))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        for skip in self.skips:
+            x, _ = skip(x)
+        return x
+
+
+def test_weights_are_constants_only_where_a_change_would_be_seen() -> None:
+    can_freeze = compile_engine._can_freeze
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+    assert can_freeze(net)
+    assert not can_freeze(nn.Sequential(nn.BatchNorm1d(4)).train())
+    with torch.inference_mode():
+        assert not can_freeze(nn.Linear(4, 4).eval())
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
+    tied[1].weight = tied[0].weight  # one tensor twice: one version
+    assert can_freeze(tied)
+    tied[1].weight = nn.Parameter(tied[0].weight.detach().t())  # another tensor in the same memory
+    assert not can_freeze(tied)
+
+
+@torch.inference_mode()
+def test_frozen_weights_thaw_when_somebody_changes_them() -> None:
     if why := ENGINES["compile"].refuses("cpu"):
         pytest.skip(why)
-    net, x = Skipping(2).eval(), torch.randn(6, 4)
-    expected = Execution(Compaction()).run(net, x)
-    compiled = prepared(net, ENGINES["compile"], lambda m: masked(m, x))
-    assert torch.allclose(Execution(Compaction()).run(compiled, x), expected, atol=1e-5)
+    with torch.inference_mode(False):
+        net = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
+    x = torch.randn(6, 4)
+    compiled = prepared(net, Compile(), lambda m: m(x))
+    call = compiled.__dict__["forward"]
+    assert torch.allclose(compiled(x), net(x), atol=1e-6) and call._frozen
+    assert torch._inductor.config.freezing is False
+    before = net(x)
+    with torch.inference_mode(False), torch.no_grad():
+        net[0].weight.mul_(2)  # of the original, whose tensors the copy shares
+    assert torch.allclose(compiled(x), net(x), atol=1e-6) and not torch.allclose(net(x), before)
+    assert not call._frozen
+    with torch.inference_mode(False), torch.no_grad():
+        net[0].weight.mul_(2)
+    assert torch.allclose(compiled(x), net(x), atol=1e-6)
+    assert [r.compilations for r in compiled_regions(compiled)] == [2]
+
+
+@pytest.mark.parametrize(
+    "form, found",
+    [
+        ("plain", ("plain", None)),
+        ("folded+channels_last", ("folded+channels_last", None)),
+        ("micro_batches_8", ("plain", 8)),
+        ("folded+micro_batches_16", ("folded", 16)),
+        ("micro_batches_0", ("micro_batches_0", None)),
+    ],
+)
+def test_micro_batches_are_the_last_part_of_a_form(form: str, found: tuple[str, int | None]) -> None:
+    assert without_micro_batches(form) == found
+
+
+class Two(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"double": 2 * x, "parts": (x.sum(1), None)}
+
+
+def test_a_network_in_micro_batches_answers_the_same_in_the_same_structure() -> None:
+    x = torch.randn(7, 3)
+    for size in (1, 3, 7, 8):
+        got, expected = MicroBatches(Two(), size)(x), Two()(x)
+        assert torch.equal(got["double"], expected["double"])
+        assert torch.equal(got["parts"][0], expected["parts"][0]) and got["parts"][1] is None
+
+
+def test_only_forms_that_can_make_a_difference_apply() -> None:
+    assert applicable(nn.Sequential(nn.Linear(4, 4))) == ["plain"]
+    assert applicable(nn.Sequential(nn.Conv2d(3, 3, 1))) == ["plain", "channels_last"]
+    assert applicable(nn.Sequential(nn.Conv1d(3, 3, 1), nn.BatchNorm1d(3))) == ["plain", "folded"]
+    assert applicable(resnet(depth=8)) == ["plain", "folded", "channels_last", "folded+channels_last"]

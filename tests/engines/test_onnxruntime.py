@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dynbench.dynamic import Execution, Shared, Skip
-from dynbench.dynamic.items import tensors
+from dynbench.dynamic.items import map_items, tensors
 from dynbench.dynamic.regions import Region
 from dynbench.engines import ENGINES, CannotPrepare, OnnxRuntime, prepared
-from dynbench.engines.onnxruntime import PROOF_ROWS, _options, _Sessions
+from dynbench.engines import providers as provider_module
+from dynbench.engines.exported import PROOF_ROWS, Sessions
+from dynbench.engines.onnxruntime import _options
+from dynbench.engines.providers import CPU, CUDA, Bound, in_turn, providers, why_not_on
 from dynbench.experiment import Options, load_spec, run_experiment
 from dynbench.experiment.memory import ProbeRequest, cell_peak_bytes
 from dynbench.store.run import Run
@@ -37,9 +45,9 @@ def through(net: nn.Module, *args: Any) -> nn.Module:
     return prepared(net, OnnxRuntime(), lambda m: Execution(Masking()).run(m, *args))
 
 
-def sessions(net: nn.Module) -> dict[str, _Sessions]:
+def sessions(net: nn.Module) -> dict[str, Sessions]:
     found = {name: m.__dict__.get("forward") for name, m in net.named_modules()}
-    return {name: call for name, call in found.items() if isinstance(call, _Sessions)}
+    return {name: call for name, call in found.items() if isinstance(call, Sessions)}
 
 
 def close(got: Any, expected: Any) -> None:
@@ -97,7 +105,7 @@ def test_a_gate_with_a_carry_keeps_the_structure_of_its_answer_and_passes_on_wha
     gate = Lstm()
     x, zero = torch.randn(4, 6), torch.zeros(4, 10)
     call = prepare(gate, x, (zero, zero))
-    assert isinstance(call, _Sessions)
+    assert isinstance(call, Sessions)
     with torch.inference_mode():
         x, carry = torch.randn(3, 6), (torch.randn(3, 10), torch.randn(3, 10))
         (scores, out), (expected, wanted) = call(x, carry), gate(x, carry)
@@ -114,7 +122,7 @@ class Pooled(nn.Module):
 
 def test_each_shape_of_an_item_gets_a_session_and_a_constant_is_part_of_it() -> None:
     call = prepare(Pooled(), torch.randn(4, 5, 3))
-    assert isinstance(call, _Sessions)
+    assert isinstance(call, Sessions)
     with torch.inference_mode():
         for shape in ((2, 5, 3), (6, 9, 3), (1, 9, 3)):
             x = torch.randn(shape)
@@ -139,8 +147,8 @@ def test_single_layers_are_sessions_only_where_that_is_faster() -> None:
     for layer, x in ((nn.Linear(3, 3), torch.randn(4, 3)), (nn.ReLU(), torch.randn(4, 3))):
         assert prepare(layer, x) is layer
     for layer in (nn.Conv2d(3, 3, 3), nn.MaxPool2d(2)):
-        assert isinstance(prepare(layer, torch.randn(4, 3, 8, 8)), _Sessions)
-    assert isinstance(prepare(nn.Linear(3, 3), torch.randn(4, 3), name=""), _Sessions)  # a network of its own
+        assert isinstance(prepare(layer, torch.randn(4, 3, 8, 8)), Sessions)
+    assert isinstance(prepare(nn.Linear(3, 3), torch.randn(4, 3), name=""), Sessions)  # a network of its own
 
 
 class Baked(nn.Module):
@@ -195,7 +203,7 @@ class Rewritten(nn.Module):
 def test_functions_that_the_exporter_does_not_know_are_written_otherwise() -> None:
     module = Rewritten()
     call = prepare(module, torch.rand(4, 5, 3))
-    assert isinstance(call, _Sessions)
+    assert isinstance(call, Sessions)
     with torch.inference_mode():
         x = torch.rand(2, 5, 3) - 0.1
         x[0, 0, 0] = 0.0
@@ -257,7 +265,7 @@ class Cancels(nn.Module):
 
 def test_an_answer_may_round_as_much_as_the_module_itself() -> None:
     torch.manual_seed(0)
-    assert isinstance(prepare(Cancels(), torch.randn(4, 64)), _Sessions)
+    assert isinstance(prepare(Cancels(), torch.randn(4, 64)), Sessions)
 
 
 class OnlyForTwo(nn.Module):
@@ -305,26 +313,127 @@ def test_a_session_uses_as_many_threads_as_torch() -> None:
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            assert _options(pytest.importorskip("onnxruntime")).intra_op_num_threads == threads
+            assert _options(ort).intra_op_num_threads == threads
     finally:
         torch.set_num_threads(before)
 
 
-def test_it_is_refused_on_cuda_and_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_refused_where_it_or_its_provider_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ENGINES["onnxruntime"]
     assert engine.refuses("cpu") is None
-    assert engine.refuses("cuda:0") == "engine 'onnxruntime' runs on the CPU only, not on cuda:0"
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["AzureExecutionProvider", CPU])
+    assert engine.refuses("cuda:0") == (
+        "the installed onnxruntime has no CUDAExecutionProvider: pip uninstall onnxruntime, then "
+        "pip install onnxruntime-gpu, which takes its place"
+    )
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
+    assert engine.refuses("cuda:0") is None and engine.facts()["providers"] == [CPU, CUDA]
+    assert engine.refuses("xpu") == "ONNX Runtime is used on cpu and cuda devices only, not on xpu"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert engine.refuses("cpu") == "onnxruntime is not installed: pip install onnxruntime"
 
 
-def test_facts_name_versions_provider_and_opset() -> None:
+def test_facts_name_versions_providers_and_opset() -> None:
     facts = ENGINES["onnxruntime"].facts()
-    assert facts["providers"] == ["CPUExecutionProvider"] and facts["opset"] == 17 and facts["onnxruntime"]
+    assert CPU in facts["providers"] and facts["opset"] == 17 and facts["onnxruntime"]  # type: ignore[operator]
+
+
+def test_the_version_is_that_of_whichever_package_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package == "onnxruntime":
+            raise PackageNotFoundError(package)
+        return f"{package} 1.0"
+
+    monkeypatch.setattr(provider_module, "version", version)
+    assert ENGINES["onnxruntime"].facts()["onnxruntime"] == "onnxruntime-gpu 1.0"
+
+
+def session(module: nn.Module, x: Tensor) -> Any:
+    file = io.BytesIO()
+    axes = {name: {0: "items"} for name in ("x", "y", "positive")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module, (x,), file, dynamo=False, input_names=["x"], output_names=["y", "positive"], dynamic_axes=axes
+        )
+    return ort.InferenceSession(file.getvalue(), providers=[CPU])
+
+
+class Signs(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x * 2, x > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.int64])
+def test_bound_tensors_of_any_dtype_layout_and_number_of_items(dtype: torch.dtype) -> None:
+    x = (10 * torch.randn(6, 4)).to(dtype)
+    call = Bound(session(Signs(), x), torch.device("cpu"))
+    for given in (x, x[1:3], x[:, ::2].repeat(1, 2), x.T.contiguous().T, x[:0]):
+        y, positive = call({"x": given}, ["y", "positive"])
+        assert y.dtype == dtype and torch.equal(y, given * 2) and torch.equal(positive, given > 0)
+    (positive,) = call({"x": x}, ["positive"])
+    y, _ = call({"x": x + 1}, ["y", "positive"])
+    assert torch.equal(positive, x > 0) and torch.equal(y, 2 * (x + 1))  # each answer has memory of its own
+
+
+class FakeStream:
+    def __init__(self, log: list[str], name: str) -> None:
+        self.log, self.name, self.cuda_stream = log, name, 4711
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.log.append(f"{self.name} waits for {other.name}")
+
+
+def test_on_a_gpu_a_session_works_on_a_stream_in_turn_with_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: FakeStream(log, f"torch {index}"))
+    monkeypatch.setattr(provider_module, "_stream", lambda index: FakeStream(log, f"onnxruntime {index}"))
+    with in_turn("cuda", 1):
+        log.append("run")
+    assert log == ["onnxruntime 1 waits for torch 1", "run", "torch 1 waits for onnxruntime 1"]
+    (name, options), rest = providers(torch.device("cuda:1"))
+    assert (name, rest) == (CUDA, CPU) and providers(torch.device("cpu")) == [CPU]
+    assert options["device_id"] == "1" and options["user_compute_stream"] == "4711"
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_allowed_where_torch_allows_it_everywhere(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provider_module, "_stream", lambda index: FakeStream([], ""))
+    matmul = SimpleNamespace(allow_tf32=allowed)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert providers(torch.device("cuda:0"))[0][1]["use_tf32"] == str(int(allowed))
+
+
+def test_a_session_that_fell_back_to_the_cpu_is_found() -> None:
+    class OnCpu:
+        def get_providers(self) -> list[str]:
+            return [CPU]
+
+    assert why_not_on(OnCpu(), torch.device("cpu")) is None
+    assert why_not_on(OnCpu(), torch.device("cuda:0")) == (
+        "runs on CPUExecutionProvider instead of CUDAExecutionProvider, because libraries of CUDA or cuDNN that it "
+        "needs cannot be loaded"
+    )
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name, strategy", accepted(["masking", "compaction", "cascading"], without=REFUSED))
+@torch.inference_mode()
+def test_networks_on_a_gpu_answer_as_eager_does(name: str, strategy: str) -> None:
+    if why := ENGINES["onnxruntime"].refuses("cuda:0"):
+        pytest.skip(why)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    net, args = make(name)
+    net, args = net.cuda(), map_items(lambda t: t.cuda(), args)
+    own = through(net, *args)
+    expected = Execution(STRATEGIES[strategy]()).run(net, *args)
+    for a, b in zip(tensors(Execution(STRATEGIES[strategy]()).run(own, *args)), tensors(expected), strict=True):
+        assert a.device == b.device and torch.allclose(a, b, atol=1e-4)
 
 
 def test_importing_the_engines_does_not_load_onnxruntime() -> None:
-    code = "import sys, dynbench.engines; sys.exit('onnxruntime' in sys.modules or 'onnx' in sys.modules)"
+    code = "import sys, dynbench.engines; sys.exit(bool({'onnx', 'onnxruntime', 'openvino'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dynbench.errors import UserError
+from dynbench.experiment import manager
 from dynbench.experiment.manager import Worker, WorkerDied
 from dynbench.launch import ProcessLost
 
@@ -71,7 +72,7 @@ def test_it_starts_when_it_is_asked_and_events_come_before_the_answer() -> None:
         assert worker.ask({"do": "measure"}, "measured", events.append) == ANSWER
     (process,) = launcher.started
     assert [e["event"] for e in events] == ["arm", "round"]
-    assert process.sent == [{"do": "measure"}] * 2 and set(process.timeouts) == {7.0}
+    assert process.sent == [{"do": "measure"}] * 2 and process.timeouts == pytest.approx([7.0] * 5, abs=1)
     assert launcher.environments[0]["OMP_NUM_THREADS"] == "3" and worker.number == 0
     worker.interrupt()
     worker.kill()
@@ -83,7 +84,14 @@ def test_it_starts_when_it_is_asked_and_events_come_before_the_answer() -> None:
     ("lost", "reason"),
     [
         (ProcessLost("ended", exit_code=7), "the measuring process died (exit code 7)"),
-        (ProcessLost("ended", exit_code=-9), "the measuring process died (signal SIGKILL)"),
+        (
+            ProcessLost("ended", exit_code=-9),
+            "the measuring process died (signal SIGKILL, from outside: by the system for want of memory, or by hand)",
+        ),
+        (
+            ProcessLost("ended", exit_code=1, last_words="no such kernel"),
+            "the measuring process died (exit code 1; last words: no such kernel)",
+        ),
         (ProcessLost("silent"), "hung: no progress for 7 s"),
         (
             ProcessLost("unreachable", detail="the cable is out"),
@@ -100,6 +108,17 @@ def test_a_process_that_is_lost_is_told_with_its_arm_and_replaced(lost: ProcessL
     assert launcher.started[0].closed == 1
     assert worker.ask({}, "measured", lambda _: None) == ANSWER
     assert worker.number == 1
+
+
+def test_silence_is_told_until_it_counts_as_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager, "SILENCE_S", 1.0)
+    now = iter(range(100))
+    monkeypatch.setattr(manager.time, "monotonic", lambda: float(next(now)))
+    silent, events = ProcessLost("silent"), []  # type: ignore[var-annotated]
+    worker = Worker(1, hang_s=50.0, launcher=Scripts([READY, ARM, silent, silent, ANSWER]))
+    assert worker.ask({}, "measured", events.append) == ANSWER
+    assert [(e["event"], e.get("arm")) for e in events[1:]] == [("silent", ARM["name"])] * 2
+    assert events[1]["seconds"] < events[2]["seconds"]
 
 
 def test_a_request_that_cannot_be_served_leaves_the_process() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from dynbench import devices
+from dynbench.engines import ENGINES, CannotPrepare, Form, RegionReport, forms
 from dynbench.errors import UserError
-from dynbench.experiment import Options, graphs, run_experiment
+from dynbench.experiment import Options, diagnose, graphs, measure, run_experiment, ways
 from dynbench.experiment.build import Prepared, prepare
 from dynbench.experiment.plan import planned_cells
 from dynbench.experiment.spec import check_options, load_spec
@@ -132,7 +133,10 @@ def test_a_graph_that_answers_otherwise_is_not_timed(tiny: Prepared, monkeypatch
         assert graph.ratio is None and "answers otherwise" in str(graph.reason)
 
 
-def test_a_way_that_ended_the_process_is_tried_no_more_nor_others_of_its_engine(tiny: Prepared) -> None:
+def test_a_way_that_ended_the_process_is_tried_no_more_nor_others_of_its_engine(
+    tiny: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ways, "applicable", lambda model: ["plain", "folded"])
     cells = {c.arm.baseline: c for c in played(tiny, 4, {"baseline:plain, folded"})}
     reasons = {(c.arm.engine, c.arm.form): c.reason for c in cells["plain"].candidates}
     assert reasons["onnxruntime", "plain"] is None and "ended the measuring process" in str(reasons["eager", "plain"])
@@ -145,3 +149,75 @@ def test_other_decisions_than_learned_are_replayed_in_the_graph(tmp_path: Path) 
     (cell,) = (c for c in Run.open(tmp_path / "run").cells if c.deployed and c.arm.kind == "strategy")
     (graph,) = (c for c in cell.candidates if c.arm.control == "graph")
     assert not graph.arm.live and graph.reason is None
+
+
+@pytest.mark.parametrize("baseline", [None, "plain"])
+def test_a_network_that_cannot_be_timed_in_any_way_is_a_failed_cell_with_all_reasons(
+    tiny: Prepared, monkeypatch: pytest.MonkeyPatch, baseline: str | None
+) -> None:
+    make = ways.running_arm
+
+    def refuse(p: Any, source: Any, cell: Cell, device: Any) -> Any:
+        if cell.arm.baseline == baseline:
+            raise CannotPrepare(f"no room for {cell.arm.title}")
+        return make(p, source, cell, device)
+
+    monkeypatch.setattr(ways, "running_arm", refuse)
+    cells = {c.arm.baseline: c for c in played(tiny, 4)}
+    assert {name: c.status for name, c in cells.items()} == {
+        name: "failed" if name == baseline else "planned" for name in (None, "plain")
+    }
+    failed = cells[baseline]
+    assert str(failed.reason).startswith("it could not be timed in any way; in the first: no room for ")
+    assert all(c.ratio is None and c.reason for c in failed.candidates) and len(failed.candidates) > 2
+
+
+def test_ways_that_take_too_long_to_prepare_are_named_with_the_reason(tiny: Prepared) -> None:
+    for cell in played(tiny, 4):
+        compiled = [c for c in cell.candidates if c.arm.engine == "compile"]
+        assert compiled and all("many seconds for each region" in str(c.reason) for c in compiled)
+        if cell.arm.kind == "baseline":
+            (found,) = (c for c in cell.candidates if c.arm.engine == "openvino")
+            assert found.reason == ENGINES["openvino"].refuses("cpu") and (found.ratio is None) == bool(found.reason)
+
+
+def test_a_form_that_changes_the_answer_is_not_timed(tiny: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shifted(model: Any, example: Any, run: Any) -> torch.nn.Module:
+        return torch.nn.Sequential(model, torch.nn.Threshold(0.0, 1.0))
+
+    monkeypatch.setitem(forms.FORMS, "shifted", Form(shifted, lambda x: x))
+    monkeypatch.setattr(ways, "applicable", lambda model: ["plain", "shifted"])
+    cells = {c.arm.baseline: c for c in played(tiny, 4)}
+    (found,) = (c for c in cells["plain"].candidates if c.arm.form == "shifted")
+    assert found.ratio is None and "answers otherwise than the network as written" in str(found.reason)
+
+
+@pytest.mark.parametrize("gain", [0.0, 1e9])
+def test_forms_of_the_dynamic_network_are_timed_where_one_might_be_the_fastest(
+    tiny: Prepared, monkeypatch: pytest.MonkeyPatch, gain: float
+) -> None:
+    monkeypatch.setattr(ways, "FORM_GAIN", gain)
+    monkeypatch.setattr(ways, "applicable", lambda model: ["plain", "channels_last"])
+    (dynamic,) = (c for c in played(tiny, 4) if c.arm.kind == "strategy")
+    (found,) = (c for c in dynamic.candidates if c.arm.form == "channels_last")
+    assert found.arm.engine == "eager" and (found.ratio is not None) == (gain > 1)
+    assert found.ratio is not None or "a form gains less" in str(found.reason)
+
+
+def test_static_networks_are_tried_in_micro_batches_where_the_batch_is_larger(tiny: Prepared) -> None:
+    found = {n: {(a.form, a.engine) for a in ways.static_ways(tiny, tiny.spec.primary, n)} for n in (8, 9, 64)}
+    micro = {n: {way for way in tried if "micro" in way[0]} for n, tried in found.items()}
+    assert micro == {
+        8: set(),
+        9: {("micro_batches_8", "eager")},
+        64: {("micro_batches_8", "eager"), ("micro_batches_8", "openvino")},
+    }
+
+
+def test_what_was_compiled_is_recorded_and_graph_breaks_are_warned_of() -> None:
+    regions = [RegionReport("gate", 3, ("item()",)), RegionReport("", 1, ("item()", "print"))]
+    compiled = diagnose.compiled_record(regions)
+    assert (compiled.regions, compiled.compilations, compiled.most_compilations) == (2, 4, 3)
+    first, second = measure.graph_breaks(compiled)
+    assert "2 region(s), 'gate' first: item()" in first.text and "the whole network first: print" in second.text
+    assert measure.graph_breaks(None) == []

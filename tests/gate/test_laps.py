@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from dynbench.gate.laps import MIN_LAPS, MIN_SETS_FIRST, MIN_SETS_FRESH, WARM_UP_LAPS, Laps, own_cores
+from dynbench.gate.trees import CannotTell
 from dynbench.store.schema import Arm
 
 Call = tuple[int, int, dict[str, Any]]  # set, participant, what was asked
@@ -19,16 +21,22 @@ COMPACTION = Arm(kind="strategy", strategy="compaction").model_dump()
 class FakeProcess:
     """Says how long a batch takes."""
 
-    def __init__(self, who: int, number: int, calls: list[Call], batch_ns: float, batches: int) -> None:
+    def __init__(
+        self, who: int, number: int, calls: list[Call], batch_ns: float, batches: int, random: dict[str, str]
+    ) -> None:
         self.who, self.number, self.calls, self.batch_ns, self.batches = who, number, calls, batch_ns, batches
-        self.asked = ""
+        self.asked, self.random = "", random
 
-    def send(self, do: str, **_: Any) -> None:
+    def send(self, do: str, **arguments: Any) -> None:
         self.asked = do
+        if do == "exact":  # another answer in every process of a network whose weights are drawn anew
+            answer = self.number if "answers" in self.random else self.who
+            save_file({"0.0": np.array([answer, 1.0])}, arguments["answers_to"])
 
     def receive(self) -> dict[str, Any]:
         if self.asked == "exact":
-            return {"decisions": f"of {self.who}"}
+            random = {what: how for what, how in self.random.items() if what == "decisions"}
+            return {"facts": {"decisions": f"of {self.who}"}, "random": random}
         cell = {"arm": COMPACTION, "batch_size": 4, "batches": self.batches}
         return {"cells": [cell], "stream_hash": "abc", "foreign": []}
 
@@ -42,8 +50,8 @@ class FakeProcess:
 
 
 class FakeRevision:
-    def __init__(self, who: int, calls: list[Call], batch_ns: float, batches: int) -> None:
-        self.rest, self.made, self.who = (calls, batch_ns, batches), 0, who
+    def __init__(self, who: int, *rest: Any) -> None:
+        self.rest, self.made, self.who = rest, 0, who
         self.name, self.request = f"participant {who}", {}  # type: ignore[var-annotated]
 
     def fork(self) -> FakeProcess:
@@ -51,11 +59,15 @@ class FakeRevision:
         return FakeProcess(self.who, self.made, *self.rest)
 
 
-def measured(tmp_path: Path, batch_ns: float, batches: int) -> tuple[Laps, list[Call]]:
+def measured(
+    tmp_path: Path, batch_ns: float, batches: int, random: dict[int, dict[str, str]] | None = None
+) -> tuple[Laps, list[Call]]:
     calls: list[Call] = []
-    revisions: list[Any] = [FakeRevision(who, calls, batch_ns, batches) for who in range(3)]
+    revisions: list[Any] = [
+        FakeRevision(who, calls, batch_ns, batches, (random or {}).get(who, {})) for who in range(3)
+    ]
     laps = Laps(revisions, tmp_path, time.monotonic(), 0.0, 1, "cpu", lambda text: None)
-    laps.first([0, 1])
+    laps.first(0, 1)
     return laps, calls
 
 
@@ -80,6 +92,16 @@ def test_what_the_clock_does_not_say_is_asked_once(tmp_path: Path) -> None:
     assert [{who: found.facts for who, found in cell.items()} for cell in laps.exact] == [
         {0: {"decisions": "of 0"}, 1: {"decisions": "of 1"}}
     ]
+
+
+def test_the_base_is_compared_with_itself_before_the_head_is_accused(tmp_path: Path) -> None:
+    how = {"decisions": "at block0"}
+    with pytest.raises(CannotTell, match=r"participant 0 is not deterministic: .* in its decisions \(at block0\)"):
+        measured(tmp_path, 1e6, 4, {0: how, 1: how})
+    with pytest.raises(CannotTell, match=r"participant 0 is not deterministic: .* in its answers \(by up to"):
+        measured(tmp_path, 1e6, 4, {0: {"answers": "from process to process"}})
+    laps, _ = measured(tmp_path, 1e6, 4, {1: how})
+    assert [found.random for found in laps.exact[0].values()] == [{}, how]
 
 
 def test_nobody_follows_itself_and_sets_differ_in_their_order(tmp_path: Path) -> None:

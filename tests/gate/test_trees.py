@@ -3,92 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from dynbench.errors import UserError
 from dynbench.gate.revision_worker import foreign_modules
-from dynbench.gate.trees import (
-    CannotTell,
-    commit_of,
-    dependencies_differ,
-    environment_of,
-    first_party,
-    git,
-    source_path,
-    top_level,
-    worktree,
-)
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """Two commits; the second one changes a file."""
-    root = tmp_path / "repo"
-    (root / "mine").mkdir(parents=True)
-    git(tmp_path, "init", "-q", "-b", "main", str(root))
-    git(root, "config", "user.email", "a@b.c")
-    git(root, "config", "user.name", "a")
-    for text in ("1", "2"):
-        (root / "mine" / "__init__.py").write_text(f"value = {text}\n")
-        git(root, "add", "-A")
-        git(root, "commit", "-q", "-m", text)
-    return root
-
-
-def worktrees(root: Path) -> int:
-    return len(git(root, "worktree", "list").splitlines())
-
-
-def test_a_revision_is_checked_out_beside_the_working_tree_and_gone_afterwards(repository: Path) -> None:
-    with worktree(repository, commit_of(repository, "HEAD~1")) as tree:
-        assert (tree / "mine" / "__init__.py").read_text() == "value = 1\n"
-        assert (repository / "mine" / "__init__.py").read_text() == "value = 2\n"
-        assert worktrees(repository) == 2
-    assert not tree.parent.exists() and worktrees(repository) == 1
-
-
-def test_no_worktree_is_left_behind_by_an_error_or_a_kill(repository: Path) -> None:
-    commit = commit_of(repository, "HEAD")
-    with pytest.raises(RuntimeError), worktree(repository, commit):
-        raise RuntimeError
-    assert worktrees(repository) == 1
-    script = (
-        "import sys, time\nfrom pathlib import Path\nfrom dynbench.gate.trees import worktree\n"
-        "with worktree(Path(sys.argv[1]), sys.argv[2]) as tree:\n    print(tree, flush=True)\n    time.sleep(60)\n"
-    )
-    child = subprocess.Popen([sys.executable, "-c", script, str(repository), commit], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    tree = Path(child.stdout.readline().strip())
-    assert tree.is_dir()
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    for _ in range(200):
-        if worktrees(repository) == 1 and not tree.parent.exists():
-            break
-        time.sleep(0.1)
-    assert worktrees(repository) == 1 and not tree.parent.exists()
-
-
-def test_a_detached_head_has_a_base_like_any_other(repository: Path) -> None:
-    git(repository, "checkout", "-q", "--detach")
-    assert commit_of(repository, "main") == git(repository, "rev-parse", "HEAD")
-
-
-def test_a_revision_that_is_not_there_is_told_with_how_to_fetch_it(repository: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'origin/next': this clone does not have it.*git fetch --depth=1 origin next"):
-        commit_of(repository, "origin/next")
-    shallow = tmp_path / "shallow"
-    git(tmp_path, "clone", "-q", "--depth=1", f"file://{repository}", str(shallow))
-    with pytest.raises(UserError, match="this clone is shallow and does not have it"):
-        commit_of(shallow, "HEAD~1")
-    with pytest.raises(UserError, match=r"lies in no git repository.*--baseline FILE"):
-        top_level(tmp_path)
+from dynbench.gate.trees import CannotTell, dependencies_differ, environment_of, first_party, source_path
 
 
 def test_first_party_names_are_those_at_the_top_and_under_src(tmp_path: Path) -> None:
@@ -98,9 +20,10 @@ def test_first_party_names_are_those_at_the_top_and_under_src(tmp_path: Path) ->
     assert first_party(tmp_path) == ["a", "b", "c", "d"]
 
 
-def test_a_module_from_elsewhere_is_found_out(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_module_from_elsewhere_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = tmp_path / "repo"
+    (repository / "mine").mkdir(parents=True)
+    (repository / "mine" / "__init__.py").touch()
     elsewhere = tmp_path / "site" / "mine"
     elsewhere.mkdir(parents=True)
     (elsewhere / "__init__.py").write_text("value = 3\n")

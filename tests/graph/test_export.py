@@ -83,7 +83,7 @@ def test_an_answer_that_is_the_input_or_comes_twice_is_an_output_all_the_same() 
 
     x = torch.randn(3, 2)
     session = Session(static_graph(Twice(), x))
-    a, b, c = map(torch.from_numpy, session.answer(session.feeds(x)))
+    a, b, c = session.answer(session.feeds(x))
     assert torch.equal(a, x + 1) and torch.equal(b, x) and torch.equal(c, x + 1)
 
 

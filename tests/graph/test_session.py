@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dynbench.dynamic import Execution, Skip, Trace
+from dynbench.engines.providers import refusal
 from dynbench.graph import CannotTrace, Graph, Session, compiled, prove, static_graph
 from dynbench.graph.branches import into_branches
 from dynbench.graph.export import trace as flat
@@ -43,6 +45,17 @@ def test_layouts_for_this_machine_change_no_answer_and_no_decision(name: str, si
     graph = graph_of(name, single, replay)
     x, trace = recorded(name)
     alike(Session(graph), Session(graph, fast=False), x, trace if replay else None)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name, single, replay", PROVED)
+def test_a_graph_on_a_gpu_answers_and_decides_as_per_sample(name: str, single: bool, replay: bool) -> None:
+    if why := refusal("cuda:0"):
+        pytest.skip(why)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    net, x = of_one_tensor(name)
+    checks = prove(copy.deepcopy(net).cuda(), graph_of(name, single, replay), x.cuda(), (1, 2, 7))
+    assert [c for c in checks if not c.ok] == []
 
 
 @pytest.mark.parametrize("single", [True, False])
@@ -90,6 +103,7 @@ WRONG_INPUT = [
     (lambda x: x[:, 0], r"takes items of shape \(4, 16, 16\), not \(16, 16\)"),
     (lambda x: x.double(), "takes float32, not float64"),
     (lambda x: x.bfloat16(), "takes float32, not bfloat16"),
+    (lambda x: x.to("meta"), "the graph runs on cpu and takes no input on meta"),
 ]
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from dynbench.launch.channel import Channel, parent_channel
+from dynbench.launch.channel import Channel, end_with_parent, parent_channel
 
 at_start = dict(os.environ)
 
@@ -41,6 +41,9 @@ def serve(channel: Channel) -> None:
                 os.kill(os.getpid(), signal.SIGSEGV)
             case "garble":
                 os.write(channel.write_fd, b"no JSON\n[1]\n")
+            case "spin":
+                while True:
+                    pass
             case "hang":
                 time.sleep(600)
             case "until interrupted":
@@ -51,4 +54,6 @@ def serve(channel: Channel) -> None:
 
 
 if __name__ == "__main__":
-    serve(parent_channel())
+    to_parent = parent_channel()
+    end_with_parent(to_parent)
+    serve(to_parent)

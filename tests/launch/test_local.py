@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from dynbench.errors import UserError
-from dynbench.launch import LAUNCHERS, PROTOCOL, LocalLauncher, ProcessLost, thread_environment
+from dynbench.launch import LAUNCHERS, PROTOCOL, LocalLauncher, ProcessLost, local, thread_environment
 from dynbench.launch.local import python_path
 from dynbench.parts import choose
-from tests.launch.test_contract import MODULE, ROOT, SOON_S, asked
+from tests.launch.test_contract import MODULE, ROOT, SOON_S, asked, is_gone
 
 
 def test_stderr_is_passed_on_or_not(capfd: pytest.CaptureFixture[str]) -> None:
@@ -29,6 +32,61 @@ def test_much_on_stderr_does_not_stop_it() -> None:
         process.send({"do": "exit", "code": 3, "words": "x" * 1_000_000 + "\nlast"})
         process.receive(SOON_S)
     assert (caught.value.exit_code, caught.value.last_words) == (3, "last")
+
+
+def test_what_it_prints_goes_to_a_log_of_bounded_size(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "LOG_BYTES", 30)
+    log = tmp_path / "worker.log"
+    for words in ("hello", "x" * 100, "too late"):
+        process = LocalLauncher().start(MODULE, environment={"PYTHONPATH": ROOT})
+        process.log_to(log)
+        process.send({"do": "exit", "code": 3, "words": words})
+        with pytest.raises(ProcessLost, match=words):
+            process.receive(SOON_S)
+    assert log.read_text() == "hello\n" + "x" * 24 + "\n[the rest is left out]\n"
+    assert capfd.readouterr().err == ""
+
+
+def test_a_log_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "worker.log").symlink_to(tmp_path / "mine")
+    process = LocalLauncher(show_stderr=False).start(MODULE, environment={"PYTHONPATH": ROOT})
+    process.log_to(tmp_path / "worker.log")
+    process.send({"do": "exit", "code": 3, "words": "hello"})
+    with pytest.raises(ProcessLost, match="hello"):
+        process.receive(SOON_S)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+STARTS = f"""
+import sys, time
+from dynbench.launch import LocalLauncher
+process = LocalLauncher().start({MODULE!r}, environment={{"PYTHONPATH": {ROOT!r}}})
+process.send({{"do": "facts", "names": []}})
+print(process.receive(60)["pid"], flush=True)
+process.send({{"do": "spin"}})
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_busy_process_ends_with_the_one_that_started_it_and_says_nothing(number: int) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", STARTS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.send_signal(number)
+    assert is_gone(pid)
+    assert parent.communicate()[1] == ""
+
+
+def test_where_the_kernel_does_not_end_it_the_closed_pipe_does() -> None:
+    code = "import os, time\nfrom dynbench.launch.channel import end_after\nend_after(0, 0.01)\ntime.sleep(600)\n"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    assert process.poll() is None and process.stdin is not None
+    process.stdin.close()
+    assert process.wait(SOON_S) == 1
 
 
 def test_another_interpreter_can_be_named(tmp_path: Path) -> None:

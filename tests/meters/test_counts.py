@@ -13,7 +13,6 @@ from torch.profiler import ProfilerActivity
 from dynbench.devices.cpu import Cpu
 from dynbench.devices.cuda import Cuda
 from dynbench.meters import memory
-from dynbench.meters.accuracy import accuracy, bits_per_byte, top1
 from dynbench.meters.memory import peak_bytes
 from dynbench.meters.syncs import Syncs, count_in, count_syncs, host_events
 from dynbench.unavailable import Unavailable
@@ -78,22 +77,6 @@ def test_the_profiler_records_the_counted_range_and_what_lies_in_it() -> None:
 def test_a_cpu_has_no_launches_and_says_so() -> None:
     found = count_syncs(lambda: pytest.fail("ran for nothing"), Cpu())
     assert isinstance(found.host_syncs, Unavailable) and "CPU" in found.host_syncs.unavailable
-
-
-def test_accuracy_is_the_share_of_right_answers() -> None:
-    scores = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0], [0.0, 3.0]])
-    found = top1(scores, torch.tensor([0, 1, 1, 1]))
-    assert (found.value, found.items, found.metric) == (0.75, 4, "top-1 accuracy")
-
-
-def test_a_model_that_guesses_evenly_needs_eight_bits_per_byte() -> None:
-    found = bits_per_byte(torch.zeros(3, 5, 256), torch.randint(256, (3, 5)))
-    assert found.value == pytest.approx(8.0) and not found.higher_is_better
-
-
-def test_the_labels_tell_which_accuracy_is_meant() -> None:
-    assert accuracy(torch.zeros(3, 5, 256), torch.zeros(3, 5, dtype=torch.long)).metric == "bits per byte"
-    assert accuracy(torch.zeros(3, 5), torch.zeros(3, dtype=torch.long)).metric == "top-1 accuracy"
 
 
 @pytest.mark.cuda

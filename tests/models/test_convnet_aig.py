@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dynbench.counting.flops import FlopCounter
 from dynbench.dynamic import Execution, Skip, points
 from dynbench.models.accounting import static_macs
 from dynbench.models.convnet_aig import ConvNetAIG, Gate, accounted_macs, convnet_aig
@@ -179,3 +180,14 @@ def test_it_is_trained_from_its_static_twin_with_a_card(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {f"{n}.{kind}" for n in names for kind in ("json", "safetensors")}
     net = convnet_aig(8)
     net.load_state_dict(load_file(tmp_path / "aig8_tiny.safetensors"))
+
+
+def test_masking_executes_the_macs_of_the_authors_form() -> None:
+    """Every block and every gate once: a shortcut that a skipped block needs too is not computed twice."""
+    with torch.device("meta"):
+        net, x = convnet_aig(50, 1000, "imagenet").eval(), torch.zeros(1, 3, 224, 224)
+    gates = sum(m.weight.numel() for g in net.modules() if isinstance(g, Gate) for m in (g.fc1, g.fc2))
+    with torch.no_grad(), FlopCounter() as counter:
+        Execution(Masking()).run(net, x)
+    assert sum(counter.by_part.values()) // 2 == static_macs(net, (3, 224, 224)) + gates
+    assert static_macs(net, (3, 224, 224)) == pytest.approx(4.089e9, rel=1e-3)

@@ -112,7 +112,8 @@ def test_soft_gates_weigh_every_block_by_p_and_differ_from_hard_ones() -> None:
             g = torch.softmax(torch.stack([torch.zeros(len(x)), skip.gate(z, None)[0]], 1), 1)[:, 1]
             assert torch.allclose(p[k], g, atol=1e-6)
             g = g.view(-1, 1, 1, 1)
-            z = g * skip.body(z) + (1 - g) * (z if skip.otherwise is None else skip.otherwise(z))
+            block = net.get_submodule(skip.name)
+            z = g * block(z) + (1 - g) * (z if block.downsample is None else block.downsample(z))
         assert torch.allclose(y, net.fc(z.mean((2, 3))), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(y, run(net, x, "masking")[0], rtol=1e-2)
 
@@ -161,7 +162,7 @@ def test_a_skipped_stride_block_lets_negative_values_through() -> None:
     net, x = make(), images(2)
     traces = dict(forced(net, x))
     stride, following = net.skips[1], net.skips[2]
-    assert stride.name == "group2_layer0" and stride.otherwise is stride.body.downsample
+    assert stride.name == "group2_layer0" and stride.shared is net.get_submodule(stride.name).downsample
     after: list[Tensor] = []
     seen_by(following.gate, after)
     run(net, x, "compaction", traces["none"])
@@ -287,3 +288,14 @@ def test_accounting_goes_with_the_size_of_the_input() -> None:
 def test_a_network_there_is_not_is_refused_with_the_choices(args: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         skipnet(**args)
+
+
+def test_the_recurrent_gate_answers_bit_by_bit_as_its_modules_do() -> None:
+    net = make()
+    gate, x = net.skips[0].gate, torch.randn(5, 16, 8, 8)
+    h = (torch.randn(5, 10), torch.randn(5, 10))
+    with torch.inference_mode():
+        score, (a, b) = gate(x, h)
+        want_h, want_c = net.control.rnn(gate.embed(x.mean((2, 3))), h)
+        assert torch.equal(a, want_h) and torch.equal(b, want_c)
+        assert torch.equal(score, net.control.proj(want_h).squeeze(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from dynbench.counting.flops import FlopCounter
 from dynbench.dynamic import Execution, Trace
+from dynbench.dynamic.regions import Region
+from dynbench.engines import prepared
 from dynbench.meters.required import PartCosts
 from dynbench.models.accounting import static_macs
 from dynbench.models.dsnet import DSNet, dsnet, dsnet_mobilenet, likeliest, macs_by_width
@@ -302,3 +305,28 @@ def test_a_network_there_is_not_is_refused_with_the_choices(
 
 def test_strategies_that_mean_nothing_here_say_so() -> None:
     assert {name for name, kind in STRATEGIES.items() if kind().refuses(slimmable(base=8).eval())} == {"cascading"}
+
+
+class AsTheWhole:
+    """An engine that prepares every region as it is at full width."""
+
+    name, as_written = "as the whole", False
+
+    def facts(self) -> dict[str, object]:
+        return {}
+
+    def refuses(self, device: str) -> str | None:
+        return None
+
+    def prepare(self, region: Region) -> Callable[..., Any]:
+        return partial(type(region.module).forward, region.module)
+
+
+@pytest.mark.parametrize("strategy", ["compaction", "specialised"])
+def test_a_slice_of_a_network_that_an_engine_prepared_is_the_slice(strategy: str) -> None:
+    torch.manual_seed(0)
+    model, x = dsnet(num_classes=4).eval(), images(6, 32)
+    with torch.inference_mode():
+        net = prepared(model, AsTheWhole(), lambda m: Execution(Masking()).run(m, x))
+        found = [Execution(STRATEGIES[strategy]()).run(m, x) for m in (model, net)]
+    torch.testing.assert_close(found[1], found[0])

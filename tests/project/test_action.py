@@ -42,6 +42,18 @@ def test_the_base_of_a_shallow_clone_is_fetched(tmp_path: Path) -> None:
     assert shown.stdout == "1\n"
 
 
+def test_a_base_that_looks_like_an_option_is_a_name(tmp_path: Path) -> None:
+    script = f"git init -q -b main {tmp_path} && cd {tmp_path} && git remote add origin {tmp_path}"
+    subprocess.run(["bash", "-ec", script], check=True, capture_output=True)
+    (fetch,) = (s["run"] for s in ACTION["runs"]["steps"] if s["name"] == "Fetch the base")
+    for base in (f"origin/--upload-pack=touch {tmp_path}/was-run;", f"--upload-pack=touch {tmp_path}/was-run;"):
+        done = subprocess.run(
+            ["bash", "-ec", fetch], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "BASE": base}
+        )
+        assert done.returncode != 0 and "invalid refspec" in done.stderr
+    assert not (tmp_path / "was-run").exists()
+
+
 def test_all_steps_judge_a_pull_request(tmp_path: Path) -> None:
     origin, clone, bin_ = tmp_path / "origin", tmp_path / "clone", tmp_path / "bin"
     shutil.copytree(TINY, origin, ignore=shutil.ignore_patterns("__pycache__"))

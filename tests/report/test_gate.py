@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -42,3 +43,36 @@ def test_trackers_get_the_time_of_the_head_in_their_units() -> None:
     latency = json.loads(to_bencher(found))["my_net: compaction, batch 32"]["latency"]
     assert latency["value"] == pytest.approx(11e6)
     assert latency["lower_value"] < latency["value"] < latency["upper_value"]
+
+
+HOSTILE = "</testcase>\x1b[31m[/b]|`b`\x00<img src=x onerror=y>\ud800\n# z"
+
+
+def test_hostile_words_are_text_in_every_form() -> None:
+    change = ANSWERS.model_copy(update={"what": HOSTILE, "text": HOSTILE})
+    names = {"title": HOSTILE, "workload": HOSTILE, "base": HOSTILE, "head": HOSTILE, "machine": HOSTILE}
+    doubt = Warning_(id="DB-BASE-01", text=HOSTILE, remedy=HOSTILE)
+    cells = [
+        cell(outcome, 1.1, change).model_copy(update={"name": HOSTILE, "reason": HOSTILE})
+        for outcome in ("SLOWER", "AMBIGUOUS")
+    ]
+    plain = gate(cell("SLOWER", 1.1, ANSWERS), cell("AMBIGUOUS", 1.1, ANSWERS), warnings=[doubt], notes=["a"])
+    found = plain.model_copy(update={**names, "notes": [HOSTILE], "cells": cells})
+    summary = to_markdown(found)
+    assert all(line.isprintable() for line in summary.splitlines())
+    assert len(summary.splitlines()) == len(to_markdown(plain).splitlines())
+    rows = [line for line in summary.splitlines() if line.startswith("| ")]
+    assert len(rows) == 3 and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {7}
+    outside_of_code = re.sub(r"(`+) .*? \1(?!`)", "", summary)
+    assert "<" not in outside_of_code and not re.search(r"(?<!\\)`", outside_of_code)
+    suite = ElementTree.fromstring(to_junit(found).encode())
+    assert suite.get("tests") == "4" and suite.get("failures") == "3"
+    shown = HOSTILE.encode("unicode_escape").decode().replace("\\n", "\n")
+    assert suite.find("testcase").get("name") == f"time of {shown}"  # type: ignore[union-attr]
+    assert suite.findtext("testcase/failure") == shown and shown in str(suite.findtext("system-out"))
+
+
+def test_what_the_base_took_from_the_head_is_told() -> None:
+    found = gate(cell(), notes=["the base uses the working tree's weights/, which git does not have"])
+    assert "- Note: the base uses the working tree's weights/, which git does not have." in to_markdown(found)
+    assert "working tree's weights/" in str(ElementTree.fromstring(to_junit(found)).findtext("system-out"))

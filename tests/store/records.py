@@ -26,10 +26,10 @@ from dynbench.store.schema import (
 )
 from dynbench.unavailable import Unavailable
 
-number = st.floats(allow_nan=False, allow_infinity=False)
+number = st.floats(0, exclude_min=True, allow_nan=False, allow_infinity=False)
 text = st.text(st.characters(codec="utf-8"), max_size=12)  # line separators, NUL and quotes among them
 quantity = number | st.builds(Unavailable, unavailable=text)
-count = st.integers(0, 2**53)
+count = st.integers(1, 2**53)
 flag = st.booleans()
 
 speedups = st.builds(Speedup, value=number, low=number, high=number, confidence=number, baseline=text, primary=flag)

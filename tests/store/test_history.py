@@ -684,6 +684,7 @@ def test_where_there_is_no_history_that_is_told_and_none_is_made(
     [
         ("me:secret@127.0.0.1:1/team", "me:***@127.0.0.1:1/team"),
         ("127.0.0.1:1/team?password=secret", "127.0.0.1:1/team"),
+        ("127.0.0.1:1/team?sslpassword=secret", "127.0.0.1:1/team"),
     ],
 )
 def test_a_server_that_cannot_be_reached_is_told_without_its_password(address: str, shown: str, tmp_path: Path) -> None:

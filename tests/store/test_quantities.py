@@ -54,6 +54,7 @@ def full() -> Cell:
         flops={"dense": 10.0, "required_region": 5.0, "required_total": 6.0, "executed": 7.0, "accounted": 4.0},
         bytes_touched=70.0,
         operator_calls=71.0,
+        compiled={"regions": 3, "compilations": 7, "most_compilations": 3},
         host_syncs=72.0,
         kernel_launches=73.0,
         params=74,
@@ -97,8 +98,17 @@ def test_the_ideal_says_why_it_is_missing() -> None:
     counted = {"dense": 10.0, "required_region": 5.0, "required_total": 6.0, "executed": 7.0, "accounted": 4.0}
     assert ideal.of(cell("masking", flops=counted)) == 2.0
     assert ideal.of(cell("masking", flops={**counted, "dense": NO})) == NO
-    assert ideal.of(cell("masking", flops={**counted, "required_region": 0.0})) is None
+    nothing = ideal.of(cell("masking", flops={**counted, "required_region": 0.0}))
+    assert isinstance(nothing, Unavailable) and nothing.unavailable.startswith("the decisions require no FLOPs")
+    nothing = ideal.of(cell("masking", flops={**counted, "dense": 0.0}))
+    assert isinstance(nothing, Unavailable) and nothing.unavailable.startswith("the primary baseline executes no FLOPs")
     assert ideal.of(cell("masking", arm={"kind": "baseline", "baseline": "ResNet"}, flops=counted)) is None
+
+
+def test_a_number_that_cannot_be_computed_costs_itself_only() -> None:
+    share = Quantity(key="share", header="share", definition="A share.", read=lambda c: 1 / c.rounds)
+    found = share.of(cell("masking", rounds=0))
+    assert isinstance(found, Unavailable) and "division by zero" in found.unavailable
 
 
 @settings(max_examples=50)

@@ -1,0 +1,153 @@
+"""The engine openvino: answers as eager, threads and precision, and what is refused by name."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynbench.dynamic import Execution
+from dynbench.dynamic.items import tensors
+from dynbench.dynamic.regions import Region
+from dynbench.engines import ENGINES, CannotPrepare, MicroBatches, OpenVino, prepared
+from dynbench.engines import openvino as engine
+from dynbench.engines.exported import Sessions
+from dynbench.strategies import STRATEGIES, Masking
+from tests.networks import make
+
+needs_openvino = pytest.mark.skipif(engine.missing() is not None, reason=str(engine.missing()))
+NETWORKS = ("pyramid", "widths", "picking")
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 5)).eval()
+
+
+def prepare(module: nn.Module, *args: Any) -> Callable[..., Any]:
+    with torch.inference_mode():
+        return OpenVino().prepare(Region("a.region", module.eval(), False, args, [4]))
+
+
+@needs_openvino
+@torch.inference_mode()
+def test_a_static_network_is_one_model_that_takes_any_batch() -> None:
+    net = small()
+    own = prepared(net, OpenVino(), lambda m: m(torch.randn(2, 3, 8, 8)))
+    assert isinstance(own.__dict__["forward"], Sessions)
+    for n in (1, 2, 7, 32, 0):
+        x = torch.randn(n, 3, 8, 8)
+        assert own(x).shape == (n, 5) and torch.allclose(own(x), net(x), atol=1e-6)
+    x = torch.randn(5, 3, 8, 8).to(memory_format=torch.channels_last)
+    assert torch.allclose(own(x), net(x), atol=1e-6)
+
+
+@needs_openvino
+@torch.inference_mode()
+def test_an_answer_stays_as_it_is_when_the_next_one_is_computed() -> None:
+    net = small()
+    own = prepared(net, OpenVino(), lambda m: m(torch.randn(2, 3, 8, 8)))
+    x, y = torch.randn(3, 3, 8, 8), torch.randn(3, 3, 8, 8)
+    first, kept = own(x), net(x)
+    own(y)
+    assert torch.allclose(first, kept, atol=1e-6)
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.inference_mode()
+def test_networks_answer_as_eager_does(name: str) -> None:
+    net, args = make(name)
+    own = prepared(net, OpenVino(), lambda m: Execution(Masking()).run(m, *args))
+    for strategy in ("compaction", "cascading"):
+        if STRATEGIES[strategy]().refuses(net) is None:
+            got = Execution(STRATEGIES[strategy]()).run(own, *args)
+            expected = Execution(STRATEGIES[strategy]()).run(net, *args)
+            for a, b in zip(tensors(got), tensors(expected), strict=True):
+                assert a.dtype == b.dtype and torch.allclose(a, b, atol=1e-5)
+
+
+@needs_openvino
+@torch.inference_mode()
+def test_the_engine_prepares_what_is_called_with_micro_batches() -> None:
+    net, sizes = small(), []
+    own = prepared(MicroBatches(net, 4), OpenVino(), lambda m: m(torch.randn(2, 3, 8, 8)))
+    inner = own.model.__dict__["forward"]  # type: ignore[union-attr]
+    assert isinstance(inner, Sessions)
+    own.model.register_forward_pre_hook(lambda m, args: sizes.append(len(args[0])))  # type: ignore[union-attr]
+    x = torch.randn(10, 3, 8, 8)
+    assert torch.allclose(own(x), net(x), atol=1e-6) and sizes == [4, 4, 2]
+
+
+@needs_openvino
+def test_it_computes_in_float32_with_as_many_threads_as_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino
+
+    seen: list[tuple[Any, Any]] = []
+    compile_model = openvino.Core.compile_model
+
+    def watch(self: Any, model: Any, device: str, settings: Any) -> Any:
+        seen.append((compile_model(self, model, device, settings), settings))
+        return seen[-1][0]
+
+    monkeypatch.setattr(openvino.Core, "compile_model", watch)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            prepare(nn.Sequential(nn.Linear(64, 8), nn.ReLU()), torch.randn(4, 64))
+            compiled, settings = seen[-1]  # it takes no more threads than the process has cores
+            assert settings["INFERENCE_NUM_THREADS"] == threads
+            assert compiled.get_property("INFERENCE_NUM_THREADS") <= threads
+            assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
+    finally:
+        torch.set_num_threads(before)
+
+
+class Bessel(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x)
+
+
+class OnlyForTwo(nn.Module):
+    """Traced with other numbers of items than 2, it forgets what it does for 2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.shape[0] == 2 else x * 3
+
+
+@needs_openvino
+@pytest.mark.parametrize(
+    "module, why",
+    [
+        (Bessel(), "operator aten::special_bessel_j0 is not available in opset 17"),
+        (OnlyForTwo(), "answers otherwise with 2 items"),
+        (nn.Sequential(nn.Linear(3, 3).double()), "torch.float64, which OpenVINO does not compute with on the CPU"),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",
+)
+def test_a_region_that_cannot_be_right_is_refused_by_its_name(module: nn.Module, why: str) -> None:
+    x = torch.randn(4, 3).to(next((p.dtype for p in module.parameters()), torch.float32))
+    with pytest.raises(CannotPrepare, match=f"engine 'openvino': region 'a.region' .*{why}") as refused:
+        prepare(module, x)
+    assert "\n" not in str(refused.value)
+
+
+def test_it_is_refused_where_it_is_not_installed_and_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert ENGINES["openvino"].refuses("cpu") is None
+    assert ENGINES["openvino"].refuses("cuda:0") == "engine 'openvino' runs on the CPU only, not on cuda:0"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert ENGINES["openvino"].refuses("cpu") == "openvino is not installed: pip install 'dynbench[openvino]'"
+    assert ENGINES["openvino"].facts() == {"openvino": "not installed"}
+
+
+@needs_openvino
+def test_facts_name_versions_threads_and_precision() -> None:
+    facts = ENGINES["openvino"].facts()
+    assert facts["openvino"] and facts["opset"] == 17 and facts["inference_precision_hint"] == "f32"
+    assert facts["inference_num_threads"] == torch.get_num_threads()

@@ -1,0 +1,1 @@
+"""What goes wrong: models that misbehave, processes that are killed, names and files that are hostile."""
