@@ -161,7 +161,8 @@ class Signature:
         found = arguments(args, kwargs)
         if len(found) != len(self.roles):
             raise UserError(f"{self.name!r} is called with other arguments than for the example it was adapted with")
-        left, xs = iter(zip(self.roles, found, strict=True)), []
+        left = iter(zip(self.roles, found, strict=True))
+        xs: list[Tensor] = []
 
         def placed(leaf: Tensor) -> Place:
             index = next((i for i, known in enumerate(items) if known is leaf), len(items))

@@ -173,7 +173,7 @@ class Trace:
         except TraceError:
             raise
         except UserError as e:
-            raise TraceError(str(e)) from e
+            raise TraceError(f"{path} is not a readable trace: {e}") from e
         except (OSError, SafetensorError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as e:
             raise TraceError(f"{path} is not a readable trace: {type(e).__name__}: {e}") from e
         if stream_hash is not None and trace.stream_hash != stream_hash:

@@ -58,6 +58,8 @@ def build_model(ref: ModelRef, folder: Path) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(WEIGHTS_SEED)
             model = make(**ref.model_args)
+    except UserError:
+        raise
     except Exception as e:
         raise UserError(f"{ref.model}({_arguments(ref)}) raised {type(e).__name__}: {e}") from e
     if not isinstance(model, nn.Module):
@@ -376,8 +378,9 @@ def prepare(spec: Workload, options: Options, chosen: Dataset | None = None) -> 
     inputs = to_batch(chosen.inputs, device, dtype)
     check_pair(model, chosen, spec.inputs.name)
     check_call(model, inputs, spec.model)
-    first_pass(model, inputs[: min(batch_sizes)])
-    check_model(model, inputs)
+    some = map_items(Tensor.clone, inputs)  # a model may write into its input
+    first_pass(model, some[: min(batch_sizes)])
+    check_model(model, some)
     baselines = {b.name: build_baseline(b, spec, model, inputs[:1]) for b in spec.baselines or [spec.primary]}
     return Prepared(
         spec=spec,

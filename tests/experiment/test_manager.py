@@ -136,6 +136,6 @@ def test_a_request_that_cannot_be_served_leaves_the_process() -> None:
 
 def test_a_process_that_does_not_start_is_lost_without_an_arm() -> None:
     worker = Worker(1, launcher=Scripts([ProcessLost("ended", exit_code=1, last_words="no torch")]))
-    with pytest.raises(WorkerDied, match=r"died \(exit code 1\)") as caught:
+    with pytest.raises(WorkerDied, match=r"died \(exit code 1; last words: no torch\)") as caught:
         worker.ask({}, "measured", lambda _: None)
     assert caught.value.arm is None

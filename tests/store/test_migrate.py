@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dynbench.errors import UserError
 from dynbench.report.content import build
-from dynbench.store.run import Run, RunWriter, parse_cell, samples_file
+from dynbench.store.run import Run, RunWriter, cell_lines, parse_cell, samples_file
 from dynbench.store.schema import SCHEMA_VERSION, Arm, Cell
 from tests.report import made_up
 
@@ -25,12 +25,12 @@ OLD = Path(__file__).parent / "run_v2"
 """A run as version 2 wrote it: two groups of a small network under four strategies, a baseline in another form."""
 LEARNED, SWEEP = (f"tiny/{label}/cpu/b4/float32/t1" for label in ("learned", "synthetic keep=0.50"))
 MANIFEST = json.loads((OLD / "manifest.json").read_text(encoding="utf-8"))
-REPORTS = sorted(Path(__file__).parents[2].glob("reports/*/cells.jsonl"))
+REPORTS = sorted(Path(__file__).parents[2].glob("reports/*/cells.jsonl*"))
 
 
 def tables(cells: Path = OLD / "cells.jsonl") -> list[dict[str, Any]]:
     """The cells as they lie in the file."""
-    return [json.loads(line) for line in cells.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in cell_lines(cells.parent)[0]]
 
 
 def old_name(arm: Arm) -> tuple[str, str]:
@@ -88,7 +88,7 @@ def test_everything_else_of_old_cells_stays(cells: Path) -> None:
             assert new["arm"] == old["arm"]
 
 
-def test_reports_of_older_versions_are_in_the_checkout() -> None:
+def test_published_runs_are_in_the_checkout() -> None:
     assert len(REPORTS) >= 2
 
 
