@@ -378,7 +378,7 @@ def _written(found: Contest, device_phrase: str) -> list[str]:
         sentences = [f"As written, in eager PyTorch, {_measured(found.ranked[largest], alone=False)}."]
     else:
         sentences = [f"On {device_phrase} {_measured(found.ranked[largest], alone=True)}."]
-    sentences += _otherwise(found.ranked)
+    sentences += _otherwise(found.ranked, ", as written," if found.deployed else "")
     failed = [c for c in found.entrants if c.status == "failed" and c.batch_size == largest]
     return sentences + _failures(failed)
 
@@ -410,15 +410,15 @@ def _measured(ranked: list[Timed], *, alone: bool) -> str:
     return f"{head}{tail}" + (f"; the ideal is {times(ideal)}" if alone and ideal is not None else "")
 
 
-def _otherwise(ranked: dict[int, list[Timed]]) -> list[str]:
-    """A sentence on the smallest batch size whose best strategy ends otherwise than at the largest."""
+def _otherwise(ranked: dict[int, list[Timed]], how: str) -> list[str]:
+    """A sentence on the smallest batch size whose best strategy ends otherwise than at the largest; `how` it ran."""
     at_largest = direction(ranked[max(ranked)][0].speedup)
     for size in sorted(ranked):
         best = ranked[size][0]
         found = direction(best.speedup)
         if found != at_largest:
             what = {"faster": "", "unclear": "nothing is measurably faster: ", "slower": "everything is slower: "}
-            return [f"At batch {size} {what[found]}{_gives(best)}."]
+            return [f"At batch {size}{how} {what[found]}{_gives(best)}."]
     return []
 
 

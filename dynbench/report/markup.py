@@ -13,7 +13,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from tabulate import tabulate
 
-from dynbench.escape import terminal, xml
+from dynbench.escape import markdown, xml
 from dynbench.report.columns import Column
 from dynbench.report.tables import Table
 from dynbench.report.values import Value
@@ -145,9 +145,7 @@ def markdown_templates() -> Environment:
 @lru_cache(maxsize=2**16)
 def escaped(text: str) -> str:
     """Text in which no character means anything to Markdown or HTML, on one line."""
-    text = terminal(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    text = re.sub(r"([\\`*\[\]|$~])", r"\\\1", text)
-    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
+    return markdown(" ".join(text.split())).replace(">", "&gt;")  # at its beginning it would be a quotation
 
 
 def fenced(text: str) -> Plain:
