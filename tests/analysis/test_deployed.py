@@ -51,6 +51,12 @@ def say(*cells: Cell, **about: Any) -> str:
     return text
 
 
+def test_another_end_at_a_small_batch_is_said_of_networks_as_written() -> None:
+    deployed = [c for size in (1, 32) for c in (dynamic((1.3, 1.25, 1.35), size=size), static(size=size))]
+    text = say(*written(), *written(SLOWER, size=1), *deployed)
+    assert text.endswith("At batch 1, as written, everything is slower: compaction gives 0.80x (95 % CI 0.78 to 0.82).")
+
+
 def test_deployed_comes_before_as_written() -> None:
     assert say(*written(), dynamic((1.3, 1.25, 1.35)), static()) == (
         "SkipNet-38 skips 31 % of the computation of ResNet-38 at 1.0 points more top-1 accuracy "
