@@ -3,6 +3,7 @@
 #   make run       measure and write a report        make run ARGS="--device cuda"
 #   make report    write the report of the newest run again
 #   make test      the tests                         make test ARGS="tests/cli -k help"
+#   make test-devices  the tests with real peers: browsers, an ssh server
 #   make lint      style, types, layers
 #   make verify-all    check that all workloads give the same answers under all strategies
 #   make bench     the overhead of dynbench itself, as ratios
@@ -16,7 +17,7 @@ ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: run test lint verify-all bench report clean
+.PHONY: run test test-devices lint verify-all bench report clean
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED)
@@ -27,7 +28,11 @@ report: $(INSTALLED)
 
 # One thread per process: small tensors do not gain from more, and the processes do not compete for cores.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/peers $(ARGS)
+
+# Slow ones, one after the other: each starts a browser or another peer.
+test-devices: $(INSTALLED)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest tests/peers $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

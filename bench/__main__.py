@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bench.paired import Row
 
 CHILD = "DYNBENCH_BENCH_CHILD"  # set in the process that measures
-PARTS = ("null", "layer", "compaction", "cascading", "deployed", "command", "big")
+PARTS = ("null", "layer", "compaction", "cascading", "deployed", "picks", "command", "big")
 LEGEND = """SkipNet-110 runs under compaction with replayed decisions (synthetic, keep-rate 0.5), the cascade under
 cascading (half leave at each level; ResNet-38 is the static net). Efficiency is speed-up over ideal, the ideal dense
 FLOPs over required region FLOPs. Ratios are medians over rounds in which all arms take turns, batch by batch."""
@@ -28,7 +28,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tenth of the rounds, nothing compiled")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table as JSON too")
     parser.add_argument("--threads", type=int, default=1, help="[default: 1]")
-    parser.add_argument("--run", type=Path, metavar="DIR", help="run of the default suite [default: newest of runs/]")
+    parser.add_argument(
+        "--run", type=Path, metavar="DIR", help="run that parts picks and command read [default: newest of runs/]"
+    )
     parser.add_argument("--only", choices=PARTS, action="append", help="only this part; may be repeated")
     parser.add_argument(
         "--workload", action="append", metavar="NAME", help="only this one of part deployed; may repeat"
@@ -62,7 +64,7 @@ def measure(options: argparse.Namespace) -> int:
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """The rows of the parts that were chosen."""
-    from bench import big_run, command, deployed, layer, null, speed
+    from bench import big_run, command, deployed, layer, null, picks, speed
 
     parts, seconds, thorough = options.only or PARTS, 6.0 if options.quick else 45.0, not options.quick
     if "null" in parts:
@@ -76,6 +78,8 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
         yield from speed.cascading_of_idk(128, seconds, thorough)
     if "deployed" in parts:
         yield from deployed.against_deployed(seconds / 2, options.workload)
+    if "picks" in parts:
+        yield from picks.of_run(options.run or command.newest_run())
     if "command" in parts:
         yield from command.default_suite(options.run or command.newest_run())
         yield from command.help_page(3 if options.quick else 15)

@@ -73,6 +73,7 @@ def _measured(goal: Goal, seconds: float) -> list[Cell]:
         decisions=[goal.decisions],
         time_limit_s=seconds,
         precision=0.005,
+        controls="all",
     )
     with tempfile.TemporaryDirectory() as folder:
         run_experiment([goal.workload], options, Path(folder) / "run", command=[])
@@ -94,5 +95,14 @@ def _row(goal: Goal, batch: int, least: float, cells: list[Cell], took: str) -> 
         scaled = {end: getattr(found, end) / cell.ideal for end in ("value", "low", "high")}
         found = found.model_copy(update=scaled)
     ideal = "" if cell.ideal is None else f", ideal {cell.ideal:.2f}x"
-    note = f"{cell.arm.title} against {static.arm.title}{ideal}, {cell.rounds} rounds, {took}"
+    note = f"{cell.arm.title} against {static.arm.title}{ideal}{_lost(cell)}, {cell.rounds} rounds, {took}"
     return Row(name, found, ">=", least, note)
+
+
+def _lost(cell: Cell) -> str:
+    """The factors between ideal and speed-up, as controls say: where a goal is missed, what the limit is."""
+    found = cell.deployed_waterfall
+    if found is None:
+        return ""
+    factors = [f"{f.name} {f.value:.2f} ({f.low:.2f} to {f.high:.2f})" for f in found.factors]
+    return f"; lost by {', '.join(factors)}"

@@ -55,6 +55,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("DYNBENCH_CACHE") or "~/.cache/dynbench").expanduser()
 
 
+def own_hardware_dir() -> Path:
+    """The folder of the profiles that `dynbench calibrate` writes: `DYNBENCH_HARDWARE`, else one in `~/.config`."""
+    return Path(os.environ.get("DYNBENCH_HARDWARE") or "~/.config/dynbench/hardware").expanduser()
+
+
 def load_object(reference: str, relative_to: Path) -> Any:
     """Imports what a reference names.
 

@@ -6,8 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dynbench.analysis.formatting import percent, times
+from dynbench.analysis.phases import phase_shares
+from dynbench.analysis.waterfall import IN_WORDS
 from dynbench.store.quantities import ideal_of
-from dynbench.store.schema import Cell, Flops, Phases, Speedup
+from dynbench.store.schema import Cell, Factor, Flops, Speedup, Waterfall
 from dynbench.unavailable import Unavailable
 
 REACHED = 0.95  # efficiency from which there is no gap to explain
@@ -29,7 +32,10 @@ class Gap:
             'surplus' (FLOPs executed that no decision asked for), 'decisions' (gates and heads), 'movement' (gather and
             scatter), 'waiting' (for decisions on the host), 'utilisation' (the rest: fewer items per call, launches,
             and the error of the profile, which itself takes time).
-        causes: the losses worth saying, largest first, each in words. Empty where the ideal is reached.
+        by_controls: the same factors as controls give them, in the place of counters and profile; None: there are no
+            controls.
+        causes: the losses worth saying, largest first, each in words: by controls where there are some. Empty where
+            the ideal is reached.
     """
 
     baseline: str | None
@@ -38,6 +44,7 @@ class Gap:
     efficiency: float | None
     shares: dict[str, float]
     losses: dict[str, float]
+    by_controls: Waterfall | None
     causes: list[str]
 
 
@@ -51,8 +58,12 @@ def gap(cell: Cell) -> Gap:
     losses = _surplus(cell.flops) | _overheads(shares)
     if speedup is not None and ideal is not None:
         losses["utilisation"] = ideal / speedup / math.prod(losses.values())
+    controls = waterfall_of(cell)
     causes: list[str] = []
-    if efficiency is None or efficiency < REACHED:
+    if controls is not None and controls.speedup / controls.ideal < REACHED:
+        told = [f for f in controls.factors if f.low > 1 and f.value >= WORTH_SAYING]
+        causes = [_by_control(f, cell, losses, against) for f in sorted(told, key=lambda f: -f.value)]
+    elif controls is None and (efficiency is None or efficiency < REACHED):
         worth = [name for name, loss in losses.items() if loss >= WORTH_SAYING]
         causes = [_in_words(n, cell, shares, losses, against) for n in sorted(worth, key=lambda n: -losses[n])]
     return Gap(
@@ -62,6 +73,7 @@ def gap(cell: Cell) -> Gap:
         efficiency=efficiency,
         shares=shares,
         losses=losses,
+        by_controls=controls,
         causes=causes,
     )
 
@@ -81,6 +93,11 @@ def best_speedup(cell: Cell) -> Speedup | None:
     return deployed_speedup(cell) or primary_speedup(cell)
 
 
+def waterfall_of(cell: Cell) -> Waterfall | None:
+    """Where the saving of a cell went, by controls, from what it is judged by; None: there are no controls of it."""
+    return cell.waterfall if deployed_speedup(cell) is None else cell.deployed_waterfall
+
+
 def is_written(cell: Cell) -> bool:
     """Whether a cell is a network as it is written; the deployed ones in another way are not."""
     plain = cell.arm.control == "host" and cell.arm.engine == "eager" and cell.arm.form == "plain"
@@ -91,13 +108,6 @@ def ideal_speedup(flops: Flops) -> float | None:
     """Dense FLOPs / required region FLOPs; None where it is unavailable."""
     found = ideal_of(flops)
     return None if isinstance(found, Unavailable) else found
-
-
-def phase_shares(phases: Phases) -> dict[str, float]:
-    """Shares of the profiled pass by phase ('decide', 'gather', ...), adding up to 1; empty if it took no time."""
-    times = {name.removesuffix("_ms"): ms for name, ms in phases.model_dump().items()}
-    total = sum(times.values())
-    return {name: ms / total for name, ms in times.items()} if total > 0 else {}
 
 
 def break_even_keep_rate(keep_rates: Sequence[float], speedups: Sequence[float]) -> float | None:
@@ -150,6 +160,20 @@ def _overhead_shares(shares: dict[str, float]) -> dict[str, float]:
         "movement": shares.get("gather", 0.0) + shares.get("scatter", 0.0),
         "waiting": shares.get("sync", 0.0),
     }
+
+
+def _by_control(found: Factor, cell: Cell, losses: dict[str, float], against: Speedup | None) -> str:
+    if found.name == "surplus" and "surplus" in losses:
+        return _in_words("surplus", cell, {}, losses, against)
+    if found.share is not None:
+        return f"{IN_WORDS[found.name]} takes {percent(found.share)} of the time"
+    if found.name == "fewer_items":
+        return f"called with fewer items than a batch has, its parts take {times(found.value)} the time per FLOP"
+    return (
+        f"{found.how}: {times(found.value)}"
+        if found.name == "rest"
+        else f"{IN_WORDS[found.name]}: {times(found.value)}"
+    )
 
 
 def _in_words(

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynbench.analysis.formatting import digits_of, interval, percent, times, way_in_words
-from dynbench.analysis.gap import best_speedup, deployed_speedup, gap, is_written
+from dynbench.analysis.gap import best_speedup, deployed_speedup, gap, is_written, waterfall_of
 from dynbench.analysis.headline import Alternative, Contest, Timed, alternatives, contest, timed
 from dynbench.analysis.resolution import direction
+from dynbench.analysis.waterfall import sentence
 from dynbench.store.quantities import ideal_of
 from dynbench.store.schema import Accuracy, Cell, Decisions, Speedup, WorkloadInfo
 from dynbench.unavailable import Unavailable
@@ -54,6 +55,7 @@ def paragraphs(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> lis
         parts.append([_no_baseline(mine)])
     elif found.entrants and not found.deployed:
         parts.append([f"Nothing was timed: {_reasons(found.entrants)}."])
+    parts.append(_where_it_goes(found))
     parts.append(_less_accurate(info, others))
     parts.append([sentence for name in info.opaque if (sentence := _beside_opaque(name, found.source, mine))])
     parts.append(info.notes)
@@ -408,6 +410,16 @@ def _measured(ranked: list[Timed], *, alone: bool) -> str:
         head += f": {_gives(ranked[0])}"
     tail = "".join(f", {_name(t.cell)} {into}{times(t.speedup.value)}{_doubt(t.speedup)}" for t in others)
     return f"{head}{tail}" + (f"; the ideal is {times(ideal)}" if alone and ideal is not None else "")
+
+
+def _where_it_goes(found: Contest) -> list[str]:
+    """The largest loss by controls, of what the workload is judged by; nothing where there are none."""
+    best = found.best
+    whole = None if best is None else waterfall_of(best.cell)
+    if best is None or whole is None:
+        return []
+    how = f" {way_in_words(best.cell.arm)}" if found.deployed else ""
+    return [sentence(f"{best.cell.arm.strategy}{how} at batch {best.cell.batch_size}", whole)]
 
 
 def _otherwise(ranked: dict[int, list[Timed]], how: str) -> list[str]:

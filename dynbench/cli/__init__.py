@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from dynbench.cli import (
+    advise,
+    calibrate,
     check,
     compare,
     compile,
@@ -21,8 +23,10 @@ from dynbench.cli import (
     run,
     search,
     show,
+    trace,
     train,
     verify,
+    whatif,
 )
 from dynbench.errors import DynbenchError, UserError
 from dynbench.escape import terminal
@@ -88,8 +92,12 @@ for module in (
     compile,
     convert,
     doctor,
+    calibrate,
     train,
     report,
+    whatif,
+    advise,
+    trace,
     check,
     compare,
     reproduce,

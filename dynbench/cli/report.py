@@ -26,12 +26,13 @@ def write(
 ) -> dict[str, Any]:
     """Writes a report; prints its verdicts and where it is, unless `quiet`, and returns them."""
     from dynbench.report.content import build
-    from dynbench.report.write import FORMATS, check_formats, write_pages
+    from dynbench.report.write import FORMATS, check_formats, write_run
     from dynbench.store.run import Run
 
     check_formats(formats or FORMATS)
-    report = build(Run.open(run))
-    files = write_pages(report, "report", formats or FORMATS, out or run)
+    found = Run.open(run)
+    report = build(found)
+    files = write_run(found, formats or FORMATS, out or run)
     for verdict in () if quiet else report.verdicts:
         echo(verdict.sentence)
     for file in () if quiet else files:

@@ -75,6 +75,14 @@ class _KeepsArguments(click.Command):
     is_flag=True,
     help="Measure networks as they are written only; do not look for the fastest way to run each.",
 )
+@click.option(
+    "--controls",
+    type=click.Choice(["none", "default", "all"]),
+    default="default",
+    show_default=True,
+    help="Arms with a part left out, which show where the saving goes: of the strategy that is preferred and of the "
+    "fastest way, at the largest batch size; or of every strategy at every batch size.",
+)
 @click.option("--load", default="closed loop", show_default=True, metavar="NAME", help="How batches are issued.")
 @click.option("--target", default="local", show_default=True, metavar="NAME", help="Where the measuring process runs.")
 @threads_option
@@ -98,6 +106,11 @@ class _KeepsArguments(click.Command):
     show_default=True,
     metavar="N",
     help="Of the stream, the order and random decisions.",
+)
+@click.option(
+    "--scaling",
+    is_flag=True,
+    help="Also the time of every region at every number of items, in place: for `dynbench whatif` and predictions.",
 )
 @data_option
 @click.option(

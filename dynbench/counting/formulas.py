@@ -11,10 +11,14 @@ complex numbers is executed by torch as three real convolutions, and is counted 
 Attention counts the full square of queries x keys, causal or masked or not: 2 (E + Ev) FLOPs per pair and head, the
 convention of PaLM (Chowdhery et al. 2022, appendix B) and of torch's counter. A kernel that leaves out blocks above the
 diagonal executes fewer.
+
+A Fourier transform is no sum of products that a kernel executes as such; it counts 5 N log2 N real FLOPs for N complex
+points and half of that for N real ones, as FFTW's authors count (Frigo and Johnson 2005) whatever the algorithm.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -125,6 +129,26 @@ def _encoder_layer(out: Any, x: Tensor, embed_dim: int, heads: int, *args: Any, 
     return _multi_head(out, x, x, x, embed_dim, heads) + 2 * x.shape[0] * x.shape[1] * feed_forward
 
 
+def _fourier(points: Tensor, dims: list[int], per_point: float) -> int:
+    """Transforms over `dims`, as many as the other dimensions have numbers."""
+    length = math.prod(points.shape[d] for d in dims)
+    return round(per_point * points.numel() * math.log2(length)) if length else 0
+
+
+def _complex_fourier(out: Any, x: Tensor, dims: list[int], *_: Any, **__: Any) -> int:
+    return _fourier(x, dims, 5.0)
+
+
+def _real_fourier(out: Any, x: Tensor, dims: list[int], *_: Any, **__: Any) -> int:
+    """From real numbers x."""
+    return _fourier(x, dims, 2.5)
+
+
+def _fourier_to_real(out: Tensor, x: Tensor, dims: list[int], *_: Any, **__: Any) -> int:
+    """Back to real numbers; of x only one half is given."""
+    return _fourier(out, dims, 2.5)
+
+
 FORMULAS: dict[str, Formula] = {
     "mm": _product,
     "bmm": _product,
@@ -152,6 +176,9 @@ FORMULAS: dict[str, Formula] = {
     "_embedding_bag_forward_only": _embedding_bag,
     "_native_multi_head_attention": _multi_head,
     "_transformer_encoder_layer_fwd": _encoder_layer,
+    "_fft_c2c": _complex_fourier,
+    "_fft_r2c": _real_fourier,
+    "_fft_c2r": _fourier_to_real,
 }
 
 # Composite, but counted whole: decomposing a network's most frequent operators would take most of the time.

@@ -20,6 +20,7 @@ from dynbench.deploy.bundle import EXPECTED, INPUTS, MANIFEST, Decided, GraphFil
 from dynbench.dynamic import Execution, Trace
 from dynbench.dynamic.items import tensors
 from dynbench.errors import UserError
+from dynbench.experiment.alike import decided_alike, same_rows
 from dynbench.experiment.build import Prepared, Source, prepare
 from dynbench.experiment.build import sha256 as file_sha256
 from dynbench.experiment.graphs import TOLERANCE, Proved, WrongGraph, proved_dynamic, proved_static
@@ -213,9 +214,9 @@ def _steady(p: Prepared, graph: Graph) -> tuple[Tensor, list[Tensor], Trace]:
     steady = torch.ones(p.items, dtype=torch.bool)
     for fast, threads in ((False, 1), (False, 2), (True, 1), (True, 2)):
         got, said = Session(graph, fast=fast, threads=threads).run(inputs)
-        decided = _decided_alike(said, trace)
+        decided = decided_alike(said, trace, TOLERANCE)
         for mine, right in zip(got, answers, strict=True):
-            if wrong := int((decided & ~_same(mine, right)).sum()):
+            if wrong := int((decided & ~same_rows(mine, right, TOLERANCE)).sum()):
                 raise WrongGraph(
                     f"the graph answers otherwise than per_sample for {wrong} of {p.items} items in one batch, on "
                     f"{threads} threads, after the same decisions"
@@ -236,28 +237,6 @@ def _inputs(p: Prepared) -> Tensor:
     """The stream [items, ...]; a model of several inputs was refused when its graph was made."""
     assert isinstance(p.inputs, Tensor)
     return p.inputs
-
-
-def _decided_alike(a: Trace, b: Trace) -> Tensor:
-    """For which items [n] all decisions are the same and were asked for in both."""
-    mine, theirs = a.reached_only(), b.reached_only()
-    alike = torch.ones(b.items, dtype=torch.bool)
-    for key in mine.keys() | theirs.keys():
-        if key in mine and key in theirs:
-            same = (mine[key][1] == theirs[key][1]) & _same(mine[key][0], theirs[key][0])
-        else:  # only one of them asked anybody
-            same = ~(mine if key in mine else theirs)[key][1]
-        alike &= same.reshape(b.items, -1).all(1)
-    return alike
-
-
-def _same(a: Tensor, b: Tensor) -> Tensor:
-    """Which rows [n] of two tensors [n, ...] are the same; real numbers up to `TOLERANCE` of the largest."""
-    if not a.is_floating_point():
-        return (a == b).reshape(len(a), -1).all(1)
-    finite = b.isfinite()
-    largest = b[finite].abs().max() if finite.any() else torch.zeros((), dtype=b.dtype)
-    return ((a == b) | ((a - b).abs() <= TOLERANCE * largest)).reshape(len(a), -1).all(1)
 
 
 def _right(model: nn.Module, x: Tensor) -> tuple[list[Tensor], Trace]:

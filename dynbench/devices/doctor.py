@@ -15,6 +15,7 @@ from dynbench.devices import Cuda, known_devices
 from dynbench.devices.base import Device
 from dynbench.devices.cpu import Cpu, cpu_model, governor, usable_cores
 from dynbench.devices.cuda import nvml_facts
+from dynbench.devices.profiles import calibration_of
 from dynbench.devices.witnesses import control_kernel, lost_s
 from dynbench.unavailable import Unavailable
 
@@ -58,7 +59,7 @@ class Noise(NamedTuple):
 
 def examine(seconds: float = 3.0) -> list[Finding]:
     """Checks devices, sensors, threads and load, and measures for `seconds` how noisy this machine is now."""
-    findings = [*_devices(), *_processor(), *_threads()]
+    findings = [*_devices(), *_processor(), *_threads(), _calibrated()]
     noise = measure_noise(control_kernel(Cpu()), seconds)
     return findings + noise_findings(noise)
 
@@ -149,6 +150,15 @@ def _threads() -> list[Finding]:
     else:
         found.append(Finding("DB-LOAD-01", "ok", f"load average {load:.1f} on {cores} cores"))
     return found
+
+
+def _calibrated() -> Finding:
+    """Whether the ceilings and overheads of this processor are known."""
+    found = calibration_of(cpu_model(), 1)
+    if found is None:
+        text = "the ceilings and overheads of this processor are not known; predictions for other devices need them"
+        return Finding("DB-CALIB-01", "note", text, "dynbench calibrate")
+    return Finding("DB-CALIB-01", "ok", f"ceilings and overheads of this processor: {found.source}")
 
 
 def measure_noise(

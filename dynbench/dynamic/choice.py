@@ -29,6 +29,7 @@ class Choice(DecisionPoint):
     """
 
     fixed_work = True
+    can_be_known = True
 
     def __init__(
         self,
@@ -52,6 +53,8 @@ class Choice(DecisionPoint):
         if ex is None:
             return None if self.gate else self.rule(self.body(*x))
         if self.gate:
+            if not ex.gates:
+                return ex.known(self)
             with ex.phase("decide", self.name):
                 return ex.decide(self, self.body(*x), self.rule)
         with ex.phase("body", self.name):

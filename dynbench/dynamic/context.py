@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dynbench.dynamic.faults import asked_twice, explained
 from dynbench.dynamic.items import Arguments, first
 from dynbench.dynamic.point import DecisionPoint, points
-from dynbench.dynamic.trace import Trace
+from dynbench.dynamic.trace import Trace, TraceError
 
 
 class Refused(RuntimeError):
@@ -248,7 +248,12 @@ class Execution:
         choose: `(point, scores) -> decision or None`: replaces the point's own rule, e.g. to sample actions.
         observe: `(point, scores, decision)`: called with every decision; scores carry their graph.
         profile: called for every phase.
+
+    Attributes:
+        gates: whether what decides runs. False: a control, in which each point takes its decision from `known`.
     """
+
+    gates = True
 
     def __init__(
         self,
@@ -321,6 +326,10 @@ class Execution:
             self._named = _Named(model, names)
         return self._named, (*x.by_position, *x.by_name.values())
 
+    def profiled(self, profile: Profile) -> Execution:
+        """The same execution, of which a profile is taken."""
+        return Execution(self.strategy, replay=self.replay, profile=profile)
+
     def narrow(self, rows: Tensor | slice) -> _Inside:
         """Inside, only these items are computed."""
         return _Inside(self, Frame(self.frame, "narrow", rows, self.frame.extent))
@@ -368,6 +377,21 @@ class Execution:
         if self.observe is not None:
             self.observe(point, scores, decision)
         return decision
+
+    def known(self, point: DecisionPoint) -> Tensor:
+        """The replayed decision for the items computed now, where nothing decides (`gates` is False).
+
+        Raises:
+            TraceError: there is none.
+        """
+        frame = self.frame
+        found = None
+        if self.replay is not None:
+            ids = frame.ids if frame.span is None else frame.span
+            found = self.replay.look_up(point.name, frame.extent, ids)
+        if found is None:
+            raise TraceError(f"there is no decision of point {point.name!r} to go by, and its gate does not run")
+        return found
 
 
 class outside:

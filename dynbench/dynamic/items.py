@@ -246,6 +246,12 @@ def wide(v: Tensor, like: Tensor) -> Tensor:
     return v.view(-1, *[1] * (like.dim() - 1))
 
 
+def equal_weights(state: Any, chosen: Tensor) -> Tensor:
+    """Weights [n, k] for what was chosen [n, k], in the type that the items of `state` are computed in: 1 / k each."""
+    real = next((t.dtype for t in tensors(state) if t.dtype.is_floating_point), torch.get_default_dtype())
+    return torch.full(chosen.shape, 1 / max(chosen.shape[1], 1), dtype=real, device=chosen.device)
+
+
 def select(mask: Tensor, yes: Any, no: Any) -> Any:
     """Per item: `yes` where `mask` [n], else `no`. Unlike `mask * yes + ...`, lets no NaN of the other through."""
     return map_items(lambda a, b: torch.where(wide(mask, a), a, b), yes, no)

@@ -35,6 +35,7 @@ class Loop(DecisionPoint):
     """
 
     path = Label(1, "stages run")
+    can_be_known = True
     _decider = "halt"
 
     def __init__(
@@ -85,7 +86,7 @@ class Loop(DecisionPoint):
             if self.halt is None:
                 return state, None, None
             answer = state if self.head is None else self.head(state, k)
-            return state, answer, ex.decide(self, self.halt(answer, state, k))
+            return state, answer, ex.decide(self, self.halt(answer, state, k)) if ex.gates else ex.known(self)
         finally:
             ex.frame = before
 
@@ -103,7 +104,7 @@ class Loop(DecisionPoint):
         if halt is None or last:
             return state, answer, None
         with ex.phase("decide", self.name, k):
-            return state, answer, ex.decide(self, halt(answer, state, k))
+            return state, answer, ex.decide(self, halt(answer, state, k)) if ex.gates else ex.known(self)
 
     def wanted(self, n: int) -> Wanted:
         """True where an item leaves."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dynbench.dynamic.context import Execution, current
 from dynbench.dynamic.draw import Draw
-from dynbench.dynamic.items import first, flat_parts, map_items, put_, take
+from dynbench.dynamic.items import equal_weights, first, flat_parts, map_items, put_, take
 from dynbench.dynamic.point import ANY, DecisionPoint, Wanted, modules_of
 from dynbench.dynamic.trace import Entry
 
@@ -39,6 +39,7 @@ class Pick(DecisionPoint):
     """
 
     fixed_work = True
+    can_be_known = True
 
     def __init__(
         self,
@@ -72,6 +73,11 @@ class Pick(DecisionPoint):
         ex = current()
         if ex is None:
             return self.body(x, there)
+        if not ex.gates:
+            picked = ex.known(self)
+            at = self._places(picked)
+            at = at if there is None else there.gather(1, at)
+            return ex.strategy.pick(ex, self, x, at, None if self.weigh is None else equal_weights(x, picked))
         profile = ex.profile  # checked here as in `Skip.forward`
         if profile is not None:
             profile.enter("decide", self.name, None)

@@ -89,6 +89,7 @@ class DecisionPoint(nn.Module):
         path: what the depth of a path through points of this kind counts, such as 'bodies run'; None: nothing. Depth
             and keep-rate of a model are those of its points with the first label.
         fixed_work: the work is the same whatever is decided.
+        can_be_known: its `forward` goes by `Execution.known`, without deciding, where no gates run (a control).
 
     Raises:
         ValueError: an unknown scope.
@@ -96,6 +97,7 @@ class DecisionPoint(nn.Module):
 
     path: ClassVar[Label | None] = None
     fixed_work: ClassVar[bool] = False
+    can_be_known: ClassVar[bool] = False
 
     def __init__(self, name: str, scope: Scope = "item") -> None:
         super().__init__()

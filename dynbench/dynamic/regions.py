@@ -53,7 +53,7 @@ def find_regions(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[Regi
 
     def watch(module: nn.Module, args: tuple[Any, ...]) -> None:
         region = seen[id(module)]
-        size = _items(args)
+        size = items_of(args)
         if not region.sizes:
             region.example = args
         if size not in region.sizes:
@@ -77,7 +77,7 @@ def find_regions(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[Regi
     return found
 
 
-def _items(args: tuple[Any, ...]) -> int:
+def items_of(args: tuple[Any, ...]) -> int:
     """How many items a module is called with; a packed sequence has as many as reach its first step."""
     first = args[0] if args else None
     if isinstance(first, PackedSequence):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dynbench.dynamic.context import current
 from dynbench.dynamic.draw import Draw
 from dynbench.dynamic.faults import check_range, check_tensor
+from dynbench.dynamic.items import equal_weights
 from dynbench.dynamic.point import ANY, DecisionPoint, Label, Scope, Wanted, modules_of
 from dynbench.dynamic.trace import Entry, Trace
 
@@ -34,6 +35,7 @@ class Route(DecisionPoint):
     """
 
     path = Label(3, "experts visited")
+    can_be_known = True
 
     def __init__(
         self,
@@ -80,6 +82,9 @@ class Route(DecisionPoint):
         ex = current()
         if ex is None:
             return self._static(x)
+        if not ex.gates:
+            chosen = ex.known(self)
+            return ex.strategy.route(ex, self, x, chosen, None if self.weigh is None else equal_weights(x, chosen))
         with ex.phase("decide", self.name):
             scores = self.router(x)
             chosen = ex.decide(self, scores, self.choose)

@@ -51,6 +51,7 @@ class Skip(DecisionPoint):
 
     path = Label(0, "bodies run")
     rates = 1
+    can_be_known = True
 
     def __init__(
         self,
@@ -89,6 +90,8 @@ class Skip(DecisionPoint):
         if gate is None:
             keep, soft = carry[self.name]
             return ex.strategy.skip(ex, self, x if self.shared is None else self.begun(x), keep, soft), carry
+        if not ex.gates:
+            return ex.strategy.skip(ex, self, x if self.shared is None else self.begun(x), ex.known(self), None), carry
         profile = ex.profile  # checked here: at a block, `with ex.phase` would take as long as deciding
         if profile is not None:
             profile.enter("decide", self.name, None)
@@ -158,6 +161,8 @@ class Ahead(DecisionPoint):
         ValueError: a Skip that has a gate.
     """
 
+    can_be_known = True
+
     def __init__(self, name: str, policy: nn.Module, skips: Iterable[Skip], *, scope: Scope = "item") -> None:
         super().__init__(name, scope)
         self.policy, self.skips = policy, tuple(skips)
@@ -174,6 +179,10 @@ class Ahead(DecisionPoint):
         ex = current()
         if ex is None:
             return None
+        if not ex.gates:
+            keep = {skip.name: ex.known(skip) for skip in self.skips}
+            ex.strategy.ahead(ex, keep)
+            return {name: (k, None) for name, k in keep.items()}
         with ex.phase("decide", self.name):
             scores = self.policy(*x)  # [n, K]
             if not isinstance(scores, Tensor) or scores.dim() != 2 or scores.shape[1] != len(self.skips):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dynbench.dynamic.context import current
 from dynbench.dynamic.draw import Draw
 from dynbench.dynamic.faults import check_range, check_tensor
+from dynbench.dynamic.items import equal_weights
 from dynbench.dynamic.point import ANY, DecisionPoint, Label, Wanted, modules_of
 from dynbench.dynamic.skip import positive
 from dynbench.dynamic.trace import Entry, Trace
@@ -31,6 +32,8 @@ class Weights(DecisionPoint):
         together: `layer(x, params)` costs no more than the layers made for each code, as where params only scale rows:
             items of several codes need not be grouped, and it is enough to keep their params.
     """
+
+    can_be_known = True
 
     def __init__(
         self,
@@ -56,6 +59,8 @@ class Weights(DecisionPoint):
         ex = current()
         if ex is None:
             return self.layer(x)
+        if not ex.gates and self.shared:
+            return ex.strategy.weights(ex, self, x, ex.known(self))
         with ex.phase("decide", self.name):
             code = self.choose(x if cue is None else cue)
             if self.shared:
@@ -131,6 +136,10 @@ class Width(Weights):
         ex = current()
         if ex is None:
             return self.layer(x if self.weigh is None else (x, None))
+        if not ex.gates:
+            mask = ex.known(self)
+            given = x if self.weigh is None else (x, mask.to(equal_weights(x, mask).dtype))
+            return ex.strategy.weights(ex, self, given, mask)
         with ex.phase("decide", self.name):
             scores = self.choose(x if cue is None else cue)
             mask = ex.decide(self, scores, self.rule)

@@ -20,6 +20,7 @@ from dynbench.experiment.build import (
     build_formed,
     build_model,
     build_opaque,
+    finished_by,
     prepare_network,
 )
 from dynbench.experiment.dtypes import cast
@@ -31,6 +32,7 @@ from dynbench.graph import Feeds, Session
 from dynbench.meters.latency import Timing
 from dynbench.store.schema import Arm, Cell
 from dynbench.strategies import Strategy
+from dynbench.strategies.controls import Without, control, filled_up
 
 
 @dataclass
@@ -53,8 +55,7 @@ class Call:
 
     def profiled(self, profile: Profile, network: nn.Module | None = None) -> Call:
         """The same call with a profile of its phases; of another network, if one is given."""
-        ex = Execution(self.execution.strategy, replay=self.execution.replay, profile=profile)
-        return Call(network or self.network, ex, self.items)
+        return Call(network or self.network, self.execution.profiled(profile), self.items)
 
 
 @dataclass
@@ -146,6 +147,11 @@ def running_arm(p: Prepared, source: Source, cell: Cell, device: Device) -> Runn
     call: Call | GraphCall
     if arm.control == "graph":
         call = GraphCall(p.as_written(arm), session(p, source, arm, batch_size), replay, p.items)
+    elif arm.without is not None:
+        assert arm.strategy is not None and replay is not None
+        if p.parts.strategies[arm.strategy].fixed_work:  # it comes to points that no item of the stream reached
+            replay = filled_up(replay, p.record(strategy, batch_size))
+        call = Call(p.network(arm), Without(control(arm.strategy, arm.without), replay=replay), p.items)
     else:
         call = Call(p.network(arm), Execution(strategy, replay=replay), p.items)
     return RunningArm(cell, call, strategy, p.as_written(arm), p.batches(batch_size), device)
@@ -167,7 +173,7 @@ def runnable(spec: Workload, options: Options, arm: Arm, inputs: Stream, trace: 
         CannotPrepare: its engine cannot prepare the network.
     """
     parts = Parts.of(spec, options)
-    model, _ = open_wrappers(build_model(spec, spec.folder))
+    model, _ = open_wrappers(build_model(spec, spec.folder, finished_by(inputs)))
     model.to(first(inputs).device)
     if options.dtype is not None:
         cast(model, getattr(torch, options.dtype))

@@ -22,13 +22,13 @@ from dynbench.dynamic.sources import keep_rate, synthetic
 from dynbench.engines import Engine, MicroBatches, apply_form, prepared, without_micro_batches
 from dynbench.errors import UserError
 from dynbench.experiment.dtypes import cast, dtype_name, input_dtype
-from dynbench.experiment.oracle import Reference
+from dynbench.experiment.oracle import Reference, leave_out, left_out
 from dynbench.experiment.parts import Parts
 from dynbench.experiment.ready import detach_computed, first_pass, is_unfinished, open_wrappers
 from dynbench.experiment.signature import check_call, check_pair
 from dynbench.experiment.spec import Baseline, ModelRef, Opaque, Options, Workload
 from dynbench.experiment.trust import ITEMS, Finding, inspect
-from dynbench.experiment.weights import load_weights
+from dynbench.experiment.weights import NotThere, load_weights
 from dynbench.graph import Session
 from dynbench.meters.energy import idle_power_w
 from dynbench.paths import load_function, weights_path
@@ -44,11 +44,16 @@ WEIGHTS_SEED = 0
 CALIBRATION_ITEMS = 64
 
 
-def build_model(ref: ModelRef, folder: Path) -> nn.Module:
+def build_model(ref: ModelRef, folder: Path, finish: Callable[[nn.Module], None] | None = None) -> nn.Module:
     """The model of a reference, with its weights, in eval mode, in the types that it is built with, on the CPU.
 
     Weights that come from no file are drawn from the same seed every time: a run can be repeated, and two revisions of
     a model that is not trained yet can be compared.
+
+    Args:
+        ref: what to build.
+        folder: where relative paths start.
+        finish: gives the model a first pass. Called where a file has weights of which the model has none yet.
 
     Raises:
         UserError: the function is not there, raises, gives no module, or the weights do not fit.
@@ -64,16 +69,47 @@ def build_model(ref: ModelRef, folder: Path) -> nn.Module:
         raise UserError(f"{ref.model}({_arguments(ref)}) raised {type(e).__name__}: {e}") from e
     if not isinstance(model, nn.Module):
         raise UserError(f"{ref.model} returned {type(model).__name__}, not a torch.nn.Module")
+    model.eval()
+    try:
+        _load(model, ref, folder)
+    except NotThere:
+        if finish is None:
+            raise
+        finish(model)
+        _load(model, ref, folder)
+    detach_computed(model)
+    return model.eval()
+
+
+def _load(model: nn.Module, ref: ModelRef, folder: Path) -> None:
+    """Fills a model with the weights of its reference.
+
+    Raises:
+        NotThere: there are weights for something that the model lacks.
+        UserError: the weights do not fit.
+    """
     if ref.weights is not None:
         load_weights(model, weights_path(folder, ref.weights))
     for part, file in ref.weights_by_part.items():
         try:
             module = model.get_submodule(part)
         except AttributeError as e:
-            raise UserError(f"{ref.model} has no part {part!r} for weights {file}") from e
+            raise NotThere(f"{ref.model} has no part {part!r} for weights {file}") from e
         load_weights(module, weights_path(folder, file))
-    detach_computed(model)
-    return model.eval()
+
+
+def finished_by(inputs: Any) -> Callable[[nn.Module], None]:
+    """What gives a model on the CPU its first pass, over inputs of a data set or of a batch [n, ...]."""
+
+    def finish(model: nn.Module) -> None:
+        cpu, dtype = torch.device("cpu"), input_dtype(model)
+        if isinstance(inputs, Tensor | Arguments):
+            x = map_items(lambda t: to_tensor(t, cpu, dtype).clone(), inputs)
+        else:
+            x = to_batch(inputs, cpu, dtype)
+        first_pass(model, x)
+
+    return finish
 
 
 def _arguments(ref: ModelRef) -> str:
@@ -160,6 +196,7 @@ class Prepared:
     counted: dict[Hashable, Any] = field(default_factory=dict)
     sessions: dict[Hashable, Session] = field(default_factory=dict)
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
+    _findings: dict[str, Finding | None] = field(default_factory=dict)
     _traces: dict[tuple[str, int], Trace] = field(default_factory=dict)
     _networks: dict[tuple[str | None, str, str], nn.Module] = field(default_factory=dict)
     _formed: dict[tuple[str | None, str], nn.Module] = field(default_factory=dict)
@@ -187,9 +224,24 @@ class Prepared:
     @cached_property
     def finding(self) -> Finding | None:
         """Why the network has no right answer; None: it has one. To be asked for in inference mode."""
+        return self._inspect(self.model)
+
+    def finding_about(self, opaque: str) -> Finding | None:
+        """The same of an opaque network, in that part of its answer that is compared."""
+        if opaque not in self._findings:
+            net, few = self.opaque[opaque], self.inputs[: min(self.items, ITEMS)]
+            described = next(o for o in self.spec.opaque_networks if o.name == opaque)
+            if described.same_answer_as is not None:
+                right = answer_parts(Execution(Masking()).run(self.model, few), len(few))[0]
+                theirs = answer_parts(called(net, few), len(few))[0]
+                leave_out(net, frozenset(list(theirs)[len(right) :]))
+            self._findings[opaque] = self._inspect(net)
+        return self._findings[opaque]
+
+    def _inspect(self, net: nn.Module) -> Finding | None:
         n = max(min(ITEMS, self.items // 2), 1)
         x, others = (map_items(lambda t, i=i: t[i : i + n], self.inputs) for i in (0, min(n, self.items - n)))
-        return inspect(self.model, x, others)
+        return inspect(net, x, others)
 
     def batches(self, size: int) -> list[Batch]:
         """The stream cut into batches: (index of the first item, inputs)."""
@@ -361,7 +413,9 @@ def prepare(spec: Workload, options: Options, chosen: Dataset | None = None) -> 
     judged = chosen is None and dataset.labels is not None and count > 0
     evaluation = stream(dataset, count, options.seed) if judged else None
     parts = Parts.of(spec, options)
-    model, notes = open_wrappers(build_model(spec, spec.folder))
+    measured = chosen or stream(dataset, items, options.seed)
+    finish = finished_by(measured[: min(batch_sizes)].inputs)
+    model, notes = open_wrappers(build_model(spec, spec.folder, finish))
     try:
         points(model)
     except ValueError as e:
@@ -374,9 +428,8 @@ def prepare(spec: Workload, options: Options, chosen: Dataset | None = None) -> 
     if chosen is None and len(dataset) >= items + CALIBRATION_ITEMS:
         others = stream(dataset, items + CALIBRATION_ITEMS, options.seed)[items:]
         calibration = to_batch(others.inputs, device, dtype)
-    chosen = chosen or stream(dataset, items, options.seed)
-    inputs = to_batch(chosen.inputs, device, dtype)
-    check_pair(model, chosen, spec.inputs.name)
+    inputs = to_batch(measured.inputs, device, dtype)
+    check_pair(model, measured, spec.inputs.name)
     check_call(model, inputs, spec.model)
     some = map_items(Tensor.clone, inputs)  # a model may write into its input
     first_pass(model, some[: min(batch_sizes)])
@@ -389,11 +442,11 @@ def prepare(spec: Workload, options: Options, chosen: Dataset | None = None) -> 
         model=model,
         baselines=baselines,
         opaque={o.name: build_opaque(o, spec, model, inputs[:1]) for o in spec.opaque_networks},
-        notes=notes + _not_compared(model, inputs[: max(batch_sizes)]),
+        notes=notes + _not_compared(model, inputs),
         device=device,
         dtype=dtype,
         inputs=inputs,
-        dataset=chosen,
+        dataset=measured,
         evaluation=evaluation,
         calibration=calibration,
         sources=sources_of(spec, options),
@@ -406,9 +459,10 @@ def prepare(spec: Workload, options: Options, chosen: Dataset | None = None) -> 
 def _not_compared(model: nn.Module, x: Stream) -> list[str]:
     """A sentence on what of the answer to a batch belongs to no item of it; none where all does."""
     try:
-        _, of_batch = answer_parts(Execution(Masking()).run(model, x), len(x))
+        _, of_batch = answer_parts(Execution(Masking()).run(model, map_items(Tensor.clone, x)), len(x))
     except Exception:  # noqa: BLE001 (the passes that count say what is wrong)
         return []
+    of_batch = [*of_batch, *sorted(left_out(model, x))]
     if not of_batch:
         return []
     named = ", ".join(of_batch)
@@ -482,7 +536,7 @@ def build_opaque(opaque: Opaque, spec: Workload, model: nn.Module, example: Stre
 
 def _built_like(ref: ModelRef, spec: Workload, model: nn.Module, example: Stream) -> nn.Module:
     """A network on the device of `example` that takes the same inputs as the model; its weights all have a shape."""
-    net = build_model(ref, spec.folder).to(first(example).device)
+    net = build_model(ref, spec.folder, finished_by(example)).to(first(example).device)
     if input_dtype(net) != input_dtype(model):
         cast(net, input_dtype(model))
     check_call(net, example, ref.model)

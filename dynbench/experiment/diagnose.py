@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,17 @@ from torch import Tensor
 from dynbench import hooks
 from dynbench.counting.flops import FlopCounter
 from dynbench.counting.params import count_params
-from dynbench.dynamic import Execution, Trace
+from dynbench.dynamic import Execution, Pick, Trace, points
 from dynbench.dynamic.items import first
 from dynbench.engines import RegionReport, compiled_regions
 from dynbench.errors import DynbenchError, UserError
+from dynbench.experiment.alike import decided_alike, flipped, joined
 from dynbench.experiment.arms import Call, GraphCall, RunningArm
 from dynbench.experiment.build import Prepared, Source
+from dynbench.experiment.explain import leaves_out_bodies
 from dynbench.experiment.graphs import TOLERANCE as GRAPH_TOLERANCE
 from dynbench.experiment.memory import ProbeRequest, cell_peak_bytes
-from dynbench.experiment.oracle import Oracle, Reference, answers, output_error
+from dynbench.experiment.oracle import OPAQUE_TOLERANCE, Oracle, Reference, answers, left_out, output_error
 from dynbench.experiment.plan import control_strategy
 from dynbench.experiment.trust import Finding
 from dynbench.graph import executed_flops
@@ -34,7 +36,8 @@ from dynbench.store.schema import Compiled, GraphBreak, Memory, Phases, Warning_
 from dynbench.strategies import PerSample
 from dynbench.unavailable import Measured, Unavailable
 
-OPAQUE_TOLERANCE = 1e-4  # of the answer's largest value: other code adds up in another order
+MOST_DIFFERENT = 0.01  # share of its own decisions that a graph may make otherwise, as of a bundle
+INSIDE = Unavailable(unavailable="a graph is one call; what happens inside it is counted for FLOPs only")
 UNSEEN = Unavailable(unavailable="an opaque network does not show which work its decisions ask for")
 
 
@@ -55,7 +58,7 @@ class Facts:
     @torch.inference_mode()
     def of(cls, p: Prepared, source: Source, batch_size: int) -> Facts:
         """Works it out; what does not depend on the batch size only once."""
-        if p.spec.model_kind == "opaque":
+        if p.spec.model_kind == "opaque":  # what is found about it is asked for with its arm
             return cls(Reference(None), None, UNSEEN, UNSEEN, UNSEEN, None, "", [])
         reference = Reference(None)
         if not source.sweep:
@@ -85,12 +88,14 @@ def _right_answer(p: Prepared, source: Source, batch_size: int) -> Reference:
         oracle = Oracle(p.model, p.batches(batch_size), p.items)
         return oracle.reference(Execution(PerSample(), replay=p.trace(source, batch_size)))
     except Exception as e:  # noqa: BLE001 (a user's model may raise anything)
-        return Reference(None, note=f"per_sample raised {type(e).__name__}: {e}".splitlines()[0])
+        why = str(e) if isinstance(e, UserError) else f"per_sample raised {type(e).__name__}: {e}"
+        return Reference(None, note=why.splitlines()[0])
 
 
-def _finding(p: Prepared) -> Finding | None:
+def _finding(p: Prepared, opaque: str | None = None) -> Finding | None:
+    """About the workload's network, or an opaque one."""
     try:
-        return p.finding
+        return p.finding if opaque is None else p.finding_about(opaque)
     except Exception:  # noqa: BLE001 (a user's model may raise anything; then no answer is compared, which is said)
         return None
 
@@ -121,6 +126,8 @@ class Work:
 
 def diagnose(p: Prepared, source: Source, arm: RunningArm, facts: Facts) -> Work:
     """Measures all that takes no time sample."""
+    if arm.arm.without is not None:
+        return _of_control(p, source, arm, facts)
     if isinstance(arm.call, GraphCall):
         return _of_graph(p, source, arm, arm.call, facts)
     counted = _count(p, source, arm)
@@ -140,15 +147,32 @@ def diagnose(p: Prepared, source: Source, arm: RunningArm, facts: Facts) -> Work
     if arm.arm.kind == "baseline":  # a static network requires, and accounts for, what it executes
         return Work(executed, executed, executed, executed, None, columns)
     if arm.arm.kind == "opaque":
-        columns |= _compared(p, arm, counted.answer, facts)
+        columns |= _compared(p, arm, counted.answer, facts) | _distrusted(arm, _finding(p, arm.arm.baseline))
         return Work(executed, UNSEEN, UNSEEN, UNSEEN, None, columns)
     columns |= {"path_label": facts.path_label, "batch_paths": facts.batch_paths}
     if arm.arm.kind == "strategy" and not source.sweep:
         columns["phases"] = _phases(arm)
         if not arm.cell.static_twin:  # that one is another function of the input, by intention
-            got = counted.answer if p.parts.engine(arm.arm.engine).as_written else answers(arm.call, arm.batches)
+            written = p.parts.engine(arm.arm.engine).as_written
+            got = counted.answer if written else answers(arm.call, arm.batches, left_out(p.model, p.inputs))
             columns |= _checked(arm, got, facts)
     return _work(executed, arm, facts, columns)
+
+
+def _of_control(p: Prepared, source: Source, arm: RunningArm, facts: Facts) -> Work:
+    """What an arm with a part left out executed, and nothing else: its answer is not that of the network."""
+    calls: Measured = INSIDE
+    if isinstance(arm.call, GraphCall):
+        executed = _executed(p, source, arm, arm.call)
+    else:
+        counted = _count(p, source, arm)
+        executed = _per_item(counted.counter.flops, counted.items)
+        calls = counted.counter.operator_calls * p.items / counted.items
+    accounted = Unavailable(unavailable="a paper counts no controls")
+    columns: dict[str, Any] = {"operator_calls": calls}
+    if leaves_out_bodies(executed, facts.required_region):
+        columns |= {"status": "failed", "reason": "it leaves out bodies too, whose answers nothing follows from"}
+    return Work(executed, facts.required_region, facts.required_total, accounted, None, columns)
 
 
 def compiled_record(regions: list[RegionReport]) -> Compiled:
@@ -232,30 +256,69 @@ def _compared(p: Prepared, arm: RunningArm, answer: list[Tensor], facts: Facts) 
 
 def _of_graph(p: Prepared, source: Source, arm: RunningArm, call: GraphCall, facts: Facts) -> Work:
     """The same of a network that is one graph, as far as it shows what is inside."""
-    inside = Unavailable(unavailable="a graph is one call; what happens inside it is counted for FLOPs only")
     columns: dict[str, Any] = {
-        "bytes_touched": inside,
-        "operator_calls": inside,
+        "bytes_touched": INSIDE,
+        "operator_calls": INSIDE,
         "params": count_params(arm.as_written),
         "energy": measure_energy(lambda: _stream(arm), arm.device, items=p.items, idle_w=p.idle_w),
         "memory": Memory(peak_bytes=_peak_bytes(p, source, arm)),
-        "host_syncs": inside,
-        "kernel_launches": inside,
+        "host_syncs": INSIDE,
+        "kernel_launches": INSIDE,
     }
     executed = _executed(p, source, arm, call)
     if arm.arm.kind == "baseline":
         return Work(executed, executed, executed, executed, None, columns)
     columns |= {"path_label": facts.path_label, "batch_paths": facts.batch_paths}
-    if not source.sweep:
-        columns |= _checked(arm, answers(call, arm.batches), facts, GRAPH_TOLERANCE)
-    return _work(executed, arm, facts, columns)
+    work = _work(executed, arm, facts, columns)
+    if source.sweep:
+        return work
+    if call.replay is None and not p.batch_scope:
+        checked, doubts = _checked_alike(p, source, arm, call, facts)
+        work.warnings += doubts
+    else:
+        checked = _checked(arm, answers(call, arm.batches), facts, GRAPH_TOLERANCE)
+    work.columns = checked | work.columns  # that there is no right answer is the first reason
+    return work
+
+
+def _checked_alike(
+    p: Prepared, source: Source, arm: RunningArm, call: GraphCall, facts: Facts
+) -> tuple[dict[str, Any], list[Warning_]]:
+    """The answers of a graph that decides by itself, of those items about which it decides as `per_sample` does.
+
+    The cell fails where more decisions differ than equal scores explain, or no item is decided alike.
+    """
+    reference = facts.reference
+    if reference.answer is None:
+        return {}, []
+    passes = [call.session.run(x) for _, x in arm.batches]
+    said, right = joined([trace for _, trace in passes]), p.trace(source, arm.cell.batch_size)
+    got = [torch.cat(parts) for parts in zip(*(answer for answer, _ in passes), strict=True)]
+    alike = decided_alike(said, right, GRAPH_TOLERANCE)
+    by_item = all(len(t) == p.items for t in (*got, *reference.answer))
+    if bool(alike.all()) or not by_item:
+        return _checked(arm, got, facts, GRAPH_TOLERANCE), []
+    choosing = [name for name, point in points(p.model).items() if isinstance(point, Pick)]
+    differ, total = flipped(said, right, GRAPH_TOLERANCE, choosing)
+    shown = f"{differ} of {total} decisions ({differ / max(total, 1):.2%})"
+    if differ > MOST_DIFFERENT * total or not bool(alike.any()):
+        reason = f"wrong decisions: the graph decides {shown} otherwise than per_sample"
+        return {"status": "failed", "reason": reason}, []
+    same = replace(reference, answer=[t[alike.to(t.device)] for t in reference.answer])
+    columns = _checked(arm, [t[alike.to(t.device)] for t in got], replace(facts, reference=same), GRAPH_TOLERANCE)
+    text = (
+        f"the graph decided {shown} otherwise than per_sample, as scores do that are equal up to rounding; the answers "
+        f"to the {int(alike.sum())} of {p.items} items that were decided alike were compared"
+    )
+    return columns, [Warning_(id="DB-CHECK-03", text=text, remedy="none is needed where the share is small")]
 
 
 def _executed(p: Prepared, source: Source, arm: RunningArm, call: GraphCall) -> Measured:
     """FLOPs per item that the graph really executed; a static one does the same for every batch of a size."""
     static = arm.arm.kind == "baseline"
     batches = arm.batches[:1] if static else arm.batches
-    key = ("graph", arm.arm.baseline, None if static else source.decisions.label, arm.arm.live, arm.cell.batch_size)
+    decisions = None if static else source.decisions.label
+    key = ("graph", arm.arm.baseline, decisions, arm.arm.live, arm.arm.without, arm.cell.batch_size)
     if key not in p.counted:
         try:
             total = executed_flops(call.session.graph, [call.feeds(start, x) for start, x in batches])
@@ -294,6 +357,7 @@ def _count(p: Prepared, source: Source, arm: RunningArm) -> Counted:
         arm.arm.baseline,
         arm.arm.form,
         arm.arm.strategy,  # a live control does the work of the strategy it repeats
+        arm.arm.without,
         None if static else source.decisions.label,
         None if one_by_one else batch_size,
     )
@@ -303,11 +367,13 @@ def _count(p: Prepared, source: Source, arm: RunningArm) -> Counted:
     batches = arm.batches
     if static and len(batches[-1][1]) == batch_size:
         batches = batches[:1]
+    without = left_out(arm.as_written if arm.arm.kind == "opaque" else p.model, p.inputs)
     counter = FlopCounter()
     with counter:
-        answer = answers(arm.call.profiled(counter, arm.as_written), batches)
+        answer = answers(arm.call.profiled(counter, arm.as_written), batches, without)
     counted = Counted(answer, counter, sum(len(x) for _, x in batches))
-    again = static or one_by_one or strategy.fixed_work or arm.arm.strategy == control_strategy(p)
+    again = static or one_by_one or strategy.fixed_work
+    again = again or (arm.arm.strategy == control_strategy(p) and arm.arm.without is None)
     if again or len(p.parts.engines) > 1:
         p.counted[key] = counted
     return counted

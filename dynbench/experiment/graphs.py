@@ -45,7 +45,11 @@ def session(p: Prepared, source: Source, arm: Arm, batch_size: int) -> Session:
     """
     dynamic = arm.baseline is None
     single, replay = dynamic and batch_size == 1, dynamic and not arm.live
-    key = (arm.baseline, arm.form, single, replay, source.decisions.label if dynamic else None)
+    key = (arm.baseline, arm.form, arm.without, single, replay, source.decisions.label if dynamic else None)
+    if key not in p.sessions and arm.without is not None:
+        # decisions are given and weights of what is chosen made up: its answers are not those of the network
+        graph = compiled(p.model, _one_tensor(p), single=single, gates=False, rates=_known_rates(p, source))
+        p.sessions[key] = Session(graph, threads=p.options.threads, device=p.device)
     if key not in p.sessions:
         proved = proved_dynamic(p, source, single=single, replay=replay) if dynamic else proved_static(p, arm)
         p.sessions[key] = Session(proved.graph, threads=p.options.threads, device=p.device)
@@ -58,9 +62,7 @@ def proved_dynamic(p: Prepared, source: Source, *, single: bool, replay: bool) -
     Raises:
         CannotTrace: as `session`.
     """
-    if source.decisions.label not in p.rates:
-        p.rates[source.decisions.label] = _rates(p, source)
-    rates = p.rates[source.decisions.label]
+    rates = _known_rates(p, source)
     graph = compiled(p.model, _one_tensor(p), single=single, replay=replay, rates=rates)
     checks = _prove(p, graph, _sizes(p, single=single))
     if not replay:  # its own decisions do not lead everywhere: the same graph with decisions none, all and one
@@ -118,6 +120,14 @@ def _prove_static(written: nn.Module, graph: Graph, inputs: Tensor, sizes: tuple
             raise WrongGraph(f"the graph answers otherwise by {error:.2g} of the largest value at batch {n}")
         checks.append(Check("-", n, error, TOLERANCE, same_path=True))
     return checks
+
+
+def _known_rates(p: Prepared, source: Source) -> dict[str, float]:
+    """`_rates`, worked out once."""
+    label = source.decisions.label
+    if label not in p.rates:
+        p.rates[label] = _rates(p, source)
+    return p.rates[label]
 
 
 def _rates(p: Prepared, source: Source) -> dict[str, float]:

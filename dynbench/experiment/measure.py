@@ -24,7 +24,8 @@ from dynbench.errors import DynbenchError
 from dynbench.experiment.arms import RunningArm, running_arm
 from dynbench.experiment.build import Prepared, Source
 from dynbench.experiment.diagnose import Facts, Work, diagnose
-from dynbench.experiment.plan import SWEEP_TIME_SHARE
+from dynbench.experiment.explain import explained
+from dynbench.experiment.plan import SWEEP_TIME_SHARE, controls_asked, controls_of, planned_cell
 from dynbench.experiment.ways import Tournament
 from dynbench.meters.dispatch import operator_call_s
 from dynbench.meters.latency import Timing, time_batches
@@ -94,6 +95,30 @@ def make_arms(p: Prepared, source: Source, cells: Iterable[Cell], device: Device
     return [running_arm(p, source, cell, device) for cell in cells]
 
 
+def _with_controls(
+    p: Prepared, source: Source, cells: list[Cell], device: Device
+) -> tuple[list[RunningArm], list[Cell]]:
+    """The arms of planned cells; and as failed the cells of controls that cannot be made, which cost no other arm."""
+    arms, failed = make_arms(p, source, [c for c in cells if c.arm.without is None], device), []
+    for cell in (c for c in cells if c.arm.without is not None):
+        try:
+            arms.append(running_arm(p, source, cell, device))
+        except DynbenchError as e:
+            failed.append(cell.model_copy(update={"status": "failed", "reason": str(e)}))
+    return arms, failed
+
+
+def _controls_of_fastest(p: Prepared, source: Source, batch_size: int, cells: list[Cell]) -> list[Cell]:
+    """The controls of the dynamic network in its fastest way, as far as they are not among the cells already."""
+    found = (c.arm for c in cells if c.deployed and c.arm.kind == "strategy" and c.status == "planned")
+    fastest = next(found, None)
+    if fastest is None or not controls_asked(p, source, batch_size):
+        return []
+    planned = {c.arm for c in cells}
+    made = (planned_cell(p, source, batch_size, arm) for arm in controls_of(p, fastest) if arm not in planned)
+    return [cell for cell in made if cell.status == "planned"]
+
+
 def _guarded(arm: RunningArm, work: Callable[[], Any]) -> Any:
     """Runs a part of an arm's work; what goes wrong costs the arm, not the group."""
     try:
@@ -155,9 +180,12 @@ def measure_group(
     written = {c.arm for c in planned}
     if p.options.deployed and not source.sweep:
         planned = Tournament(p, source, batch_size, device, without=without, tell=tell, stop=stop).fastest(planned)
+        planned += _controls_of_fastest(p, source, batch_size, planned)
     untimed = [c for c in planned if c.status == "failed"]  # networks that the tournament could not time in any way
     planned = [c for c in planned if c.status == "planned"]
-    arms = [arm for arm in make_arms(p, source, planned, device) if arm.arm.key not in without]
+    arms, unmade = _with_controls(p, source, planned, device)
+    untimed += unmade
+    arms = [arm for arm in arms if arm.arm.key not in without]
     for arm in arms:
         arm.written = arm.arm.model_copy(update={"again": False}) in written
         tell("arm", name=arm.arm.key)
@@ -235,9 +263,9 @@ def _primary(arm: RunningArm, arms: list[RunningArm], *, deployed: bool) -> Runn
 
 
 def _ratios(arms: list[RunningArm]) -> list[np.ndarray]:
-    """[rounds] primary baseline over arm, for every arm, as written and deployed."""
+    """[rounds] primary baseline over arm, for every arm but controls of which a part is left out; both ways of it."""
     found = []
-    for arm in arms:
+    for arm in (a for a in arms if a.arm.without is None):
         for deployed in (False, True):
             primary = _primary(arm, arms, deployed=deployed)
             if primary is not None and primary is not arm and primary.failed is None and arm.failed is None:
@@ -293,7 +321,7 @@ def _cell(
         reason = f"stopped after {len(arm.rounds)} rounds; a result needs {MIN_ROUNDS}"
         return cell.model_copy(update={"status": "interrupted", "reason": reason, "stopped_by": stopped_by})
     noise = noises.written if arm.written else noises.deployed
-    speedups = _speedups(arm, arms, noises.written.resolution, deployed=False)
+    speedups = [] if arm.arm.without else _speedups(arm, arms, noises.written.resolution, deployed=False)
     deployed_speedups = _speedups(arm, arms, noises.deployed.resolution, deployed=True)
     update: dict[str, Any] = {
         "status": "ok",
@@ -305,6 +333,13 @@ def _cell(
         "witnesses": noise.witnesses,
         "warnings": noise.warnings + _imprecise([*speedups, *deployed_speedups], stopped_by, p.options.precision),
     }
+    for name, deployed, tells in (
+        ("waterfall", False, noises.written.resolution),
+        ("deployed_waterfall", True, noises.deployed.resolution),
+    ):
+        base = _primary(arm, arms, deployed=deployed)
+        update[name], doubts_of_it = explained(arm, base, arms, work, tells)
+        update["warnings"] += [w for w in doubts_of_it if w not in update["warnings"]]
     if (mine := work.get(arm.arm.key)) is not None:
         primary = _primary(arm, arms, deployed=not arm.written)
         dense = None if primary is None else work.get(primary.arm.key)
@@ -399,7 +434,7 @@ def _flops(arm: RunningArm, mine: Work, dense: Work | None, speedups: list[Speed
         accounted_rule=mine.accounted_rule,
     )
     found: dict[str, Any] = {"flops": flops}
-    ideal = None if arm.arm.kind == "baseline" else ideal_speedup(flops)
+    ideal = None if arm.arm.kind == "baseline" or arm.arm.without else ideal_speedup(flops)
     if ideal is None:
         return found
     found["ideal"] = ideal

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 ERROR_FACTOR = 4.0  # a strategy may be this much further from float64 than the static net is
 OWN_TYPE_FACTOR = 10.0  # and this many floors from the model in its own type, which rounds as well
+OPAQUE_TOLERANCE = 1e-4  # of the answer's largest value: other code adds up in another order
 SPECIAL = 1e3  # larger than this, and so many times what is usual, is no number but a mask, such as -1e4 or -1e9
 
 
@@ -82,16 +84,65 @@ def type_name(dtype: torch.dtype) -> str | None:
     return name if dtype.is_floating_point or dtype.is_complex else None
 
 
-def answers(call: Callable[[int, Tensor], Any], batches: list[Batch]) -> list[Tensor]:
+SIZES = (1, 2, 3, 4)  # of batches that tell what follows the number of items
+
+_left_out: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
+
+
+def left_out(model: nn.Module, x: Any) -> frozenset[str]:
+    """The names of the tensors in a model's answer that belong to no item of the batch, worked out once per model.
+
+    Such a one has as many rows whatever the number of items: the load of each expert, a mean over the batch.
+
+    Args:
+        model: as it is measured.
+        x: inputs [n, ...]. Of a single item nothing can be told.
+    """
+    if model not in _left_out:
+        _left_out[model] = _of_no_item(model, x)
+    return _left_out[model]
+
+
+def leave_out(model: nn.Module, names: frozenset[str]) -> None:
+    """Makes `left_out` answer these names, too, for a model of which not all that it answers is to be compared."""
+    _left_out[model] = _left_out.get(model, frozenset()) | names
+
+
+@torch.inference_mode()
+def _of_no_item(model: nn.Module, x: Any) -> frozenset[str]:
+    rows: dict[str, list[int]] = {}
+    sizes = [n for n in SIZES if n <= count(x)]
+    try:
+        for n in sizes:
+            some = map_items(lambda t, n=n: t[:n].clone(), x)  # a model may write into its input
+            parts, _ = answer_parts(Execution(Masking()).run(model, some), n)
+            for name, part in parts.items():
+                rows.setdefault(name, []).append(part.shape[0])
+    except Exception:  # noqa: BLE001 (the passes that count say what is wrong)
+        return frozenset()
+    same = {name for name, found in rows.items() if len(found) == len(sizes) and len(set(found)) == 1 and found[0]}
+    # where nothing would be left to compare, the difference is shown
+    return frozenset(same) if len(sizes) > 1 and len(same) < len(rows) else frozenset()
+
+
+def answers(
+    call: Callable[[int, Tensor], Any], batches: list[Batch], without: frozenset[str] = frozenset()
+) -> list[Tensor]:
     """The answer to several batches: its tensors, each with the batches one after the other.
 
     Numbers that belong to a whole batch are left out, and lists with an entry for each item are put together: see
     `answer_parts`.
 
+    Args:
+        call: `(index of the first item, inputs [n, ...]) -> answer`.
+        batches: of a stream.
+        without: names of tensors that are left out as well; see `left_out`.
+
     Raises:
         UserError: the batches are answered in different shapes.
     """
-    parts = [list(answer_parts(call(start, x), count(x))[0].values()) for start, x in batches]
+    found = [answer_parts(call(start, x), count(x))[0] for start, x in batches]
+    parts = [[t for name, t in part.items() if name not in without] for part in found]
     shapes = {tuple(tuple(t.shape[1:]) for t in part) for part in parts}
     if len(shapes) > 1:
         raise UserError(
@@ -193,6 +244,7 @@ class Oracle:
 
     def __init__(self, model: nn.Module, batches: list[Batch], items: int) -> None:
         self._model, self._batches, self._items = model, batches, items
+        self._without = left_out(model, batches[0][1])
         self.precision = precision_of(model, batches[0][1])
         self.type = "float64"
         self.note: str | None = None
@@ -207,13 +259,21 @@ class Oracle:
             self._use_own_type(f"its copy in float64 gives another answer (by {static:.1e} of the largest value)")
 
     def answer(self, execution: Execution) -> list[Tensor]:
-        """The answer under an execution, such as `per_sample` with a trace."""
+        """The answer under an execution, such as `per_sample` with a trace.
+
+        Raises:
+            UserError: there is nothing in it that belongs to items.
+        """
+        found: list[Tensor] | None = None
         if self.note is None:
             try:
-                return self._run_copy(execution)
+                found = self._run_copy(execution)
             except Exception as e:  # noqa: BLE001 (a user's model may raise anything)
                 self._use_own_type(f"its copy in float64 does not run ({_first_line(e)})")
-        return self._run(execution)
+        found = self._run(execution) if found is None else found
+        if not found:
+            raise UserError("what the network answers holds no tensor with a row per item, so nothing can be compared")
+        return found
 
     def reference(self, execution: Execution) -> Reference:
         """The right answer under an execution."""
@@ -233,15 +293,16 @@ class Oracle:
         self.tolerance = min(tolerance, self.precision.ceiling)
 
     def _run(self, execution: Execution, batches: list[Batch] | None = None) -> list[Tensor]:
-        return answers(
-            lambda start, x: execution.run(self._model, x, start=start, items=self._items), batches or self._batches
-        )
+        def call(start: int, x: Any) -> Any:
+            return execution.run(self._model, x, start=start, items=self._items)
+
+        return answers(call, batches or self._batches, self._without)
 
     def _run_copy(self, execution: Execution) -> list[Tensor]:
         def call(start: int, x: Any) -> Any:
             return execution.run(self._copy, map_items(_wide, x), start=start, items=self._items)
 
-        return answers(call, self._batches)
+        return answers(call, self._batches, self._without)
 
 
 def _wide(t: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from dynbench.reading import read_json
 from dynbench.store.quantities import describe as describe_quantity
 from dynbench.store.run import trace_path
 from dynbench.store.schema import Arm, Cell, DeclaredCost, WorkloadInfo
+from dynbench.strategies import PREFERRED
+from dynbench.strategies.controls import LEFT, Part, refuses_control
 
 SWEEP_TIME_SHARE = 0.4  # a sweep group gets this share of a group's time limit
 
@@ -46,6 +48,7 @@ def planned_cells(p: Prepared, source: Source, batch_size: int) -> list[Cell]:
         UserError: two arms would have the same name.
     """
     arms = [arm for engine in p.parts.engines for arm in _arms(p, source, engine)]
+    arms += _controls(p, source, batch_size, arms)
     # as they are, whatever engine was asked for; nothing about them changes in a sweep
     names = () if source.sweep else p.opaque
     arms += [Arm(kind="opaque", baseline=name, load=p.parts.load.name) for name in names]
@@ -68,6 +71,49 @@ def _arms(p: Prepared, source: Source, engine: str) -> Iterator[Arm]:
         yield Arm(kind="control", strategy=control, live=True, **way)
 
 
+def _controls(p: Prepared, source: Source, batch_size: int, arms: Iterable[Arm]) -> list[Arm]:
+    """The controls of the strategies as written: of the preferred one, or of all."""
+    if not controls_asked(p, source, batch_size):
+        return []
+    played = [a for a in arms if a.kind == "strategy" and _may_skip(p, a.strategy)]
+    if p.options.controls == "all":
+        return [control for arm in played for control in controls_of(p, arm)]
+    preferred = next((kind.name for kind in PREFERRED if any(a.strategy == kind.name for a in played)), None)
+    return [control for arm in played if arm.strategy == preferred for control in controls_of(p, arm)]
+
+
+def _may_skip(p: Prepared, strategy: str | None) -> bool:
+    """Whether there is something to explain: it computes batches, decides, and is not refused."""
+    kind = p.parts.strategies[strategy or ""]
+    return not (kind.static_twin or kind.item_by_item) and refusal(p, kind.name) is None
+
+
+def controls_asked(p: Prepared, source: Source, batch_size: int) -> bool:
+    """Whether a group has controls: outside the sweep, at the largest batch size or at all.
+
+    Where nothing but the fastest way is to be measured, only if they were asked for.
+    """
+    asked = p.options.controls
+    if asked == "none" or source.sweep:
+        return False
+    return asked == "all" or (batch_size == max(p.batch_sizes) and not p.options.automatic)
+
+
+def controls_of(p: Prepared, arm: Arm) -> list[Arm]:
+    """The controls of an arm; where all mean nothing, one of them, which is then refused.
+
+    In a graph only gates can be left out: what is put back is copied there whatever the rows, and the host waits for
+    nothing.
+    """
+    assert arm.strategy is not None
+    parts: list[Part] = ["deciding"] if arm.control == "graph" else list(LEFT)
+    if p.options.controls != "all":
+        parts = [part for part in parts if part != "moving"]
+    made = {part: arm.model_copy(update={"kind": "control", "live": False, "without": part}) for part in parts}
+    meant = [control for part, control in made.items() if refuses_control(arm.strategy, part, p.model) is None]
+    return meant or [made[parts[0]]]
+
+
 def planned_cell(p: Prepared, source: Source, batch_size: int, arm: Arm) -> Cell:
     """The cell of an arm before it is measured: status 'planned', or 'refused' with the reason."""
     gid = group_id(p, source.decisions.label, batch_size)
@@ -75,6 +121,8 @@ def planned_cell(p: Prepared, source: Source, batch_size: int, arm: Arm) -> Cell
     if arm.strategy is not None:
         kind = p.parts.strategies[arm.strategy]
         why = refusal(p, arm.strategy) or _repeats(p, arm.strategy, batch_size)
+        if arm.without is not None:
+            why = why or refuses_control(arm.strategy, arm.without, p.model)
     if arm.kind == "opaque" and source.decisions.source != "learned":
         why = "an opaque network decides for itself, so it is measured beside learned decisions only"
     return Cell(
@@ -164,6 +212,7 @@ def describe(p: Prepared, run: Path | None) -> WorkloadInfo:
         declared=_declared(p, own),
         trace_hashes=hashes,
         quantities=[describe_quantity(q) for q in p.parts.quantities],
+        varied=p.spec.varied,
     )
 
 

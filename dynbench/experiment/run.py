@@ -20,6 +20,7 @@ from dynbench.launch import LAUNCHERS, PROTOCOL
 from dynbench.parts import choose
 from dynbench.store.lock import locked
 from dynbench.store.run import LOG, Run, RunWriter
+from dynbench.store.scaling import Scaling, read_scaling, write_scaling
 from dynbench.store.schema import Accuracy, Cell, Manifest, NotMeasured, WorkloadInfo
 from dynbench.unavailable import Unavailable
 from dynbench.version import __version__
@@ -203,6 +204,8 @@ def run_experiment(
         _measure_groups(worker, plan, options, record, observer, interrupts, retry_failed)
         if not interrupts.asked:
             _measure_accuracies(worker, specs, options, record, observer)
+        if options.scaling and not interrupts.asked:
+            _measure_scaling(worker, specs, options, record, observer)
         record.update(finished=now(), status="interrupted" if interrupts.asked else "complete")
     return Result(out, plan, interrupts.asked, plan.failures, _unmeasured(writer.path, plan))
 
@@ -271,7 +274,7 @@ def _measure_accuracies(
         workloads = record.writer.manifest.workloads
         if spec.name not in workloads or workloads[spec.name].accuracies:
             continue
-        request = {"do": "accuracy", "file": str(spec.file), **_request(options)}
+        request = {"do": "accuracy", "file": spec.reference, **_request(options)}
         try:
             answer = worker.ask(request, "accuracy", _waits(observer, f"accuracy of {spec.name}"))
             found = {name: Accuracy.model_validate(table) for name, table in answer["accuracies"].items()}
@@ -279,6 +282,33 @@ def _measure_accuracies(
             found = {"dynamic": Accuracy(value=Unavailable(unavailable=str(e)), metric="accuracy")}
         info = workloads[spec.name].model_copy(update={"accuracies": found})
         record.update(workloads={**workloads, spec.name: info})
+
+
+def _measure_scaling(
+    worker: Worker, specs: list[Workload], options: Options, record: _Record, observer: Observer
+) -> None:
+    """Measures what the cost model is made of, of the workloads that have none yet; one that fails is not measured."""
+    path = record.writer.path
+    found = {one.workload: one for one in read_scaling(path)}
+    for spec in specs:
+        if spec.name not in record.writer.manifest.workloads or spec.name in found:
+            continue
+        arms = [c.arm for c in Run.open(path).cells if c.workload == spec.name and c.status == "ok"]
+        ways = [(a.baseline, a.engine, a.form) for a in arms if a.kind in ("strategy", "baseline")]
+        request = {
+            "do": "scaling",
+            "file": spec.reference,
+            "ways": list(dict.fromkeys([(None, "eager", "plain"), *ways])),
+            **_request(options),
+        }
+        try:
+            answer = worker.ask(request, "scaling", _waits(observer, f"T(n) of {spec.name}"))
+        except (WorkerDied, UserError) as e:
+            missed = NotMeasured(what=f"T(n) of {spec.name}", why=str(e))
+            record.update(not_measured=[*record.writer.manifest.not_measured, missed])
+            continue
+        found[spec.name] = Scaling.model_validate(answer["scaling"])
+        write_scaling(path, list(found.values()))
 
 
 def _with_accuracies(info: WorkloadInfo, before: Manifest) -> WorkloadInfo:
@@ -355,7 +385,7 @@ def _plan(worker: Worker, specs: list[Workload], options: Options, out: Path | N
         observer.say(f"preparing {spec.name}")
         request = {
             "do": "prepare",
-            "file": str(spec.file),
+            "file": spec.reference,
             "run": None if out is None else str(out.resolve()),
             **_request(options),
         }
@@ -371,7 +401,7 @@ def _plan(worker: Worker, specs: list[Workload], options: Options, out: Path | N
         plan.infos[spec.name] = info
         for g in answer["groups"]:
             cells = [Cell.model_validate(c) for c in g.pop("cells")]
-            plan.groups.append(Group(**g, file=str(spec.file), cells=cells))
+            plan.groups.append(Group(**g, file=spec.reference, cells=cells))
     return plan
 
 

@@ -14,6 +14,7 @@ from dynbench.experiment.build import Prepared, prepare
 from dynbench.experiment.measure import measure_group
 from dynbench.experiment.parts import load_engine
 from dynbench.experiment.plan import describe, groups
+from dynbench.experiment.scaling import scaling_of
 from dynbench.experiment.spec import Options, load_spec
 from dynbench.experiment.ways import TOURNAMENT_ENGINES
 from dynbench.store.schema import Cell
@@ -70,6 +71,9 @@ class Server:
         elif what == "accuracy":
             found = accuracies(p)
             self._tell("accuracy", accuracies={k: v.model_dump(mode="json") for k, v in found.items()})
+        elif what == "scaling":
+            measured = scaling_of(p, [(b, e, f) for b, e, f in request["ways"]])
+            self._tell("scaling", scaling=measured.model_dump(mode="json"))
 
     def _workload(self, request: dict[str, Any], options: Options) -> Prepared:
         file = request["file"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from dynbench.errors import UserError, suggestion
 from dynbench.paths import project_dir
 from dynbench.reading import read_toml
-from dynbench.store.schema import Claim
+from dynbench.store.schema import Claim, Variation
 
 # The names of what comes with dynbench stand here as well, so that a command line is checked without importing torch.
 STRATEGY_NAMES = ("dense", "masking", "compaction", "cascading", "batch_union", "specialised", "per_sample")
@@ -183,7 +186,14 @@ class Workload(ModelRef):
     claims: list[Claim] = Field(default_factory=list)
     train: TrainTable | None = None
     quantities: list[str] = Field(default_factory=list)  # of the user's own: 'path/to/file.py:NAME'
+    varied: Variation | None = None  # of one that was made by WORKLOAD@ARGUMENT=VALUE
     file: Path = Field(Path(), exclude=True)
+
+    @property
+    def reference(self) -> str:
+        """What `load_spec` makes it of, in any folder."""
+        varied = "" if self.varied is None else f"@{self.varied.argument}={json.dumps(self.varied.value)}"
+        return f"{self.file}{varied}"
 
     @property
     def folder(self) -> Path:
@@ -218,10 +228,14 @@ def chosen_workloads(asked: Sequence[str]) -> list[str]:
 def load_specs(workloads: Sequence[str]) -> list[Workload]:
     """Reads several workloads.
 
+    Args:
+        workloads: names, files, or 'WORKLOAD@ARGUMENT=V1,V2': the same with an argument of its model changed, and
+            untrained.
+
     Raises:
         UserError: one cannot be read, or two have the same name: results are addressed by it.
     """
-    specs = [load_spec(w) for w in workloads]
+    specs = [spec for w in workloads for spec in _variants(w)]
     files: dict[str, Path] = {}
     for spec in specs:
         if (other := files.setdefault(spec.name, spec.file)) != spec.file:
@@ -233,16 +247,77 @@ def load_spec(workload: str) -> Workload:
     """Reads and validates a workload.
 
     Args:
-        workload: a name of `workload_files`, or the path of a TOML file.
+        workload: a name of `workload_files`, or the path of a TOML file; with '@ARGUMENT=VALUE' behind it, one that
+            differs in an argument of its model.
 
     Raises:
         UserError: no such workload, malformed TOML, or a key or value that is not accepted.
     """
+    spec, *others = _variants(workload)
+    if others:
+        raise UserError(f"{workload}: one value is accepted here, not {1 + len(others)}")
+    return spec
+
+
+def _read(workload: str) -> Workload:
     known = workload_files()
     path = known.get(workload, Path(workload))
     if not path.is_file():
         raise UserError(f"no workload {workload!r}, and no such file; {suggestion(workload, known)}")
     return parse_spec(read_toml(path), path)
+
+
+def _variants(workload: str) -> list[Workload]:
+    """A workload, or each of 'WORKLOAD@ARGUMENT=V1,V2'."""
+    name, at, variation = workload.rpartition("@")
+    argument, equals, values = variation.partition("=")
+    if not (at and equals) or Path(workload).is_file():
+        return [_read(workload)]
+    spec = _read(name)
+    if argument not in spec.model_args:
+        raise UserError(
+            f"{workload}: {spec.file} gives its model no argument {argument!r} that could be varied; "
+            f"{suggestion(argument, spec.model_args)}"
+        )
+    found = [_literal(text) for text in values.split(",")]
+    if any(isinstance(value, float) and not math.isfinite(value) for value in found):
+        raise UserError(f"{workload}: a value must be finite")
+    return [_varied(spec, argument, value) for value in found]
+
+
+def _literal(text: str) -> bool | int | float | str:
+    """A value as TOML has it, or the text itself."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, ValueError):
+        return text
+    return value if isinstance(value, bool | int | float | str) else text
+
+
+def _varied(spec: Workload, argument: str, value: bool | int | float | str) -> Workload:
+    """The workload with an argument of its model changed, and of its baselines where they have it too.
+
+    Weights fit the file's own value only, so all networks are untrained, and nothing is said about accuracy.
+    """
+
+    def changed(ref: ModelRef) -> dict[str, Any]:
+        args = ref.model_args | ({argument: value} if argument in ref.model_args else {})
+        return {"model_args": args, "weights": None, "weights_by_part": {}}
+
+    what = f"{argument}={value}"
+    return spec.model_copy(
+        update=changed(spec)
+        | {
+            "name": f"{spec.name}@{what}",
+            "title": f"{spec.title}, {argument} = {value}",
+            "baselines": [b.model_copy(update=changed(b)) for b in spec.baselines],
+            "opaque": [o.model_copy(update=changed(o)) for o in spec.opaque],
+            "run": spec.run.model_copy(update={"accuracy_items": 0}),
+            "claims": [],
+            "train": None,
+            "varied": Variation(of=spec.name, argument=argument, value=value),
+        }
+    )
 
 
 def parse_spec(table: dict[str, Any], path: Path) -> Workload:
@@ -322,7 +397,9 @@ class Options(_Table):
     data_dir: Path | None = None
     engines: list[str] = ["eager"]  # each executes every arm, in the same group
     automatic: bool = False  # measure nothing else of the dynamic network
+    controls: Literal["none", "default", "all"] = "default"  # arms that show where the saving goes
     deployed: bool = False  # every network in its fastest way as well, found by a tournament
+    scaling: bool = False  # T(n) of every region, and what each arm calls and moves: what the cost model is made of
     load: str = "closed loop"
     target: str = "local"
 

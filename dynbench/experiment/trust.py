@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dynbench.dynamic import DecisionPoint, Execution, Strategy, Trace, current, points, widest_scope
 from dynbench.dynamic.items import count, map_items, row, tensors
 from dynbench.dynamic.sources import edge
-from dynbench.experiment.oracle import Precision, answers, output_error, precision_of
+from dynbench.experiment.oracle import Precision, answers, left_out, output_error, precision_of
 from dynbench.strategies import Masking, PerSample
 
 ITEMS = 8  # that are looked at together
@@ -61,6 +61,7 @@ def inspect(model: nn.Module, x: Any, others: Any) -> Finding | None:
     """
     n = min(count(x), count(others), ITEMS)
     x, others = _rows(x, slice(n)), _rows(others, slice(n))
+    left_out(model, x)  # while there are several items to tell it by
     return next(_found(model, x, others), None)
 
 
@@ -121,7 +122,8 @@ def run(
             decided(point, given)
 
     ex = Execution(strategy, replay=replay, record=True, observe=observe)
-    answer = answers(lambda at, batch: ex.run(model, batch, start=at, items=items), [(start, x)])
+    without = left_out(model, x)
+    answer = answers(lambda at, batch: ex.run(model, batch, start=at, items=items), [(start, x)], without)
     assert ex.trace is not None
     return Pass(answer, ex.trace, scores)
 
@@ -190,7 +192,8 @@ def _depends_on_its_size(model: nn.Module, x: Any, precision: Precision) -> Iter
     n = count(x)
     whole = run(model, x, Masking())
     ex = Execution(Masking(), replay=whole.trace)
-    alone = answers(lambda i, one: ex.run(model, one, start=i, items=n), [(i, row(x, i)) for i in range(n)])
+    items = [(i, row(x, i)) for i in range(n)]
+    alone = answers(lambda i, one: ex.run(model, one, start=i, items=n), items, left_out(model, x))
     error = _rows_error(whole.answer, alone, torch.ones(n, dtype=torch.bool))
     if error <= precision.ceiling:
         return
@@ -253,6 +256,8 @@ def equal_rows(a: Tensor, b: Tensor, slack: float) -> Tensor:
 
 
 def _rows_error(a: list[Tensor], b: list[Tensor], keep: Tensor) -> float:
+    if len(a) != len(b):
+        return math.inf
     pairs = [(s, t) for s, t in zip(a, b, strict=True) if s.shape[0] == t.shape[0] == len(keep)]
     keep = keep.to(pairs[0][0].device) if pairs else keep
     return output_error([t[keep] for _, t in pairs], [s[keep] for s, _ in pairs])

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from dynbench.dynamic import Execution, Trace, points
-from dynbench.dynamic.items import count, map_items, row
+from dynbench.dynamic.items import called, count, map_items, row
 from dynbench.dynamic.sources import edge
 from dynbench.errors import DynbenchError, UserError
 from dynbench.experiment import trust
 from dynbench.experiment.arms import Call
 from dynbench.experiment.build import Prepared, prepare
-from dynbench.experiment.oracle import Oracle, answers, output_error
-from dynbench.experiment.spec import Options, Workload
+from dynbench.experiment.oracle import OPAQUE_TOLERANCE, Oracle, answers, left_out, output_error
+from dynbench.experiment.spec import Opaque, Options, Workload
 from dynbench.strategies import Masking, PerSample
 
 EDGES = ("all", "none", "one", "random")
@@ -33,7 +33,7 @@ class Verdict:
     """One strategy on one workload; or, with a `finding`, the network itself.
 
     Attributes:
-        strategy: its name; empty: it is about the network.
+        strategy: its name, or that of an opaque network; empty: it is about the network.
         largest: the largest difference over all traces, relative to the answer's largest value.
         tolerance: what it may be, of the trace where the two are closest.
         worst_trace: the trace of the largest difference.
@@ -107,6 +107,8 @@ def _verify(p: Prepared) -> Iterator[Verdict]:
             return
     if p.spec.model_kind == "opaque":  # no strategy plays it
         return
+    for opaque in p.spec.opaque_networks:
+        yield _verify_opaque(p, opaque, x)
     compared = _Compared(p, x)
     for name, strategy in p.parts.strategies.items():
         if strategy.static_twin:
@@ -115,6 +117,19 @@ def _verify(p: Prepared) -> Iterator[Verdict]:
             yield Verdict(p.spec.name, name, refused=why)
         else:
             yield compared.verdict(name)
+
+
+def _verify_opaque(p: Prepared, opaque: Opaque, x: Any) -> Verdict:
+    """Of an opaque network: has it a right answer, and is it that of the workload's network, where it should be?"""
+    if (finding := p.finding_about(opaque.name)) is not None:
+        return Verdict(p.spec.name, opaque.name, finding=f"{opaque.name}: {finding}")
+    if opaque.same_answer_as is None:
+        return Verdict(p.spec.name, opaque.name, refused="it has a right answer; it is not compared with another one's")
+    right = Oracle(p.model, [(0, x)], count(x)).answer(Execution(PerSample()))
+    net = p.opaque[opaque.name]
+    theirs = answers(lambda _, batch: called(net, batch), [(0, x)], left_out(net, x))
+    error = output_error(theirs[: len(right)], right)
+    return Verdict(p.spec.name, opaque.name, largest=error, tolerance=OPAQUE_TOLERANCE, worst_trace="learned")
 
 
 class _Compared:
@@ -127,6 +142,7 @@ class _Compared:
 
     def __init__(self, p: Prepared, x: Any) -> None:
         self._p, self._x, self._n = p, x, count(x)
+        self._without = left_out(p.model, x)
         self._oracle = Oracle(p.model, [(0, x)], self._n)
         self._traces = _traces(p.model, x)
         self._right: dict[str, tuple[list[Tensor], Trace]] = {}
@@ -143,17 +159,18 @@ class _Compared:
         largest, worst, same = 0.0, "", True
         for kind, trace in self._traces.items():
             ex = Execution(make(), replay=trace, record=True)
-            error = output_error(answers(Call(p.model, ex, n), [(0, x)]), self._right[kind][0])
+            error = output_error(answers(Call(p.model, ex, n), [(0, x)], self._without), self._right[kind][0])
             assert ex.trace is not None
             same = same and not trust.differing(ex.trace, self._right[kind][1])
             if error > largest:
                 largest, worst = error, kind
         alone = Call(p.model, Execution(make(), replay=self._traces["learned"]), n)
-        error = output_error(answers(alone, [(i, row(x, i)) for i in range(n)]), self._right["learned"][0])
+        one_by_one = answers(alone, [(i, row(x, i)) for i in range(n)], self._without)
+        error = output_error(one_by_one, self._right["learned"][0])
         if error > largest:
             largest, worst = error, "learned, batch of 1"
         own = Execution(make(), record=True)
-        answers(Call(p.model, own, n), [(0, x)])
+        own.run(p.model, x)
         assert own.trace is not None
         forced = trust.run(p.model, x, make(), replay=self._traces["learned"])
         return Verdict(

@@ -19,7 +19,7 @@ from dynbench.engines.calls import TOLERANCE
 from dynbench.errors import DynbenchError
 from dynbench.experiment.arms import RunningArm, running_arm
 from dynbench.experiment.build import Batch, Prepared, Source
-from dynbench.experiment.oracle import answers, output_error
+from dynbench.experiment.oracle import answers, left_out, output_error
 from dynbench.experiment.plan import planned_cell, refusal
 from dynbench.experiment.spec import Baseline
 from dynbench.store.schema import Arm, Candidate, Cell
@@ -248,10 +248,11 @@ class Tournament:
         if arm.control == "graph" or (arm.form == plain and arm.engine in ("eager", *PROVING_ENGINES)):
             return None
         written = arm.model_copy(update={"form": plain, "engine": "eager"})
+        without = left_out(self._p.model, self._p.inputs) if arm.baseline is None else frozenset()
         if written not in self._answers:
             right = running_arm(self._p, self._source, self._cell(written), self._device)
-            self._answers[written] = answers(right.call, right.batches[:1])
-        error = output_error(answers(way.call, way.batches[:1]), self._answers[written])
+            self._answers[written] = answers(right.call, right.batches[:1], without)
+        error = output_error(answers(way.call, way.batches[:1], without), self._answers[written])
         if error <= TOLERANCE[self._p.dtype]:
             return None
         return f"it answers otherwise than the network as written, by {error:.2g} of the largest value"

@@ -61,6 +61,10 @@ COUNTERS = frozenset({"total_ops", "total_params", "n_averaged", "num_batches_tr
 """What thop, weight averaging and batch norm count beside the weights; no answer in evaluation mode depends on them."""
 
 
+class NotThere(UserError):
+    """A file has weights of which the model has none, as before a first pass that makes them; the others are loaded."""
+
+
 def kind_of(file: Path) -> str:
     """What a file is, by its content: SAFETENSORS, PYTORCH, INDEX, or something that holds no weights we read.
 
@@ -187,6 +191,7 @@ def load_weights(module: nn.Module, file: Path) -> None:
     tools are left out, and so are buffers that the module computes itself, where they are the same.
 
     Raises:
+        NotThere: it has entries of which the module has none.
         UserError: the file cannot be read, or its entries are not those of the module, in one sentence.
     """
     own = module.state_dict()
@@ -216,7 +221,7 @@ def load_weights(module: nn.Module, file: Path) -> None:
         if _last(name) in COUNTERS and state[name].numel() == 1:
             continue
         if name not in computed:
-            raise UserError(f"weights file {file} has {name}, which the model lacks")
+            raise NotThere(f"weights file {file} has {name}, which the model lacks")
         if not _near(state[name], computed[name]):
             raise UserError(f"weights file {file} has {name} with other values than the model computes for it itself")
 

@@ -130,7 +130,7 @@ def with_static(spec: Workload, options: Options, base: str) -> Iterator[Compari
 
         def start(name: str, static: bool) -> Revision:
             request = {
-                "file": str(spec.file),
+                "file": spec.reference,
                 "options": _options(options, root, root),
                 "tree": str(root),
                 "names": first_party(root),

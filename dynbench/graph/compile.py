@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dynbench.graph.branches import into_branches
 from dynbench.graph.export import DecisionOutput, trace, trace_static
+from dynbench.graph.known import KnownInGraph, KnownOneItem
 from dynbench.graph.simplify import simplified
 from dynbench.graph.strategy import CannotTrace, InGraph, OneItem
 from dynbench.graph.symbolics import EXAMPLES
@@ -41,7 +42,13 @@ class Graph:
 
 
 def compiled(
-    model: nn.Module, example: Tensor, *, single: bool, replay: bool = False, rates: dict[str, float] | None = None
+    model: nn.Module,
+    example: Tensor,
+    *,
+    single: bool,
+    replay: bool = False,
+    gates: bool = True,
+    rates: dict[str, float] | None = None,
 ) -> Graph:
     """A dynamic network as one graph.
 
@@ -50,6 +57,7 @@ def compiled(
         example: inputs of some items.
         single: for one item, where each choice is a branch; else for any batch, where items are gathered.
         replay: decisions are inputs; the gates still run, and what they say comes out.
+        gates: False: decisions are inputs, and gates are left out (a control).
         rates: how often each Skip runs its body, by name: for any batch, where nearly all or hardly any item does, a
             batch in which all do alike is not gathered.
 
@@ -57,8 +65,10 @@ def compiled(
         CannotTrace: no graph can be made of it; the message names the operator or the point.
     """
     model, example = _on_cpu(model, example)
-    strategy = OneItem() if single else InGraph(rates)
-    flat = trace(model, _items(example, 1 if single else EXAMPLES), strategy, replay=replay)
+    one, many = (OneItem, InGraph) if gates else (KnownOneItem, KnownInGraph)
+    strategy = one() if single else many(rates)
+    examples = _items(example, 1 if single else EXAMPLES)
+    flat = trace(model, examples, strategy, replay=replay or not gates, gates=gates)
     return Graph(simplified(into_branches(flat.model)), flat.answers, flat.decisions, single)
 
 

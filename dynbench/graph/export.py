@@ -79,17 +79,19 @@ class _Dynamic(nn.Module):
         model: the network.
         strategy: one that can be traced.
         keys: of the points whose decisions are given; none: learned.
+        gates: whether what decides is part of it.
     """
 
-    def __init__(self, model: nn.Module, strategy: InGraph, keys: list[Key]) -> None:
+    def __init__(self, model: nn.Module, strategy: InGraph, keys: list[Key], *, gates: bool = True) -> None:
         super().__init__()
-        self.model, self.strategy, self.keys, self.answers = model, strategy, keys, 0
+        self.model, self.strategy, self.keys, self.answers, self.gates = model, strategy, keys, 0, gates
         self.events: dict[Key, list[Event]] = {}
 
     def forward(self, x: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
         """The answer's tensors, then for each key of decisions values and ids."""
         _print_nothing()
-        tracing = Tracing(self.strategy, dict(zip(self.keys, tables, strict=True)) if tables else None)
+        given = dict(zip(self.keys, tables, strict=True)) if tables else None
+        tracing = Tracing(self.strategy, given, gates=self.gates)
         with named_scopes(self.model):
             answer = leaves(tracing.run(self.model, x))
         self.answers, self.events = len(answer), tracing.events
@@ -100,7 +102,7 @@ class _Dynamic(nn.Module):
 
 
 @torch.no_grad()
-def trace(model: nn.Module, example: Tensor, strategy: InGraph, *, replay: bool) -> Flat:
+def trace(model: nn.Module, example: Tensor, strategy: InGraph, *, replay: bool, gates: bool = True) -> Flat:
     """Traces a dynamic network under a strategy.
 
     Args:
@@ -108,6 +110,7 @@ def trace(model: nn.Module, example: Tensor, strategy: InGraph, *, replay: bool)
         example: inputs; of any number of items, of a strategy for one item one.
         strategy: for any batch or for one item.
         replay: decisions are inputs of the graph; the model's own are still computed and come out.
+        gates: whether what decides is part of the graph; where it is not, decisions are inputs.
 
     Raises:
         CannotTrace: the exporter knows no way to write an operator down, or a point cannot be a graph.
@@ -118,7 +121,7 @@ def trace(model: nn.Module, example: Tensor, strategy: InGraph, *, replay: bool)
         eager.run(model, example)  # which points are met, at which coordinates
         keys = list(eager.events) if replay else []
         tables = [_table(key, eager.events[key], example.shape[0]) for key in keys]
-        whole = _Dynamic(model, strategy, keys)
+        whole = _Dynamic(model, strategy, keys, gates=gates)
         inputs = ["x", *(f"decided:{_label(key)}" for key in keys)]
         with whole_cells(model) if single else convolved_items():
             exported = _exported(whole, (example, *tables), inputs, single=single)

@@ -60,7 +60,8 @@ class Session:
         options.graph_optimization_level = level.ORT_ENABLE_ALL if fast and not on_cpu else level.ORT_DISABLE_ALL
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, profile
-            options.add_session_config_entry("session.disable_prepacking", "1")  # or their shapes are not recorded
+            if not fast:  # shapes of weights are recorded only if they stay as they are, which is slower
+                options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             model = for_this_machine(graph.model) if fast and on_cpu else graph.model
             self.session = onnxruntime.InferenceSession(

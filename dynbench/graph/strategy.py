@@ -34,6 +34,7 @@ from dynbench.graph.operators import (
 )
 from dynbench.strategies.base import Strategy, together
 
+Side = Callable[[Any], Any]
 Key = tuple[str, tuple[int, ...]]  # a point's name, sizes of the coordinates below the sample
 
 
@@ -62,14 +63,15 @@ class Tracing(Execution):
     Args:
         strategy: an `InGraph`.
         tables: decisions to use instead of the model's own, by key: [n * sizes, ...]; None: learned.
+        gates: whether gates, routers and policies are part of it; without them there must be tables.
 
     Attributes:
         events: what was decided so far, by key, in the branch that is traced now.
     """
 
-    def __init__(self, strategy: InGraph, tables: dict[Key, Tensor] | None = None) -> None:
+    def __init__(self, strategy: InGraph, tables: dict[Key, Tensor] | None = None, *, gates: bool = True) -> None:
         super().__init__(strategy)
-        self.tables = tables
+        self.tables, self.gates = tables, gates
         self.events: dict[Key, list[Event]] = {}
 
     def run(self, model: nn.Module, *args: Any, start: int = 0, items: int | None = None) -> Any:
@@ -90,10 +92,22 @@ class Tracing(Execution):
     def decide(self, point: DecisionPoint, scores: Tensor, rule: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The model's own decision, kept as an event; where there are tables, theirs is used."""
         own = scores if rule is None else rule(scores)
-        key = (point.name, tuple(map(int, self.frame.extent[1:])))  # while tracing, sizes are tensors
+        key = self._key(point)
         self.events.setdefault(key, []).append(Event(self.frame.ids, own, self.frame.span))
         used = own if self.tables is None or key not in self.tables else self._forced(self.tables[key])
         return seen(used, *_kind(point))
+
+    def known(self, point: DecisionPoint) -> Tensor:
+        """The decision of the tables; what comes out as the model's own is this one."""
+        key = self._key(point)
+        if self.tables is None or key not in self.tables:
+            raise CannotTrace(f"there is no decision of point {point.name!r} to go by, and its gate is left out")
+        used = self._forced(self.tables[key])
+        self.events.setdefault(key, []).append(Event(self.frame.ids, used, self.frame.span))
+        return seen(used, *_kind(point))
+
+    def _key(self, point: DecisionPoint) -> Key:
+        return point.name, tuple(map(int, self.frame.extent[1:]))  # while tracing, sizes are tensors
 
     def _forced(self, table: Tensor) -> Tensor:
         span = self.frame.span
@@ -156,20 +170,21 @@ class InGraph(Strategy):
     def skip(self, ex: Execution, point: Skip, x: Any, keep: Tensor, soft: Tensor | None) -> Any:
         """The body for those who keep it, `otherwise` for the rest; where one of them is usual, first asks for that."""
         rate = self.rates.get(point.name, 0.5)
-        usual, others = (point.body, ~keep) if rate > 0.5 else (point.otherwise, keep)
+        x, body, otherwise = _whole(point, x)
+        usual, others = (body, ~keep) if rate > 0.5 else (otherwise, keep)
         if max(rate, 1 - rate) < USUAL or usual is None:
-            return self.parted(ex, point, x, keep)
+            return self.parted(ex, x, keep, body, otherwise)
         assert isinstance(ex, Tracing)
-        return ex.lazily(anybody(rows_of(others)), lambda: self.parted(ex, point, x, keep), lambda: usual(x))
+        return ex.lazily(anybody(rows_of(others)), lambda: self.parted(ex, x, keep, body, otherwise), lambda: usual(x))
 
-    def parted(self, ex: Execution, point: Skip, x: Any, keep: Tensor) -> Any:
+    def parted(self, ex: Execution, x: Any, keep: Tensor, body: Side, otherwise: Side | None) -> Any:
         """Those who keep the body apart from the rest."""
         rows = rows_of(keep)
-        y = self.on(ex, rows, x, point.body)
-        if point.otherwise is None:
+        y = self.on(ex, rows, x, body)
+        if otherwise is None:
             return put(x, rows, y)
         rest = rows_of(~keep)
-        z = self.on(ex, rest, x, point.otherwise)
+        z = self.on(ex, rest, x, otherwise)
         return put(put(blank(y, keep), rows, y), rest, z)
 
     def on(self, ex: Execution, rows: Tensor, x: Any, body: Callable[[Any], Any], *, gathered: bool = False) -> Any:
@@ -269,8 +284,13 @@ class OneItem(InGraph):
         """The body or what stands for it."""
         if not _alone(ex):
             return super().skip(ex, point, x, keep, soft)
-        otherwise = _same if point.otherwise is None else point.otherwise
-        return ex.lazily(keep, lambda: point.body(x), lambda: otherwise(x))  # type: ignore[attr-defined]
+        assert isinstance(ex, Tracing)
+        x, body, otherwise = _whole(point, x)
+        if otherwise is None:
+            return ex.lazily(keep, lambda: body(x), lambda: x)
+        # under a name of its own, or the exporter would join what is the same in both branches in front of them
+        mine = x if point.shared is None else map_items(lambda t: seen(t, "as it is"), x)
+        return ex.lazily(keep, lambda: body(x), lambda: otherwise(mine))
 
     def route(self, ex: Execution, point: Route | Skip, x: Any, chosen: Tensor, weights: Tensor | None) -> Any:
         """The chosen expert; of several per item, each that was chosen."""
@@ -302,6 +322,20 @@ class OneItem(InGraph):
         if halted is None:
             return self._from(ex, point, state, k + 1)
         return ex.lazily(halted, lambda: new, lambda: self._from(ex, point, state, k + 1))
+
+
+def _whole(point: Skip, x: Any) -> tuple[Any, Side, Side | None]:
+    """(what the sides of a Skip take, body, otherwise): what both begin with is computed in each side.
+
+    Every item is on one side, so that nothing is computed twice; and beside the convolution that it is added to, the
+    shortcut of a residual block needs no pass of its own. What was computed for all is no longer read, and goes away.
+    """
+    if point.shared is None:
+        return x, point.body, point.otherwise
+    alone, _ = x
+    assert point.otherwise is not None
+    otherwise = point.otherwise
+    return alone, lambda x: point.body(point.begun(x)), lambda x: otherwise(point.begun(x))
 
 
 def _sliced(point: Width, x: Any, code: Tensor) -> Any:

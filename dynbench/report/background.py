@@ -40,36 +40,55 @@ WAYS = (
 )
 
 
-def background_sections(run: Run, absent: Sequence[tuple[str, str]]) -> list[Section]:
+def background_sections(run: Run, absent: Sequence[tuple[str, str]], *, page: bool = False) -> list[Section]:
     """Warnings, what was not measured, environment, provenance, reproduction.
 
     Args:
         run: what was measured.
         absent: figures that are not there: (what, why).
+        page: it is about one workload of several, and the machine and the command are told where all of them are.
     """
     infos = list(run.manifest.workloads.values())
     mine: dict[str, list[Cell]] = {}
     for cell in run.cells:
         mine.setdefault(cell.workload, []).append(cell)
-    unmeasured = _pairs("not-measured", "Not measured", "what", "why", _not_measured(run, absent))
     models = [block for info in infos for block in _provenance(info, mine.get(info.name, []))]
-    return [
-        Section("warnings", "Warnings", "Doubts about results, and what would remove them.", _warnings(run)),
-        Section(
-            "not-measured",
-            "Not measured",
-            "What a reader may miss, and why it is not there.",
-            [Block(table=unmeasured)],
-        ),
-        Section("environment", "Environment", "", _environment(run)),
-        Section(
-            "provenance",
-            "Models and inputs",
-            "Where each model, its weights, its inputs and the published figures come from.",
-            models or [Block(text=["No workload could be prepared."])],
-        ),
-        Section("reproduce", "How to reproduce this run", "", _reproduce(run.manifest)),
-    ]
+    provenance = Section(
+        "provenance",
+        "Models and inputs",
+        "Where each model, its weights, its inputs and the published figures come from.",
+        models or [Block(text=["No workload could be prepared."])],
+    )
+    found = [warnings_section(run), not_measured_section(run, absent)]
+    if page:
+        return [*found, provenance]
+    return [*found, environment_section(run), provenance, reproduce_section(run)]
+
+
+def warnings_section(run: Run, *, every: bool = True) -> Section:
+    """Doubts about results; `every`: each one beneath the kinds of them."""
+    blocks = _warnings(run)
+    return Section(
+        "warnings", "Warnings", "Doubts about results, and what would remove them.", blocks if every else blocks[:1]
+    )
+
+
+def not_measured_section(run: Run, absent: Sequence[tuple[str, str]]) -> Section:
+    """What there is no number or figure of, and why."""
+    table = _pairs("not-measured", "Not measured", "what", "why", _not_measured(run, absent))
+    return Section(
+        "not-measured", "Not measured", "What a reader may miss, and why it is not there.", [Block(table=table)]
+    )
+
+
+def environment_section(run: Run) -> Section:
+    """The machine, the software, the process and the repository."""
+    return Section("environment", "Environment", "", _environment(run))
+
+
+def reproduce_section(run: Run) -> Section:
+    """The commands that make this run again."""
+    return Section("reproduce", "How to reproduce this run", "", _reproduce(run.manifest))
 
 
 def legend(tables: Iterable[Table]) -> Section:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from dynbench.analysis.cost_model import model_of
 from dynbench.analysis.formatting import bytes_, digits_of, interval, percent, seconds, significant, times, way_in_words
 from dynbench.analysis.headline import Timed, contest
 from dynbench.analysis.resolution import direction
@@ -25,12 +26,25 @@ from dynbench.report.drawings import (
     tradeoff,
     work,
 )
+from dynbench.report.overview_drawings import OverviewDrawing
 from dynbench.report.palette import tones_of
+from dynbench.report.prediction import (
+    Frontier,
+    Predicted,
+    Scatter,
+    frontier,
+    prediction_section,
+    predictions_of,
+    scatter,
+)
+from dynbench.report.prediction import in_words as predicted_in_words
 from dynbench.report.results import result_sections, slug, title_of
 from dynbench.report.selection import View, device_phrase, sweeps, views
 from dynbench.report.tables import Section
+from dynbench.report.waterfall import WITHOUT_CONTROLS, Fall, falls, in_words
 from dynbench.store.run import Run
-from dynbench.store.schema import Cell, Manifest, WorkloadInfo
+from dynbench.store.scaling import read_scaling
+from dynbench.store.schema import Cell, WorkloadInfo
 
 OUTCOMES = {"faster": "faster", "unclear": "not told apart from it", "slower": "slower"}  # than the primary baseline
 
@@ -64,6 +78,13 @@ FIGURES = (
         "accounted what the paper counts. Filled: it ran; hollow: it was asked for, or is claimed.",
     ),
     (
+        "waterfall",
+        "Where the saving goes",
+        "From the ideal, if time followed computation, to the measured speed-up. Each factor in between is a ratio of "
+        "two arms of the same rounds that differ in this one respect; the thin line is its 95 % confidence interval. "
+        "Grey: the interval contains no difference. The axis is logarithmic.",
+    ),
+    (
         "latency-by-path",
         "Latency by path",
         "How long an input takes at batch 1 by how deep it went. Marker: median; thick line: middle half; thin line: 5 "
@@ -73,9 +94,23 @@ FIGURES = (
     ),
 )
 """Key, title and text of every kind of figure."""
+PREDICTED_FIGURES = (
+    (
+        "prediction",
+        "Predicted against measured time",
+        "Cells that the fit of the cost model did not see, a marker each. On the line the prediction is right; between "
+        "the dashed lines it is within 25 %. Both axes are logarithmic.",
+    ),
+    (
+        "break-even",
+        "Break-even keep-rate over batch size (predicted)",
+        "Below its line a strategy is faster than the primary baseline, as the cost model predicts it.",
+    ),
+)
+"""The same of the cost model, where a run has what it is made of."""
 
 
-Drawing = Speedups | Tradeoff | Work | Paths | Trend | Absent
+Drawing = Speedups | Tradeoff | Work | Paths | Trend | Fall | Scatter | Frontier | OverviewDrawing | Absent
 
 
 @dataclass(frozen=True)
@@ -156,11 +191,12 @@ class Report:
     tones: dict[str, str] = field(default_factory=dict)
 
 
-def build(run: Run) -> Report:
+def build(run: Run, *, page: bool = False) -> Report:
     """Reads a run into a report.
 
     Args:
         run: complete or not; what is missing is said with its reason.
+        page: it is about one workload of several, beneath the overview of all.
     """
     manifest, cells = run.manifest, run.cells
     infos = list(manifest.workloads.values())
@@ -169,16 +205,21 @@ def build(run: Run) -> Report:
         by_workload.setdefault(cell.workload, []).append(cell)
     tones = tones_of(c.arm.strategy for c in cells if c.arm.strategy is not None)
     figures = _figures(run, infos, by_workload, tones)
+    foretold = predictions_of(manifest.workloads, cells, [model_of(cells, one) for one in read_scaling(run.path)])
+    figures += _predicted_figures(foretold, tones)
     absent = [(f"figure: {g.title}: {p.title}", p.absent) for g in figures for p in g.panels if p.absent is not None]
-    sections = [*result_sections(infos, cells), *background_sections(run, absent)]
+    sections = [
+        *result_sections(infos, cells),
+        *prediction_section(foretold),
+        *background_sections(run, absent, page=page),
+    ]
     tables = [b.table for s in sections for b in s.blocks if b.table is not None]
     where = device_phrase(manifest, cells)
-    machine = manifest.hardware.get("name") or "an unnamed machine"
     return Report(
-        title=f"{len(infos)} workload{'' if len(infos) == 1 else 's'} on {machine}",
+        title=infos[0].title if page else title_of_run(run),
         run_id=manifest.run_id,
-        status=_status(manifest, cells),
-        facts=_facts(manifest, cells),
+        status=status_of(run),
+        facts=facts_of(run),
         verdicts=[_verdict(info, by_workload[info.name], where) for info in infos],
         figures=figures,
         sections=[*sections, legend(tables)],
@@ -186,18 +227,34 @@ def build(run: Run) -> Report:
     )
 
 
-def _status(manifest: Manifest, cells: Sequence[Cell]) -> str | None:
+def title_of_run(run: Run) -> str:
+    """How many workloads on which machine."""
+    n = len(run.manifest.workloads)
+    machine = run.manifest.hardware.get("name") or "an unnamed machine"
+    return f"{n} workload{'' if n == 1 else 's'} on {machine}"
+
+
+def status_of(run: Run, where: str = "Refused and failed") -> str | None:
+    """What a reader must know before anything else; None: nothing.
+
+    Args:
+        run: what was measured.
+        where: the reasons of failures are told.
+    """
+    manifest, cells = run.manifest, run.cells
     status = {
         "complete": None,
         "interrupted": "This run was interrupted. What was finished by then is here; the rest is under Not measured.",
         "running": "This run had not ended when the report was written: it is still running, or it was cut off.",
     }[manifest.status]
     failed = sum(c.status == "failed" for c in cells)
-    more = f"{failed} of {len(cells)} cells failed; see Refused and failed." if failed else None
+    more = f"{failed} of {len(cells)} cells failed; see {where}." if failed else None
     return " ".join(s for s in (status, more) if s) or None
 
 
-def _facts(manifest: Manifest, cells: Sequence[Cell]) -> list[tuple[str, str]]:
+def facts_of(run: Run) -> list[tuple[str, str]]:
+    """The machine, the settings and the software, as pairs of a name and a value."""
+    manifest, cells = run.manifest, run.cells
     hardware = manifest.hardware
     parts = [str(hardware.get("name") or "unknown")]
     if (cores := hardware.get("cores_usable") or hardware.get("cores_logical")) is not None:
@@ -258,9 +315,9 @@ def _detail(best: Timed, *, deployed: bool) -> str:
 def _figures(
     run: Run, infos: Sequence[WorkloadInfo], by_workload: dict[str, list[Cell]], tones: dict[str, str]
 ) -> list[FigureGroup]:
-    keys = _Keys()
+    keys = Keys()
     groups = [FigureGroup(key, title, text, []) for key, title, text in FIGURES]
-    by_size, by_time, by_rate, flops, paths = (group.panels for group in groups)
+    by_size, by_time, by_rate, flops, saving, paths = (group.panels for group in groups)
     for info in infos:
         cells = by_workload[info.name]
         seen, swept = views(info, cells), sweeps(info, cells)
@@ -275,10 +332,19 @@ def _figures(
                 why = next(iter(tradeoffs), Absent("no cell was measured"))
                 by_time.append(_panel(keys(f"accuracy {name}"), title, why))
             flops.append(_panel(keys(f"flops {name}"), title, work(view, tones)))
+            fallen: list[Drawing] = [*falls(view, tones)]
+            for fall in fallen or [Absent(WITHOUT_CONTROLS)]:
+                saving.append(_panel(keys(f"waterfall {name}"), title, fall))
             paths.append(_panel(keys(f"paths {name}"), title, latency_by_path(view, run, tones)))
         if not seen:
             none = Absent("no cell outside the keep-rate sweep is in this run")
-            for panels, kind in ((by_size, "speedup"), (by_time, "accuracy"), (flops, "flops"), (paths, "paths")):
+            for panels, kind in (
+                (by_size, "speedup"),
+                (by_time, "accuracy"),
+                (flops, "flops"),
+                (saving, "waterfall"),
+                (paths, "paths"),
+            ):
                 panels.append(_panel(keys(f"{kind} {info.name}"), info.title, none))
         for view in swept:
             drawing = by_keep_rate(view, tones, _learned_rate(seen))
@@ -287,6 +353,17 @@ def _figures(
             none = Absent("the workload asks for no keep-rate sweep, or the run ended before it")
             by_rate.append(_panel(keys(f"keep-rate {info.name}"), info.title, none))
     return groups
+
+
+def _predicted_figures(found: Sequence[Predicted], tones: dict[str, str]) -> list[FigureGroup]:
+    """Figures of the cost model, of the workloads of which there is something to draw."""
+    keys = Keys()
+    groups = [FigureGroup(key, title, text, []) for key, title, text in PREDICTED_FIGURES]
+    for one in found:
+        for group, drawing in zip(groups, (scatter(one, tones), frontier(one, tones)), strict=True):
+            if drawing is not None:
+                group.panels.append(_panel(keys(f"{group.key} {one.info.name}"), one.info.title, drawing))
+    return [group for group in groups if group.panels]
 
 
 def _ends(batch_sizes: Sequence[int]) -> list[int]:
@@ -299,13 +376,14 @@ def _learned_rate(seen: Sequence[View]) -> float | None:
     return next((rate for rate in rates if rate is not None), None)
 
 
-class _Keys:
+class Keys:
     """Makes names unique and fit for files and ids."""
 
     def __init__(self) -> None:
         self._given: set[str] = set()
 
     def __call__(self, name: str) -> str:
+        """A name that was not given before."""
         plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:80]
         key, n = plain, 2
         while key in self._given:
@@ -322,6 +400,10 @@ def _panel(key: str, title: str, drawing: Drawing) -> Panel:
         caption, alt = _tradeoff_in_words(drawing)
     elif isinstance(drawing, Work):
         caption, alt = _work_in_words(drawing)
+    elif isinstance(drawing, Fall):
+        caption, alt = in_words(drawing)
+    elif isinstance(drawing, Scatter | Frontier):
+        caption, alt = predicted_in_words(drawing)
     elif isinstance(drawing, Paths):
         caption, alt = _paths_in_words(drawing)
     return Panel(key, title, caption, f"{title}. {alt}" if alt else "", drawing)

@@ -26,12 +26,7 @@ def deploy_section(infos: Sequence[WorkloadInfo], mine: dict[str, list[Cell]]) -
     deployed = {info.name: [c for c in mine[info.name] if c.deployed] for info in infos}
     if not any(deployed.values()):
         return []
-    rows = [_choice(info, choice) for info in infos for choice in choices(info, mine[info.name])]
-    blocks = [] if rows else [Block(text=["No network was measured in its fastest way; see Refused and failed."])]
-    if rows:
-        keys = ["workload", "batch", "device", "threads", "use", "strategy", "form", "engine", "control"]
-        keys += ["latency_item_ms", "deployed_speedup", "why"]
-        blocks.append(Block(table=make_table("deploy", "What to deploy here", [COLUMNS[k] for k in keys], rows)))
+    blocks = [_choices(infos, mine)]
     for info in infos:
         tried = [row for cell in sorted(deployed[info.name], key=_order) for row in _tournament(cell)]
         if tried:
@@ -40,6 +35,22 @@ def deploy_section(infos: Sequence[WorkloadInfo], mine: dict[str, list[Cell]]) -
             table = make_table(f"tournament {info.name}", "Ways tried", columns, tried, block="batch")
             blocks.append(Block(f"Ways tried: {info.title}", table=table, folded=True))
     return [Section("deploy", "What to deploy here", TEXT, blocks)]
+
+
+def choices_section(infos: Sequence[WorkloadInfo], mine: dict[str, list[Cell]]) -> list[Section]:
+    """A line per workload and batch size; nothing where no ways were tried."""
+    if not any(c.deployed for info in infos for c in mine[info.name]):
+        return []
+    return [Section("choices", "What to deploy here", TEXT, [_choices(infos, mine)])]
+
+
+def _choices(infos: Sequence[WorkloadInfo], mine: dict[str, list[Cell]]) -> Block:
+    rows = [_choice(info, choice) for info in infos for choice in choices(info, mine[info.name])]
+    if not rows:
+        return Block(text=["No network was measured in its fastest way; see Refused and failed."])
+    keys = ["workload", "batch", "device", "threads", "use", "strategy", "form", "engine", "control"]
+    keys += ["latency_item_ms", "deployed_speedup", "why"]
+    return Block(table=make_table("deploy", "What to deploy here", [COLUMNS[k] for k in keys], rows))
 
 
 def _choice(info: WorkloadInfo, choice: Choice) -> Row:

@@ -157,9 +157,7 @@ def fenced(text: str) -> Plain:
 def markdown_table(table: Table) -> Plain:
     """A table whose columns are padded, unless that makes it wider than any editor shows."""
     numbers = _note_numbers(table)
-    rows = [
-        [escaped(v.text) + (f" ({numbers[v.note]})" if v.note is not None else "") for v in row] for row in table.rows
-    ]
+    rows = [[_in_markdown(v, numbers) for v in row] for row in table.rows]
     text = tabulate(
         rows,
         headers=[_markdown_head(column) for column in table.columns],
@@ -171,6 +169,11 @@ def markdown_table(table: Table) -> Plain:
         head, rule, body = re.sub(r" {2,}", " ", text).split("\n", 2)
         text = "\n".join([head, re.sub(r"-{3,}", "---", rule), body])
     return Plain(text)
+
+
+def _in_markdown(value: Value, numbers: Mapping[str | None, int]) -> str:
+    text = escaped(value.text) if value.link is None else f"[{escaped(value.text)}](workloads/{value.link}.md)"
+    return text if value.note is None else f"{text} ({numbers[value.note]})"
 
 
 def _markdown_head(column: Column) -> str:

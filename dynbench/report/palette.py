@@ -22,6 +22,8 @@ class Tone:
 INK, MUTED, RULE, PAPER = "ink", "muted", "rule", "paper"
 STRATEGIES = ("dense", "masking", "compaction", "cascading", "batch_union", "specialised", "per_sample")
 SPARE = ("other1", "other2", "other3")  # of strategies that this file does not know
+OUTCOMES = ("faster", "unclear", "slower")
+SERIES = ("series1", "series2", "series3", "series4", "series5", "series6")  # of what is no strategy
 TONES = {
     INK: Tone("#1c2128", "#e8eaed"),
     MUTED: Tone("#5a6471", "#a3adb8"),
@@ -37,6 +39,15 @@ TONES = {
     "other1": Tone("#b23a00", "#ff8a5c", "P"),
     "other2": Tone("#9c1f3f", "#f58aa6", "p"),
     "other3": Tone("#5b3a1e", "#c9a27e", "d"),
+    "faster": Tone("#1a7f50", "#3fcf93"),
+    "unclear": Tone("#8a929c", "#7d8791", "s"),
+    "slower": Tone("#b8352a", "#ff8f82", "v"),
+    "series1": Tone("#2b5fa8", "#7db3f5", "o"),
+    "series2": Tone("#c2590a", "#f7a45c", "s"),
+    "series3": Tone("#6b4fa0", "#b9a2ee", "D"),
+    "series4": Tone("#00716d", "#4fc9c3", "^"),
+    "series5": Tone("#a03060", "#f092b8", "v"),
+    "series6": Tone("#5e6a12", "#c6d25a", "h"),
 }
 
 

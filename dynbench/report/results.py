@@ -37,6 +37,7 @@ from dynbench.report.values import (
     with_interval,
     words,
 )
+from dynbench.report.waterfall import why_section
 from dynbench.store.quantities import Place, Quantity, Reading, quantities
 from dynbench.store.schema import Accuracy, Cell, Claim, Flops, Interval, Speedup, WorkloadInfo
 from dynbench.unavailable import Measured, Unavailable
@@ -76,6 +77,7 @@ def result_sections(infos: Sequence[WorkloadInfo], cells: Sequence[Cell]) -> lis
             "From untimed passes over the same stream.",
             [b for v in seen for b in _work(v)] or _none("No cell was measured."),
         ),
+        why_section(seen, {i: title_of(view) for i, view in enumerate(seen)}),
         Section(
             "gap",
             "Where the saving went",

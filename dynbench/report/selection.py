@@ -43,8 +43,11 @@ def is_sweep(cell: Cell) -> bool:
 
 
 def views(info: WorkloadInfo, cells: Sequence[Cell]) -> list[View]:
-    """The views of a workload, without the keep-rate sweep; the one it is judged by comes first."""
-    mine = [c for c in cells if c.workload == info.name and not is_sweep(c)]
+    """The views of a workload, without the keep-rate sweep; the one it is judged by comes first.
+
+    Arms with a part left out are not shown by themselves: what they say is in the waterfalls of others.
+    """
+    mine = [c for c in cells if c.workload == info.name and not is_sweep(c) and c.arm.without is None]
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in sorted(mine, key=_order):
         groups.setdefault((cell.decisions.label, *_setting(cell)), []).append(cell)

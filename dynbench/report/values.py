@@ -20,12 +20,14 @@ class Value:
         sort: what the column is sorted by; None comes last.
         note: a footnote: why there is no number, or what must be known about it.
         mark: the strategy whose colour is shown beside it, the same as in the figures.
+        link: key of the page that it leads to.
     """
 
     text: str
     sort: float | str | None = None
     note: str | None = None
     mark: str | None = None
+    link: str | None = None
 
 
 def words(text: str | None, note: str | None = None) -> Value:

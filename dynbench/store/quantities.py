@@ -575,7 +575,43 @@ _STORED_ONLY = [  # of use to other programs, and behind warnings; no column of 
     _witness("temperature_c", "degrees Celsius", "At the end."),
 ]
 
-QUANTITIES: tuple[Quantity, ...] = (*_SPEED, *_LATENCY, *_FLOPS, *_WORK, *_STORED_ONLY)
+
+def _lost_to(field: str, name: str) -> Callable[[Cell], Interval | None]:
+    """Reads a factor of one of a cell's waterfalls."""
+
+    def read(cell: Cell) -> Interval | None:
+        found = whole(cell)
+        return None if found is None else next((f for f in found.factors if f.name == name), None)
+
+    whole = stored(field)
+    return read
+
+
+_WHY = [
+    Quantity(
+        key=f"{field}_{name}",
+        read=_lost_to(field, name),
+        header=f"{how}lost to {what}",
+        unit="x (95 % CI)",
+        kind="interval",
+        definition=f"How many times as long it takes for {what}, by controls: arms of the same rounds with a part left "
+        "out. The product of all such factors is ideal / speed-up.",
+        better="down",
+        certain=True,
+        places=(),
+    )
+    for field, how in (("waterfall", ""), ("deployed_waterfall", "deployed, "))
+    for name, what in (
+        ("surplus", "surplus work"),
+        ("fewer_items", "fewer items per call"),
+        ("moving", "moving items"),
+        ("deciding", "deciding"),
+        ("waiting", "waiting and launching"),
+        ("rest", "what no control tells apart"),
+    )
+]
+
+QUANTITIES: tuple[Quantity, ...] = (*_SPEED, *_LATENCY, *_FLOPS, *_WORK, *_STORED_ONLY, *_WHY)
 """All quantities that come with dynbench; in a table, in this order."""
 
 EXACT_WORK = tuple(q.name for q in QUANTITIES if q.exact and q.better == "down")

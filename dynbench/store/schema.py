@@ -178,6 +178,15 @@ class Phases(Record):
     other_ms: NotNegative = 0.0
 
 
+WITHOUT = {
+    "everything": "dense at the active count",
+    "deciding": "decisions known ahead",
+    "waiting": "no wait",
+    "moving": "nothing moved",
+}
+"""What a control is called, by what is left out of it."""
+
+
 class Arm(Record):
     """What runs in a cell: its identity within a group, made once, by the plan.
 
@@ -192,6 +201,9 @@ class Arm(Record):
         engine: what executes the regions.
         control: who plays the strategy: 'host' (Python, region by region) or 'graph' (it is part of the graph).
         live: it makes its own decisions instead of replaying those of the group.
+        without: of a control, the part that is left out: 'moving' (items are not gathered and put back), 'waiting' (for
+            decisions), 'deciding' (gates, and waiting), or 'everything' (dense work at the number of items that each
+            part is asked for). Answers may then be wrong, on purpose.
         again: the same as another arm, a second time: what differs is the resolution of the measurement.
         load: how batches are issued.
     """
@@ -203,6 +215,7 @@ class Arm(Record):
     engine: str = "eager"
     control: Literal["host", "graph"] = "host"
     live: bool = False
+    without: Literal["everything", "deciding", "waiting", "moving"] | None = None
     again: bool = False
     load: str = "closed loop"
 
@@ -210,6 +223,7 @@ class Arm(Record):
     def name(self) -> str:
         """What it is called among arms of one way: 'compaction', 'resnet38', 'compaction, live decisions'."""
         parts = [self.strategy or self.baseline or "", *(["live decisions"] if self.live else [])]
+        parts += [WITHOUT[self.without]] if self.without else []
         return ", ".join(parts + (["again"] if self.again else []))
 
     @property
@@ -254,6 +268,42 @@ class Candidate(Record):
     reason: str | None = None  # why it was not timed
 
 
+class Factor(Interval):
+    """A factor by which time exceeds what the computation asked for would take; above 1 something is lost.
+
+    Attributes:
+        value: median over rounds, of paired ratios of two arms.
+        name: 'surplus' (FLOPs executed over required), 'fewer_items' (time per FLOP at the items that a part is called
+            with, over that of the whole batch), 'moving' (gather and scatter), 'deciding' (gates, routers, policies and
+            heads), 'waiting' (for decisions, and for the host to launch what follows), 'rest' (what no control tells
+            apart).
+        how: how it was measured, in words.
+        share: of the arm's time, as the controls say; None: it is not a share of it.
+        share_low: lower end of its interval.
+        share_high: upper end.
+        profile_share: of the arm's time, as the profiler's phases say; None: it was not profiled.
+    """
+
+    value: Positive
+    low: Positive
+    high: Positive
+    name: Literal["surplus", "fewer_items", "moving", "deciding", "waiting", "rest"]
+    how: str
+    share: float | None = None
+    share_low: float | None = None
+    share_high: float | None = None
+    profile_share: float | None = None
+
+
+class Waterfall(Record):
+    """From the ideal to the measured speed-up: `ideal / speedup` is the product of the factors' values, exactly."""
+
+    baseline: str
+    ideal: Positive
+    speedup: Positive
+    factors: list[Factor]  # in the order in which they are left out
+
+
 class Cell(Record):
     """One configuration and what was measured of it; one line of `cells.jsonl`."""
 
@@ -284,6 +334,8 @@ class Cell(Record):
     efficiency: Positive | None = (
         None  # speed-up against the primary baseline / ideal; deployed against deployed if it has one
     )
+    waterfall: Waterfall | None = None  # as written; where its controls were measured
+    deployed_waterfall: Waterfall | None = None  # deployed against deployed
     flops: Flops | None = None
     bytes_touched: Amount | None = None  # per item, an upper bound: tensor bytes read and written by operators
     operator_calls: Amount | None = None  # per stream
@@ -351,6 +403,14 @@ class DeclaredCost(Record):
     unit: str  # money, or 'MACs'
 
 
+class Variation(Record):
+    """One of several workloads that differ in an argument of their model."""
+
+    of: str  # name of the workload as its file says
+    argument: str
+    value: bool | int | float | str
+
+
 class WorkloadInfo(Record):
     """What a report says of a workload apart from its cells."""
 
@@ -375,6 +435,7 @@ class WorkloadInfo(Record):
     quantities: list[OwnQuantity] = Field(default_factory=list)  # of the user's own
     opaque: list[str] = Field(default_factory=list)  # dynamic networks with control flow of their own, by arm name
     notes: list[str] = Field(default_factory=list)  # sentences on how the model was taken, such as a wrapper opened
+    varied: Variation | None = None  # what it differs from its file in
 
 
 class NotMeasured(Record):

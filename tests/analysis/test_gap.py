@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynbench.analysis.gap import break_even_keep_rate, gap, ideal_speedup, phase_shares
-from dynbench.store.schema import Phases
+from dynbench.store.schema import Factor, Phases, Waterfall
 from tests.analysis.cells import NO, baseline, cell, flops
 
 positive = st.floats(0.1, 10.0)
@@ -115,3 +115,36 @@ def test_a_sweep_that_does_not_pair_up_is_refused() -> None:
     with pytest.raises(ValueError, match="longer|shorter"):
         break_even_keep_rate([0.5], [1.0, 2.0])
     assert break_even_keep_rate([], []) is None
+
+
+def waterfall(speedup: float, **values: float) -> Waterfall:
+    factors = [
+        Factor(value=v, low=v / 1.01, high=v * 1.01, name=name, how="two arms", share=0.1 if name == "moving" else None)  # type: ignore[arg-type]
+        for name, v in values.items()
+    ]
+    return Waterfall(baseline="ResNet-38", ideal=2.0, speedup=speedup, factors=factors)
+
+
+def test_where_there_are_controls_the_causes_are_theirs() -> None:
+    whole = waterfall(1.25, surplus=1.0, fewer_items=1.2, moving=1.3, deciding=1.005, rest=1.02)
+    found = gap(
+        cell("compaction", (1.25, 1.2, 1.3), flops=flops(), phases=Phases(body_ms=50, sync_ms=50), waterfall=whole)
+    )
+    assert found.by_controls == whole
+    assert found.causes == [
+        "moving items takes 10 % of the time",
+        "called with fewer items than a batch has, its parts take 1.20x the time per FLOP",
+        "two arms: 1.02x",
+    ]
+
+
+def test_no_cause_is_named_where_no_control_tells_a_loss_from_none() -> None:
+    nothing = waterfall(1.99, surplus=1.0, fewer_items=1.0, moving=1.001, deciding=1.004)
+    assert gap(cell("compaction", (1.0, 0.9, 1.1), flops=flops(), waterfall=nothing)).causes == []
+
+
+def test_what_is_judged_by_its_deployed_speedup_is_explained_by_its_deployed_waterfall() -> None:
+    whole = waterfall(1.6, fewer_items=1.25)
+    made = cell("compaction", (1.25, 1.2, 1.3), flops=flops(), waterfall=waterfall(1.25, moving=1.6))
+    deployed = made.model_copy(update={"deployed_speedups": made.speedups, "deployed_waterfall": whole})
+    assert gap(deployed).by_controls == whole

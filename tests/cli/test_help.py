@@ -44,8 +44,8 @@ def test_help_imports_no_heavy_library(args: str) -> None:
 def test_help_names_every_command_with_a_whole_sentence() -> None:
     text = call("--help").stdout
     assert " ".join(main.commands) == (
-        "run list cost partition search verify compile convert doctor train report check compare reproduce history "
-        "export"
+        "run list cost partition search verify compile convert doctor calibrate train report whatif advise trace check "
+        "compare reproduce history export"
     )
     assert all(f"  {name} " in text for name in main.commands)
     assert "..." not in text.partition("Commands:")[2]

@@ -128,6 +128,16 @@ def _cases() -> dict[str, tuple[Callable[[], Any], int]]:
             lambda: F.grouped_mm(randn(16, 8).bfloat16().T, randn(16, 8).bfloat16(), offs=ends),
             2 * 8 * 16 * 8,
         ),
+        "fft": (lambda: torch.fft.fft(torch.complex(randn(3, 8), randn(3, 8))), 3 * 5 * 8 * 3),
+        "fft over two dimensions": (
+            lambda: torch.fft.fft2(torch.complex(randn(2, 4, 8), randn(2, 4, 8))),
+            2 * 5 * 32 * 5,
+        ),
+        "fft of real numbers and back": (
+            lambda: torch.fft.irfft(torch.fft.rfft(randn(3, 8)), n=8),
+            2 * (3 * 5 * 8 * 3) // 2,
+        ),
+        "fft of one point": (lambda: torch.fft.rfft(randn(3, 1)), 0),
         "embedding bag": (lambda: bag(bags, offsets), 0),
         "embedding bag, weighted": (lambda: bag(bags, offsets, per_sample_weights=randn(3)), 2 * 3 * D),
         "batch norm, relu, pooling": (lambda: F.adaptive_avg_pool2d(nn.BatchNorm2d(4).eval()(image).relu(), 1), 0),

@@ -133,3 +133,45 @@ def test_every_workload_that_ships_is_valid_and_named_like_its_file() -> None:
 def test_unknown_options_get_the_nearest_names(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         check_options(Options(**changes))
+
+
+# --- WORKLOAD@ARGUMENT=VALUES ----------------------------------------------------------------------------------------
+
+
+def test_a_varied_workload_differs_in_its_argument_and_has_no_weights() -> None:
+    two, four = load_specs(["moe_text@experts=2,4"])
+    assert (two.name, four.name) == ("moe_text@experts=2", "moe_text@experts=4")
+    assert (two.model_args["experts"], four.model_args["experts"]) == (2, 4)
+    assert two.weights is None and all(b.weights is None for b in two.baselines)
+    assert two.run.accuracy_items == 0 and not two.claims
+    assert two.varied is not None and (two.varied.of, two.varied.argument, two.varied.value) == (
+        "moe_text",
+        "experts",
+        2,
+    )
+    assert "experts" not in two.baselines[1].model_args  # the dense twin has none
+
+
+def test_the_reference_of_a_varied_workload_makes_it_again() -> None:
+    for value in ("3", "0.5", "true", "some text"):
+        (spec,) = load_specs([f"moe_text@experts={value}"])
+        assert load_spec(spec.reference) == spec
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("moe_text@expertz=2", "gives its model no argument 'expertz' that could be varied; did you mean experts"),
+        ("moe_text@experts=nan", "a value must be finite"),
+        ("moe_textt@experts=2", "no workload 'moe_textt', and no such file; did you mean moe_text"),
+        ("moe_text@experts", "no workload 'moe_text@experts'"),
+    ],
+)
+def test_what_cannot_be_varied_is_one_sentence(asked: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_specs([asked])
+
+
+def test_where_one_workload_is_wanted_one_value_is() -> None:
+    with pytest.raises(UserError, match="one value is accepted here, not 2"):
+        load_spec("moe_text@experts=2,4")

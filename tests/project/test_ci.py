@@ -24,7 +24,7 @@ def checkout(tmp_path: Path) -> Path:
     program(tmp_path, "id", "echo 0")
     program(tmp_path, "apt-get", 'echo "apt-get $*" >>log')
     program(tmp_path, "make", 'echo "make $* with DYNBENCH_CI=$DYNBENCH_CI" >>log')
-    for name in ("chromium", "initdb", "c++"):
+    for name in ("chromium", "initdb", "c++", "npm"):
         program(tmp_path, name, "exit 0")
     return tmp_path
 
@@ -41,7 +41,7 @@ def ci(checkout: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["sh", ".ci/run"], cwd=checkout, env=env, capture_output=True, text=True)
 
 
-MADE = ["make lint with DYNBENCH_CI=1", "make test with DYNBENCH_CI=1"]
+MADE = [f"make {target} with DYNBENCH_CI=1" for target in ("lint", "test", "test-devices")]
 
 
 def test_where_everything_is_there_nothing_is_installed(checkout: Path) -> None:
@@ -51,11 +51,11 @@ def test_where_everything_is_there_nothing_is_installed(checkout: Path) -> None:
 
 
 def test_what_is_missing_is_installed_quietly(checkout: Path) -> None:
-    for name in ("chromium", "c++"):
+    for name in ("chromium", "c++", "npm"):
         (checkout / "bin" / name).unlink()
     done = ci(checkout)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    installed = ["apt-get update", "apt-get install -y --no-install-recommends chromium g++"]
+    installed = ["apt-get update", "apt-get install -y --no-install-recommends chromium g++ npm"]
     assert (checkout / "log").read_text().splitlines() == [*installed, *MADE]
 
 
@@ -77,11 +77,11 @@ def test_a_failed_installation_is_shown(checkout: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("failing", ["lint", "test"])
-def test_both_parts_run_and_either_can_fail(checkout: Path, failing: str) -> None:
+@pytest.mark.parametrize("failing", ["lint", "test", "test-devices"])
+def test_all_parts_run_and_each_can_fail(checkout: Path, failing: str) -> None:
     program(checkout, "make", f'echo "make $*" >>log; [ "$1" != {failing} ]')
     assert ci(checkout).returncode != 0
-    assert (checkout / "log").read_text().splitlines() == ["make lint", "make test"]
+    assert (checkout / "log").read_text().splitlines() == ["make lint", "make test", "make test-devices"]
 
 
 def test_in_ci_only_tests_that_need_a_gpu_may_be_skipped(tmp_path: Path) -> None:

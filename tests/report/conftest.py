@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from dynbench.report import write_report
 from dynbench.report.content import Report, build
+from dynbench.report.write import FORMATS, write_pages
 from dynbench.store.run import Run
 from tests.report import made_up
 
 
 @pytest.fixture(scope="session")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory with its report."""
+    """A run directory with three workloads on one page, as each has a page of its own in a report."""
     path = made_up.whole_run(tmp_path_factory.mktemp("report") / "run")
-    write_report(path)
+    write_pages(build(Run.open(path)), "report", FORMATS, path)
     return path
 
 

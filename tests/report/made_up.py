@@ -71,7 +71,7 @@ def info(name: str = SKIPPED, **changes: Any) -> WorkloadInfo:
     """A made-up workload."""
     fields: dict[str, Any] = {
         "name": name,
-        "title": TITLES[name],
+        "title": TITLES.get(name, name),
         "paper": "Nobody et al., A Made-up Paper, 2026",
         "model": "made.up:network",
         "model_args": {"depth": 38},

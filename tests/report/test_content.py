@@ -433,7 +433,7 @@ def test_a_partial_run_is_reported_and_every_missing_figure_says_why(tmp_path: P
     assert [s.key for s in found.sections][-1] == "legend"
     for s in found.sections:
         assert s.blocks, s.key
-    assert len(found.figures) == 5
+    assert len(found.figures) == 6
     for g in found.figures:
         assert len(g.panels) >= len(found.verdicts), g.key
     for p in (p for g in found.figures for p in g.panels):
@@ -466,7 +466,7 @@ def test_settings_that_differ_are_kept_apart(tmp_path: Path) -> None:
         "Made-up SkipNet-38 (float32)",
         "Made-up SkipNet-38 (bfloat16)",
     ]
-    assert len({p.key for g in found.figures for p in g.panels}) == 2 * 4 + 1
+    assert len({p.key for g in found.figures for p in g.panels}) == 2 * 5 + 1
 
 
 def test_a_report_says_which_device_it_is_about() -> None:

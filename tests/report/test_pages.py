@@ -20,13 +20,14 @@ from dynbench.report import write_report
 from dynbench.report.columns import Column
 from dynbench.report.content import Panel, Report, build
 from dynbench.report.drawings import Absent, Bar, Curve, Distribution, Line, Paths, Speedups, Trend, Work
-from dynbench.report.figures import Drawing, draw, even_ticks, ratio_ticks, spread, text_width, theme, time_ticks
+from dynbench.report.figures import Drawing, draw
+from dynbench.report.layout import even_ticks, ratio_ticks, spread, text_width, theme, time_ticks
 from dynbench.report.markup import escaped, html_table
 from dynbench.report.palette import INK, MUTED, STRATEGIES, TONES
 from dynbench.report.svg import Picture, picture
 from dynbench.report.tables import Row, make_table
 from dynbench.report.values import Value, number, words
-from dynbench.report.write import to_markdown
+from dynbench.report.write import to_markdown, write_pages
 from dynbench.store.run import Run
 from dynbench.store.schema import Interval, Warning_
 from tests.report import made_up
@@ -497,7 +498,7 @@ def test_only_the_formats_asked_for_are_written_where_they_are_asked_for(tmp_pat
 
 
 def test_the_same_run_gives_the_same_report(run_dir: Path, html: str, markdown: str, tmp_path: Path) -> None:
-    write_report(run_dir, formats=["html"], out=tmp_path)
+    write_pages(build(Run.open(run_dir)), "report", ["html"], tmp_path)
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == html
     assert to_markdown(build(Run.open(run_dir))) == markdown
 

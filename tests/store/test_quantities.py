@@ -35,6 +35,9 @@ WITNESSES = ("waited", "stolen", "switched_per_s", "control_us", "control_drift"
 def full() -> Cell:
     """A cell that has everything, each number another one."""
     interval = {"value": 1.2, "low": 1.1, "high": 1.3}
+    names = ("surplus", "fewer_items", "moving", "deciding", "waiting", "rest")
+    factors = [{**interval, "name": name, "how": "two arms"} for name in names]
+    waterfall = {"baseline": "ResNet", "ideal": 2.0, "speedup": 1.2, "factors": factors}
     return cell(
         "compaction",
         decisions={"source": "learned", "label": "learned", "keep_rate": 0.5},
@@ -49,6 +52,8 @@ def full() -> Cell:
         },
         speedups=[{**interval, "baseline": "ResNet", "primary": True, "resolution": 0.01}],
         deployed_speedups=[{**interval, "baseline": "ResNet", "primary": True, "resolution": 0.01}],
+        waterfall=waterfall,
+        deployed_waterfall=waterfall,
         ideal=2.0,
         efficiency=0.6,
         flops={"dense": 10.0, "required_region": 5.0, "required_total": 6.0, "executed": 7.0, "accounted": 4.0},

@@ -1,0 +1,115 @@
+"""How a device is reached and measured: a file under `hardware/targets/`, or one of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+
+from dynbench.deploy.agents.python_agent import SENSORS
+from dynbench.errors import UserError, suggestion
+from dynbench.paths import project_dir
+from dynbench.reading import read_toml
+from dynbench.store.jsonable import first_fault
+
+AGENTS = {"local": ("python",), "ssh": ("python",), "browser": ("browser",)}
+
+
+class Reach(BaseModel):
+    """The table `[target]`.
+
+    Attributes:
+        kind: by what the device is reached.
+        agent: what measures there.
+        host, port, user, identity: of an ssh server; what is not given comes from the user's own ssh configuration. Of
+            a browser, host and port are where the page is served.
+        accept_new_host: an ssh server whose key nobody knows yet is believed, and remembered.
+        python: the interpreter on the device that has numpy and onnxruntime; None: this one, or `python3` by ssh.
+        folder: on the device, in which each run makes one of its own; None: that for temporary files.
+        cpus: cores that the agent is pinned to.
+        cool_down_s, max_temperature_c: no arm is begun on a hotter device, but it waits no longer than this.
+        sensors: of power, the first that can be read is used.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["local", "ssh", "browser"]
+    agent: Literal["python", "browser"] | None = None
+    host: str = ""
+    port: int = Field(default=0, ge=0, le=65535)
+    user: str = ""
+    identity: Path | None = None
+    accept_new_host: bool = False
+    python: str | None = None
+    folder: str | None = None
+    cpus: list[NonNegativeInt] | None = Field(default=None, min_length=1)
+    cool_down_s: float = Field(default=120.0, ge=0, allow_inf_nan=False)
+    max_temperature_c: float | None = Field(default=None, gt=0, lt=150)
+    sensors: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Reach:
+        if self.kind == "ssh" and not self.host:
+            raise ValueError("kind 'ssh' needs a host")
+        if self.host.startswith("-") or self.user.startswith("-"):  # ssh would take it as an option
+            raise ValueError("host and user must not begin with '-'")
+        if self.agent and self.agent not in AGENTS[self.kind]:
+            raise ValueError(f"kind {self.kind!r} measures by the agent {AGENTS[self.kind][0]!r}, not {self.agent!r}")
+        if unknown := [name for name in self.sensors or [] if name not in SENSORS]:
+            raise ValueError(f"unknown sensor {unknown[0]!r}; {suggestion(unknown[0], SENSORS)}")
+        return self
+
+    @property
+    def measures(self) -> str:
+        """The agent."""
+        return self.agent or AGENTS[self.kind][0]
+
+    def timing(self) -> dict[str, Any]:
+        """What a job takes from it: values of `dynbench.deploy.job.Timing`."""
+        return self.model_dump(include={"cpus", "cool_down_s", "max_temperature_c", "sensors"})
+
+
+class DeviceProfile(BaseModel):
+    """A device.
+
+    Attributes:
+        title: for people.
+        source: of the ceilings; needed where there are some.
+        ceilings: peak rates according to the data sheet, as in `hardware/*.toml`.
+        target: how it is reached.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str = Field(min_length=1, max_length=200)
+    source: str = ""
+    ceilings: dict[str, Any] = Field(default_factory=dict)
+    target: Reach
+
+    @model_validator(mode="after")
+    def _figures_have_a_source(self) -> DeviceProfile:
+        if self.ceilings and not self.source:
+            raise ValueError("ceilings need a source")
+        return self
+
+
+def device_files() -> dict[str, Path]:
+    """The devices that come with dynbench, by name."""
+    return {path.stem: path for path in sorted((project_dir("hardware") / "targets").glob("*.toml"))}
+
+
+def load_device(path: Path) -> DeviceProfile:
+    """Reads a profile; a relative `identity` starts from the folder of the file.
+
+    Raises:
+        UserError: it cannot be read, or a key or value is not accepted.
+    """
+    try:
+        profile = DeviceProfile.model_validate(read_toml(path))
+    except ValidationError as e:
+        raise UserError(f"{path}: {first_fault(e).replace('value error, ', '')}") from e
+    if profile.target.identity is None:
+        return profile
+    identity = path.absolute().parent / profile.target.identity.expanduser()
+    return profile.model_copy(update={"target": profile.target.model_copy(update={"identity": identity})})

@@ -1,0 +1,191 @@
+"""A device by the plain OpenSSH client: the agent is started detached, so that a cut connection does not lose it."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynbench.deploy.agents import python_agent
+from dynbench.deploy.bundle import sha256
+from dynbench.deploy.job import JOB, RESULT, RESULT_SHA256, Job, read_job
+from dynbench.deploy.targets.base import Failed, Lost, Step
+from dynbench.deploy.targets.local import AGENT, PROBE, last_words
+from dynbench.deploy.targets.outcome import kept, proved
+from dynbench.deploy.targets.profile import Reach
+from dynbench.deploy.targets.ssh_client import Client, Unreachable
+from dynbench.errors import UserError
+
+LOOK_S, SLOWEST_LOOK_S = 0.5, 5.0  # each look starts a shell on the device: they become rare
+HASHES = "import hashlib, sys; print(*[hashlib.sha256(open(f, 'rb').read()).hexdigest() for f in sys.argv[1:]])"
+FULL = "No space left on device"
+
+
+@dataclass(frozen=True)
+class Ssh:
+    """A device that runs an ssh server."""
+
+    name: str
+    reach: Reach
+
+    @property
+    def _python(self) -> str:
+        return shlex.quote(self.reach.python or "python3")
+
+    def facts(self) -> dict[str, Any]:
+        """Kind and agent; where it is is nobody else's business."""
+        return {"kind": "ssh", "agent": self.reach.measures}
+
+    def doctor(self) -> Iterator[Step]:
+        """Client, connection, kind of machine, interpreter, packages, disk."""
+        try:
+            with Client(self.reach) as client:
+                machine = client.ask("uname -sm")
+                yield Step("connection", "ok", f"{self.reach.host} answers: {machine.text}")
+                yield self._interpreter(client)
+                folder = shlex.quote(self.reach.folder) if self.reach.folder else '"${TMPDIR:-/tmp}"'
+                free = client.ask(f"df -Pk {folder} | tail -n 1")
+                if free.ok and len(fields := free.text.split()) >= 4 and fields[3].isdigit():
+                    yield Step("disk", "ok", f"{int(fields[3]) // 1024} MiB are free")
+                else:
+                    remedy = "name another with `folder = ...`"
+                    yield Step("disk", "missing", f"its folder cannot be used: {free.error or free.text}", remedy)
+        except (Unreachable, UserError) as e:
+            yield Step("connection", "missing", str(e), f"try `ssh -o BatchMode=yes {self.reach.host} true`")
+
+    def _interpreter(self, client: Client) -> Step:
+        said = client.ask(f"{self._python} -c {shlex.quote(PROBE)}")
+        words = said.text.split()
+        if said.ok and len(words) == 3:
+            return Step("python", "ok", "Python {}, numpy {}, onnxruntime {}".format(*words))
+        return Step("python", "missing", f"{self._python} cannot measure: {said.error or said.text}", self._remedy())
+
+    def _remedy(self) -> str:
+        return (
+            "on the device: python3 -m venv ~/dynbench && ~/dynbench/bin/pip install numpy onnxruntime; then give "
+            '`python = "/home/USER/dynbench/bin/python"` in its file'
+        )
+
+    def run(self, job: Path, agent: str, *, deadline_s: float, progress: Callable[[str], None]) -> Path:
+        """Measures a job.
+
+        Raises:
+            UserError: another agent is asked for, or ssh is not installed.
+            Lost: it cannot be reached, or did not finish in time.
+            Failed: it cannot measure, and says why.
+        """
+        if agent != "python":
+            raise UserError(f"target {self.name} measures by the agent 'python', not {agent!r}")
+        asked = read_job(job)
+        folder = ""
+        end = time.monotonic() + deadline_s
+        with Client(self.reach) as client:
+            try:
+                folder = self._folder(client)
+                self._push(client, job, asked, folder)
+                progress(f"{self.name}: measuring {asked.workload}")
+                self._start(client, folder)
+                digest = self._wait(client, folder, end, deadline_s, progress)
+                content = client.ask(f"cat {_in(folder, RESULT)}").out
+                proved(content, digest, asked, agent, self.name)
+            except Unreachable as e:
+                raise Lost(f"{self.name}: {e}{self._left(client, folder, asked)}") from e
+            finally:
+                self._clear(client, folder)
+        return kept(content, job)
+
+    def _folder(self, client: Client) -> str:
+        parent = shlex.quote(self.reach.folder) if self.reach.folder else '"${TMPDIR:-/tmp}"'
+        said = client.ask(f"umask 077; mktemp -d {parent}/dynbench.XXXXXXXX")
+        folder = said.text.splitlines()[-1] if said.text else ""
+        if not said.ok or not folder.startswith("/"):
+            raise Failed(f"{self.name}: no folder can be made there: {said.error or said.text or 'no message'}")
+        return folder
+
+    def _push(self, client: Client, job: Path, asked: Job, folder: str) -> None:
+        done = client.ask(f"tar -x -f - -C {shlex.quote(folder)}", _archive(job, [*asked.sha256, JOB]))
+        if not done.ok:
+            if FULL in done.errors:
+                raise Failed(f"{self.name}: its disk is full; free some space, or name another `folder` in its file")
+            raise Failed(f"{self.name}: the job cannot be written there: {done.error or 'no message'}")
+        files = f"{_in(folder, AGENT)} {_in(folder, JOB)}"  # the agent compares the others
+        said = client.ask(f"{self._python} -c {shlex.quote(HASHES)} {files}")
+        if not said.ok:
+            raise Failed(f"{self.name}: {self._python} cannot be started there ({said.error}); {self._remedy()}")
+        if said.text.split() != [sha256(Path(python_agent.__file__).read_bytes()), sha256((job / JOB).read_bytes())]:
+            raise Lost(f"{self.name}: the job did not arrive as it was sent: a sha256 differs")
+
+    def _start(self, client: Client, folder: str) -> None:
+        here = shlex.quote(folder)
+        said = client.ask(
+            f"cd {here} && {{ nohup {self._python} {_in(folder, AGENT)} {here} </dev/null >agent.log 2>&1 & "
+            "echo $! >agent.pid; }"
+        )
+        if not said.ok:
+            raise Failed(f"{self.name}: the agent cannot be started: {said.error or 'no message'}")
+
+    def _wait(self, client: Client, folder: str, end: float, deadline_s: float, progress: Callable[[str], None]) -> str:
+        """Until the hash of the result is there, which is returned; a connection that fails is tried again."""
+        look, cut = LOOK_S, False
+        question = (
+            f"cat {_in(folder, RESULT_SHA256)} 2>/dev/null && exit 0; "
+            f'kill -0 "$(cat {_in(folder, "agent.pid")})" 2>/dev/null && echo alive && exit 0; '
+            f"cat {_in(folder, RESULT_SHA256)} 2>/dev/null || echo ended"  # it may have ended between the two
+        )
+        while time.monotonic() < end:
+            try:
+                said = client.ask(question)
+            except Unreachable as e:
+                if not cut:
+                    progress(f"{self.name}: {e}; the agent goes on there, and is asked again")
+                cut = True
+            else:
+                cut = False
+                if said.text == "ended":
+                    words = last_words(client.ask(f"tail -n 5 {_in(folder, 'agent.log')}").out)
+                    raise Failed(f"{self.name}: the agent ended without a result: {words}")
+                if said.text != "alive":
+                    return said.text
+            time.sleep(min(look, max(0.0, end - time.monotonic())))
+            look = min(1.5 * look, SLOWEST_LOOK_S)
+        raise Lost(f"{self.name}: it did not finish within {deadline_s:.0f} s, and was ended if it could be reached")
+
+    def _left(self, client: Client, folder: str, asked: Job) -> str:
+        if not folder:
+            return ""
+        return f"; what still runs there ends by itself within {asked.deadline_s + python_agent.SPARE_S:.0f} s"
+
+    def _clear(self, client: Client, folder: str) -> None:
+        """Ends the agent, if it is this one, and removes the folder."""
+        if not folder:
+            return
+        here = shlex.quote(folder)
+        ends = (
+            f'p=$(cat {_in(folder, "agent.pid")} 2>/dev/null); if [ -n "$p" ] && '
+            f'{{ [ ! -r "/proc/$p/cmdline" ] || tr "\\0" " " <"/proc/$p/cmdline" | grep -qF {here}; }}; '
+            f'then kill -9 "$p" 2>/dev/null; fi; rm -rf {here}'
+        )
+        try:
+            client.ask(ends)
+        except Unreachable:  # the deadline of the agent holds without us
+            return
+
+
+def _in(folder: str, name: str) -> str:
+    return shlex.quote(f"{folder}/{name}")
+
+
+def _archive(job: Path, names: list[str]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, place in [*((name, job / name) for name in names), (AGENT, Path(python_agent.__file__))]:
+            content = place.read_bytes()
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), 0o600
+            tar.addfile(entry, io.BytesIO(content))
+    return out.getvalue()

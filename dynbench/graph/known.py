@@ -1,0 +1,48 @@
+"""Networks in a graph whose decisions are given and whose gates are left out: controls, to see what deciding takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dynbench.dynamic import Loop
+from dynbench.dynamic.context import Execution
+from dynbench.graph.operators import blank, put, rows_of
+from dynbench.graph.strategy import InGraph, OneItem, Tracing, _alone
+
+
+class KnownInGraph(InGraph):
+    """As `InGraph`; in a loop a head runs for the items alone that leave by it."""
+
+    name = "known_in_graph"
+
+    def _from(self, ex: Execution, point: Loop, state: Any, k: int) -> Any:
+        """The answers of those who leave here, and of the others."""
+        if ex.gates or point.halt is None or k == point.max_steps - 1:
+            return super()._from(ex, point, state, k)
+        with ex.at(k, point.max_steps):
+            state = point.step(state, k)
+            halted = ex.known(point)
+        leave, stay = rows_of(halted), rows_of(~halted)
+        y = self.on(ex, leave, state, lambda s: _headed(point, s, k))
+        z = self.on(ex, stay, state, lambda s: self._from(ex, point, s, k + 1))
+        return put(put(blank(y, halted), leave, y), stay, z)
+
+
+class KnownOneItem(KnownInGraph, OneItem):
+    """As `OneItem`; in a loop a head runs where the item leaves by it."""
+
+    name = "known_one_item"
+
+    def _from(self, ex: Execution, point: Loop, state: Any, k: int) -> Any:
+        """The item's answer: this step's, with its head, where it halts."""
+        if ex.gates or not _alone(ex) or point.halt is None or k == point.max_steps - 1:
+            return super()._from(ex, point, state, k)
+        assert isinstance(ex, Tracing)
+        with ex.at(k, point.max_steps):
+            state = point.step(state, k)
+            halted = ex.known(point)
+        return ex.lazily(halted, lambda: _headed(point, state, k), lambda: self._from(ex, point, state, k + 1))
+
+
+def _headed(point: Loop, state: Any, k: int) -> Any:
+    return state if point.head is None else point.head(state, k)

@@ -1,0 +1,464 @@
+"""Answers to the questions behind dynamic networks, from all workloads of a run: sentences, a figure and its table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+
+from dynbench.analysis.formatting import percent, times
+from dynbench.analysis.overview import (
+    PROMISING,
+    Batch,
+    Family,
+    Member,
+    Standing,
+    Summary,
+    break_evens,
+    causes,
+    families,
+    median,
+    quartiles,
+)
+from dynbench.analysis.resolution import direction
+from dynbench.report.content import Panel
+from dynbench.report.overview_columns import COLUMNS
+from dynbench.report.overview_drawings import Growth, Ladder, Series, Shares, Spread, Spreads
+from dynbench.report.palette import OUTCOMES, SERIES
+from dynbench.report.published import counterparts
+from dynbench.report.tables import Block, Row, make_table
+from dynbench.report.values import count, number, ratio, with_interval, words
+from dynbench.store.run import Run
+
+CAUSES = {
+    "surplus": "surplus work",
+    "decisions": "deciding",
+    "movement": "moving",
+    "waiting": "waiting",
+    "utilisation": "lower utilisation",
+}
+IN_WORDS = {"faster": "faster", "unclear": "not told apart", "slower": "slower"}
+STEPS = ("promised by counting", "as published: masking", "best strategy as written", "deployed", "against any static")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question and what this run says about it.
+
+    Attributes:
+        key: unique, fit for an id.
+        sentences: with figures.
+        panels: figures.
+        blocks: tables, folded.
+    """
+
+    key: str
+    question: str
+    sentences: list[str]
+    panels: list[Panel]
+    blocks: list[Block]
+
+
+def answers(run: Run, summaries: Sequence[Summary], batches: Sequence[Batch]) -> list[Answer]:
+    """All questions that the run has something to say about.
+
+    Args:
+        run: of several workloads.
+        summaries: of each of them.
+        batches: the same by batch size; empty where nothing was timed.
+    """
+    if not batches:
+        return []
+    return [
+        _time_energy_memory(run, batches),
+        _evaluations(summaries),
+        _hardware(batches),
+        _expression(run, summaries),
+        *_modularity(summaries),
+    ]
+
+
+# --- 1: less computation, less time? ---------------------------------------------------------------------------------
+
+
+def _time_energy_memory(run: Run, batches: Sequence[Batch]) -> Answer:
+    last = batches[-1]
+    sentences = []
+    for batch in batches:
+        timed = len(batch.standings)
+        sentences.append(
+            f"At batch {batch.batch_size} less computation is less time for {batch.outcomes['faster']} of {timed} "
+            f"networks ({percent(batch.outcomes['faster'] / timed)}), and more time for {batch.outcomes['slower']}."
+        )
+    if (efficiency := last.median("efficiency")) is not None:
+        sentences.append(
+            f"Of the ideal speed-up the median network keeps {percent(efficiency)} at batch {last.batch_size}."
+        )
+    memory = [s.memory for s in last.standings if s.memory is not None]
+    if memory:
+        less = sum(m < 0.98 for m in memory)
+        sentences.append(
+            f"Peak memory is {times(float(median(memory) or 0))} that of the static network in the median, and less by "
+            f"2 % or more for {less} of {len(memory)}."
+        )
+    energy = [s.energy for s in last.standings if s.energy is not None]
+    if energy:
+        sentences.append(f"Energy per item is {times(float(median(energy) or 0))} that of the static network.")
+    else:
+        sentences.append("Energy was not measured on this machine; see Not measured for what to attach.")
+    even = break_evens(run.manifest.workloads, run.cells)
+    if even:
+        rates = [e.rate for e in even if e.rate is not None]
+        text = f"In {len(even)} keep-rate sweeps"
+        if rates:
+            low, middle, high = quartiles(rates) or (0.0, 0.0, 0.0)
+            text += (
+                f" {len(rates)} have a break-even: the median is a keep-rate of {percent(middle)} (middle half "
+                f"{percent(low)} to {percent(high)})"
+            )
+        if never := len(even) - len(rates):
+            text += f"{', and' if rates else ''} {never} do not pay at any rate that was measured"
+        sentences.append(f"{text}; as written, in eager PyTorch.")
+    rows: list[Row] = [
+        {
+            "batch": count(batch.batch_size),
+            "workloads": count(len(batch.standings)),
+            **{f"outcome_{name}": count(batch.outcomes[name]) for name in OUTCOMES},
+            "median_ideal": ratio(batch.median("ideal")),
+            "median_speedup": ratio(batch.speedup),
+            "median_efficiency": number(_hundred(batch.median("efficiency"))),
+            "median_memory": ratio(batch.median("memory")),
+            "median_energy": ratio(batch.median("energy")),
+        }
+        for batch in batches
+    ]
+    keys = ["batch", "workloads", *(f"outcome_{name}" for name in OUTCOMES), "median_ideal", "median_speedup"]
+    keys += ["median_efficiency", "median_memory", "median_energy"]
+    blocks = [_block("By batch size", "answer time", keys, rows)]
+    if even:
+        found: list[Row] = [
+            {
+                "workload": words(e.workload),
+                "batch": count(e.batch_size),
+                "strategy": words(e.strategy),
+                "break_even": number(_hundred(e.rate)) if e.rate is not None else words(f"below {percent(e.lowest)}"),
+            }
+            for e in even
+        ]
+        blocks.append(
+            _block("Break-even keep-rates", "answer break-even", ["workload", "batch", "strategy", "break_even"], found)
+        )
+    drawing = Shares(
+        title="workloads",
+        rows=[f"batch {batch.batch_size}" for batch in batches],
+        parts=[(IN_WORDS[name], name) for name in OUTCOMES],
+        counts=[[batch.outcomes[name] for name in OUTCOMES] for batch in batches],
+    )
+    alt = "; ".join(
+        f"batch {b.batch_size}: " + ", ".join(f"{b.outcomes[n]} {IN_WORDS[n]}" for n in OUTCOMES) for b in batches
+    )
+    panel = Panel("answer-time", "Outcomes by batch size", "Counted in workloads.", f"{alt}.", drawing)
+    question = "Does less computation mean less time, energy and memory?"
+    return Answer("answer-time", question, sentences, [panel], blocks)
+
+
+def _hundred(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _block(title: str, key: str, columns: Sequence[str], rows: list[Row]) -> Block:
+    return Block(title, table=make_table(key, title, [COLUMNS[c] for c in columns], rows), folded=True)
+
+
+# --- 2: what do evaluations miss? ------------------------------------------------------------------------------------
+
+
+def _evaluations(summaries: Sequence[Summary]) -> Answer:
+    """From what counting promises to what remains against any static network, at the largest batch size."""
+    promising = [(s, s.judged) for s in summaries if s.promised is not None and s.promised >= PROMISING]
+    known = [(s, judged) for s, judged in promising if judged is not None]
+    if not known:
+        sentence = f"No timed workload of this run has a counting rule that promises {times(PROMISING, 1)} or more."
+        return Answer("answer-evaluations", QUESTION_2, [sentence], [], [])
+    lines = [_ladder_line(s, judged) for s, judged in known]
+    faster = Counter[str]()
+    for _, judged in known:
+        steps = {
+            "masking": judged.masking and judged.masking.speedup,
+            "written": judged.written and judged.written.speedup,
+            "deployed": judged.deployed and judged.deployed.speedup,
+            "static": judged.against_static,
+        }
+        faster.update(name for name, found in steps.items() if found is not None and direction(found) == "faster")
+    n = len(known)
+    sentences = [
+        f"Of {n} networks whose papers' counting promises {times(PROMISING, 1)} or more, {faster['masking']} are "
+        f"measurably faster in the form that is usually published, which computes everything and masks, and "
+        f"{faster['written']} with the best strategy as written."
+    ]
+    if any(judged.deployed is not None for _, judged in known):
+        sentences.append(
+            f"{faster['deployed']} are faster deployed against deployed, and {faster['static']} remain so when any "
+            "static network of the workload that is at least as accurate may be used instead."
+        )
+    medians = [median(line[i] for line in lines) for i in range(len(STEPS))]
+    said = [f"{step} {times(value)}" for step, value in zip(STEPS, medians, strict=True) if value is not None]
+    sentences.append(f"Medians: {'; '.join(said)}.")
+    executed = [s.executed for s, _ in known if s.executed is not None]
+    if executed:
+        sentences.append(
+            f"What masking executes is {times(float(median(1 / e for e in executed) or 0))} the dense FLOPs in the "
+            f"median, though {percent(1 - 1 / float(median(s.promised for s, _ in known) or 1))} are counted as saved."
+        )
+    rows: list[Row] = [
+        {"workload": words(s.info.title), "batch": count(judged.batch_size)}
+        | {f"step_{i}": ratio(value) for i, value in enumerate(line)}
+        | {"stronger_static": words(_stronger(judged))}
+        for (s, judged), line in zip(known, lines, strict=True)
+    ]
+    keys = ["workload", "batch", *(f"step_{i}" for i in range(len(STEPS))), "stronger_static"]
+    alt = "; ".join(f"{step}: {times(v)}" for step, v in zip(STEPS, medians, strict=True) if v is not None)
+    panel = Panel(
+        "answer-evaluations",
+        "From what is counted to what is deployed",
+        "A thin line per workload, at its largest batch size; thick: medians.",
+        f"Median speed-ups. {alt}.",
+        Ladder(list(STEPS), lines, medians),
+    )
+    blocks = [_block("Every workload", "answer steps", keys, rows)]
+    if claimed := list(counterparts(summaries)):
+        keys = ["method", "published_claim", "known_from", "workload", "batch", "claim_ideal"]
+        keys += ["step_1", "step_2", "step_3"]
+        blocks.append(_block("What is claimed, and what was measured here", "answer claims", keys, claimed))
+    return Answer("answer-evaluations", QUESTION_2, sentences, [panel], blocks)
+
+
+QUESTION_2 = "What do existing evaluations miss?"
+
+
+def _ladder_line(summary: Summary, judged: Standing) -> list[float | None]:
+    found = [judged.masking, judged.written, judged.deployed]
+    static = judged.against_static
+    return [
+        summary.promised,
+        *(None if t is None else t.speedup.value for t in found),
+        None if static is None else static.value,
+    ]
+
+
+def _stronger(judged: Standing) -> str | None:
+    static, deployed = judged.against_static, judged.deployed
+    if static is None or deployed is None or static.baseline == deployed.speedup.baseline:
+        return None
+    return static.baseline
+
+
+# --- 3: what follows for hardware and runtimes? ----------------------------------------------------------------------
+
+
+def _hardware(batches: Sequence[Batch]) -> Answer:
+    ends = [*batches[:1], *batches[1:][-1:]]
+    by_size = {batch.batch_size: causes(batch.standings) for batch in ends}
+    names = list(dict.fromkeys(cause for found in reversed(by_size.values()) for cause in found))
+    if not names:
+        sentence = "No losses are known: no strategy was timed as written with its counters and its profile."
+        return Answer("answer-hardware", QUESTION_3, [sentence], [], [])
+    largest = {b.batch_size: Counter(s.largest_loss[0] for s in b.standings if s.largest_loss) for b in ends}
+    sentences = []
+    for size, found in by_size.items():
+        worst = next(iter(found), None)
+        if worst is None:
+            continue
+        n = sum(largest[size].values())
+        most, times_most = largest[size].most_common(1)[0]
+        sentences.append(
+            f"At batch {size} the largest loss is {CAUSES.get(most, most)} for {times_most} of {n} networks as "
+            f"written; its median factor is {times(float(median(found[most]) or 1))}."
+        )
+    sentences.append(
+        "A factor of 1.20x means that the network would be 1.2 times as fast without this loss. Lower utilisation is "
+        "what counters and profile leave over: fewer items per call, mostly."
+    )
+    rows: list[Row] = []
+    for size, found in by_size.items():
+        for cause in names:
+            if (spread := quartiles(found.get(cause, []))) is not None:
+                rows.append(
+                    {
+                        "cause": words(CAUSES.get(cause, cause)),
+                        "batch": count(size),
+                        "workloads": count(len(found[cause])),
+                        "median_loss": ratio(spread[1]),
+                        "lower_quartile": ratio(spread[0]),
+                        "upper_quartile": ratio(spread[2]),
+                        "largest_for": count(largest[size][cause]),
+                    }
+                )
+    keys = ["cause", "batch", "workloads", "median_loss", "lower_quartile", "upper_quartile", "largest_for"]
+    series = [(f"batch {size}", tone) for size, tone in zip(by_size, SERIES, strict=False)]
+    values = [[_spread(by_size[size].get(cause, [])) for size in by_size] for cause in names]
+    drawing = Spreads("loss as a factor (median and middle half)", [CAUSES.get(c, c) for c in names], series, values)
+    alt = "; ".join(f"{r['cause'].text} at batch {r['batch'].text}: {r['median_loss'].text}" for r in rows)
+    panel = Panel(
+        "answer-hardware",
+        "Losses by cause",
+        "Over all workloads, of the best strategy as written.",
+        f"Median loss factors. {alt}.",
+        drawing,
+    )
+    return Answer("answer-hardware", QUESTION_3, sentences, [panel], [_block("By cause", "answer losses", keys, rows)])
+
+
+QUESTION_3 = "What follows for hardware and runtimes?"
+
+
+def _spread(factors: Sequence[float]) -> Spread | None:
+    found = quartiles(factors)
+    return None if found is None else Spread(*found)
+
+
+# --- 4: how hard is a dynamic graph to express? ----------------------------------------------------------------------
+
+
+def _expression(run: Run, summaries: Sequence[Summary]) -> Answer:
+    """What became of the networks as one graph, and of their regions under torch.compile."""
+    titles = {s.info.name: s.info.title for s in summaries}
+    graph: dict[str, bool] = {}
+    why: dict[str, str] = {}
+    for cell in (c for c in run.cells if c.arm.kind == "strategy" and c.deployed):
+        for tried in (c for c in cell.candidates if c.arm.control == "graph"):
+            done = tried.ratio is not None
+            graph[cell.workload] = graph.get(cell.workload, False) or done
+            if not done:
+                why.setdefault(cell.workload, tried.reason or "no reason was stored")
+    sentences = []
+    if graph:
+        could = sum(graph.values())
+        sentences.append(
+            f"{could} of {len(graph)} dynamic networks ran as one graph in which skipped work is skipped, each proved "
+            "equal to its item-by-item form before it was timed; no line of their models was changed for it."
+        )
+    refused = {name: reason for name, reason in why.items() if not graph[name]}
+    if refused:
+        sentences.append(f"{len(refused)} could not be expressed so; the table names what is in the way.")
+    compiled = [c for c in run.cells if c.compiled is not None and c.status == "ok" and c.arm.kind == "strategy"]
+    if compiled:
+        breaks = sum(len(c.compiled.graph_breaks) for c in compiled if c.compiled is not None)
+        again = sum(c.compiled.compilations - c.compiled.regions for c in compiled if c.compiled is not None)
+        regions = sum(c.compiled.regions for c in compiled if c.compiled is not None)
+        sentences.append(
+            f"torch.compile prepared {regions} regions of {len(compiled)} arms with {breaks} graph breaks and {again} "
+            "further compilations for other sizes."
+        )
+    else:
+        sentences.append("torch.compile was not tried in this run (`--engine compile`).")
+    strategies = sorted({c.arm.strategy for c in run.cells if c.arm.strategy is not None and c.status == "ok"})
+    sentences.append(
+        f"{len(strategies)} strategies ran ({', '.join(strategies)}) with no line of a model changed per strategy: a "
+        "model states what is decided, a strategy how it is carried out."
+    )
+    if not graph:
+        return Answer("answer-expression", QUESTION_4, sentences, [], [])
+    kinds: dict[str, Counter[bool]] = {}
+    for summary in summaries:
+        if summary.info.name in graph:
+            kinds.setdefault(summary.kind, Counter())[graph[summary.info.name]] += 1
+    rows: list[Row] = [{"workload": words(titles[n]), "reason": words(reason)} for n, reason in sorted(refused.items())]
+    blocks = [_block("Not expressed as one graph", "answer refused", ["workload", "reason"], rows)] if rows else []
+    drawing = Shares(
+        title="workloads",
+        rows=list(kinds),
+        parts=[("one graph, proved", "faster"), ("refused, with the reason", "slower")],
+        counts=[[counts[True], counts[False]] for counts in kinds.values()],
+    )
+    alt = "; ".join(f"{kind}: {c[True]} as one graph, {c[False]} refused" for kind, c in kinds.items())
+    panel = Panel("answer-expression", "Dynamic networks as one graph", "By kind of decision.", f"{alt}.", drawing)
+    return Answer("answer-expression", QUESTION_4, sentences, [panel], blocks)
+
+
+QUESTION_4 = "How hard is a dynamic graph to express?"
+
+
+# --- 5: is modularity paying? ----------------------------------------------------------------------------------------
+
+
+def _modularity(summaries: Sequence[Summary]) -> list[Answer]:
+    """Cost against the number of parts; nothing where no argument was varied (`WORKLOAD@ARGUMENT=V1,V2`)."""
+    found = families(summaries)
+    if not found:
+        return []
+    sentences, series, rows = [], [], list[Row]()
+    for family, tone in zip(found, cycle(SERIES), strict=False):
+        first, last = family.members[0], family.members[-1]
+        span = f"from {first.value:g} to {last.value:g} {family.argument}"
+        ours, theirs = (_growth(first, last, dynamic=dynamic) for dynamic in (True, False))
+        if ours is not None and theirs is not None:
+            sentences.append(
+                f"{family.of}: {span} the time per item of the static network becomes {times(theirs)} what it was, "
+                f"that of the dynamic one {times(ours)}, at batch {family.batch_size}."
+            )
+        speedups = [(m.value, m.standing.best.speedup) for m in family.members if m.standing.best is not None]
+        series.append(
+            Series(
+                f"{family.of}, {family.argument}",
+                tone,
+                [value for value, _ in speedups],
+                [s.value for _, s in speedups],
+                [s.low for _, s in speedups],
+                [s.high for _, s in speedups],
+            )
+        )
+        rows += [_member(family, member) for member in family.members]
+    keys = [
+        "workload",
+        "argument",
+        "argument_value",
+        "batch",
+        "dynamic_ms",
+        "static_ms",
+        "family_speedup",
+        "claim_ideal",
+    ]
+    alt = "; ".join(
+        f"{s.name}: " + ", ".join(f"{times(y)} at {x:g}" for x, y in zip(s.x, s.y, strict=True)) for s in series
+    )
+    panel = Panel(
+        "answer-modularity",
+        "Speed-up against the number of parts",
+        "Against the primary baseline with as many parts. Untrained networks, with decisions of their own or made up.",
+        f"{alt}.",
+        Growth("number of parts", "speed-up", series),
+    )
+    return [
+        Answer("answer-modularity", QUESTION_5, sentences, [panel], [_block("By number", "answer parts", keys, rows)])
+    ]
+
+
+QUESTION_5 = "Is modularity paying?"
+
+
+def _growth(first: Member, last: Member, *, dynamic: bool) -> float | None:
+    """How much longer an item takes with the most parts than with the fewest."""
+    before, after = (_item_ms(m, dynamic=dynamic) for m in (first, last))
+    return None if before is None or after is None or before <= 0 else after / before
+
+
+def _item_ms(member: Member, *, dynamic: bool) -> float | None:
+    best = member.standing.best
+    cell = member.standing.primary if not dynamic else None if best is None else best.cell
+    return None if cell is None or cell.latency is None else cell.latency.item_ms
+
+
+def _member(family: Family, member: Member) -> Row:
+    best = member.standing.best
+    return {
+        "workload": words(family.of),
+        "argument": words(family.argument),
+        "argument_value": number(member.value),
+        "batch": count(family.batch_size),
+        "dynamic_ms": number(_item_ms(member, dynamic=True)),
+        "static_ms": number(_item_ms(member, dynamic=False)),
+        "family_speedup": ratio(None) if best is None else with_interval(best.speedup),
+        "claim_ideal": ratio(member.standing.ideal),
+    }

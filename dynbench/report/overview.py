@@ -1,0 +1,224 @@
+"""The first page of a report on several workloads: all of them in one table, and what they say together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dynbench.analysis.formatting import percent, significant, times
+from dynbench.analysis.overview import Batch, Standing, Summary, by_batch_size, summarise
+from dynbench.report.answers import Answer, answers
+from dynbench.report.background import (
+    environment_section,
+    legend,
+    not_measured_section,
+    reproduce_section,
+    warnings_section,
+)
+from dynbench.report.columns import Column
+from dynbench.report.content import FigureGroup, Panel, facts_of, status_of, title_of_run
+from dynbench.report.deploy import choices_section
+from dynbench.report.drawings import Absent
+from dynbench.report.overview_columns import COLUMNS
+from dynbench.report.overview_drawings import Dot, Scatter
+from dynbench.report.palette import MUTED, tones_of
+from dynbench.report.tables import Block, Row, Section, make_table
+from dynbench.report.values import NOTHING, Value, missing, number, ratio, with_interval, words
+from dynbench.store.run import Run
+from dynbench.store.schema import Cell
+
+WORDS = {"faster": "faster", "slower": "slower", "unclear": "no difference"}
+SCATTER = (
+    "A marker for each workload: its ideal, if time followed computation (dashed), and what was measured, with its "
+    "95 % confidence interval. Above 1x it is faster than the primary baseline. Hollow: not told apart from 1x."
+)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What the first page says.
+
+    Attributes:
+        sentences: what was found, in short.
+        table: of all workloads.
+        answers: to the questions behind dynamic networks.
+        panels: figures of all workloads.
+        sections: the machine, doubts, and how to do it again.
+        tones: name of the colour of each strategy.
+    """
+
+    title: str
+    run_id: str
+    status: str | None
+    facts: list[tuple[str, str]]
+    sentences: list[str]
+    table: Block
+    panels: list[Panel]
+    answers: list[Answer]
+    sections: list[Section]
+    tones: dict[str, str]
+
+    @property
+    def figures(self) -> list[FigureGroup]:
+        """Those of all workloads, and those of each answer."""
+        groups = [FigureGroup("overview", "All workloads", SCATTER, self.panels)]
+        return groups + [FigureGroup(a.key, a.question, "", a.panels) for a in self.answers]
+
+
+def build_overview(run: Run, pages: dict[str, str]) -> Overview:
+    """Reads a run of several workloads into its first page.
+
+    Args:
+        run: complete or not.
+        pages: name of the page of each workload.
+    """
+    infos = list(run.manifest.workloads.values())
+    mine: dict[str, list[Cell]] = {info.name: [] for info in infos}
+    for cell in run.cells:
+        mine.setdefault(cell.workload, []).append(cell)
+    tones = tones_of(c.arm.strategy for c in run.cells if c.arm.strategy is not None)
+    summaries = summarise(infos, run.cells)
+    batches = by_batch_size(summaries)
+    table = _table(summaries, [b.batch_size for b in batches], pages)
+    panels = [_scatter(summaries, batch, tones) for batch in _ends(batches)]
+    replies = answers(run, summaries, batches)
+    absent = [(f"figure: {p.title}", p.absent) for p in panels if p.absent is not None]
+    sections = [
+        *choices_section(infos, mine),
+        warnings_section(run, every=False),
+        not_measured_section(run, absent),
+        environment_section(run),
+        reproduce_section(run),
+    ]
+    blocks = [table, *(b for a in replies for b in a.blocks), *(b for s in sections for b in s.blocks)]
+    return Overview(
+        title=title_of_run(run),
+        run_id=run.manifest.run_id,
+        status=status_of(run, "the page of each workload"),
+        facts=facts_of(run),
+        sentences=_sentences(summaries, batches),
+        table=table,
+        panels=panels,
+        answers=replies,
+        sections=[*sections, legend(b.table for b in blocks if b.table is not None)],
+        tones=tones,
+    )
+
+
+def _sentences(summaries: Sequence[Summary], batches: Sequence[Batch]) -> list[str]:
+    if not batches:
+        return ["Nothing was timed; see Not measured."]
+    found = []
+    for batch in _ends(batches):
+        counts = batch.outcomes
+        text = (
+            f"At batch {batch.batch_size}, of {len(batch.standings)} dynamic networks {counts['faster']} are "
+            f"measurably faster than their static counterpart, {counts['slower']} slower, and {counts['unclear']} are "
+            "not told apart from it"
+        )
+        ideal, speedup = batch.median("ideal"), batch.speedup
+        if ideal is not None and speedup is not None:
+            text += f"; the median speed-up is {times(speedup)} of an ideal {times(ideal)}"
+        found.append(f"{text}.")
+    untimed = sum(s.judged is None for s in summaries)
+    if untimed:
+        found.append(f"{untimed} of {len(summaries)} workloads have no timed dynamic network; see Not measured.")
+    return found
+
+
+def _ends(batches: Sequence[Batch]) -> list[Batch]:
+    """The smallest batch size and the largest."""
+    return [*batches[:1], *batches[1:][-1:]]
+
+
+def _table(summaries: Sequence[Summary], sizes: Sequence[int], pages: dict[str, str]) -> Block:
+    """One row per workload, by kind of decision."""
+    per_size = [
+        Column(
+            f"at:{size}",
+            f"batch {size}",
+            "x (95 % CI)",
+            "Speed-up against the primary baseline at this batch size: deployed against deployed where ways were "
+            "tried, else as written.",
+            stays=True,
+        )
+        for size in sizes
+    ]
+    first = [COLUMNS[k] for k in ("overview_workload", "overview_verdict", "decision_kind", "saved", "accuracy_gain")]
+    last = [COLUMNS[k] for k in ("overview_ideal", "overview_efficiency", "largest_loss")]
+    ordered = sorted(summaries, key=lambda s: (s.kind, s.info.title.lower()))
+    rows = [_row(s, sizes, pages) for s in ordered]
+    table = make_table("overview", "All workloads", [*first, *per_size, *last], rows, block="decision_kind")
+    return Block(table=table)
+
+
+def _row(summary: Summary, sizes: Sequence[int], pages: dict[str, str]) -> Row:
+    info, judged = summary.info, summary.judged
+    row: Row = {
+        "overview_workload": Value(info.title, info.title.lower(), link=pages[info.name]),
+        "decision_kind": words(summary.kind),
+        "saved": number(None if summary.saved is None else 100 * summary.saved, 2),
+        "accuracy_gain": _gain(summary),
+    }
+    for size in sizes:
+        at = summary.at.get(size)
+        best = None if at is None else at.best
+        row[f"at:{size}"] = Value(NOTHING) if best is None else with_interval(best.speedup)
+    if judged is None:
+        return row | {"overview_verdict": missing("no dynamic network was timed")}
+    row |= {"overview_ideal": ratio(judged.ideal), "largest_loss": _loss(judged)}
+    if judged.efficiency is not None:
+        row["overview_efficiency"] = number(100 * judged.efficiency, 3)
+    return row | {"overview_verdict": words(_verdict(judged))}
+
+
+def _gain(summary: Summary) -> Value:
+    if summary.gain is None or summary.accuracy is None:
+        return Value(NOTHING)
+    if summary.accuracy.in_percent:
+        return Value(f"{100 * summary.gain:+.1f}", summary.gain)
+    unit = summary.accuracy.unit or summary.accuracy.metric
+    sign = "+" if summary.gain > 0 else ""
+    return Value(f"{sign}{significant(summary.gain)} {unit}", summary.gain)
+
+
+def _loss(judged: Standing) -> Value:
+    if judged.largest_loss is None or judged.efficiency is None or judged.efficiency >= 0.95:
+        return Value(NOTHING)
+    cause, factor = judged.largest_loss
+    return Value(f"{cause} {times(factor)}", factor)
+
+
+def _verdict(judged: Standing) -> str:
+    text = WORDS[str(judged.outcome)]
+    against = judged.against_static
+    if judged.deployed is not None and against is not None and against.baseline != judged.deployed.speedup.baseline:
+        return f"{text}; use {against.baseline}"
+    return text
+
+
+def _scatter(summaries: Sequence[Summary], batch: Batch, tones: dict[str, str]) -> Panel:
+    dots, strategies = [], {}
+    for summary in summaries:
+        at = summary.at.get(batch.batch_size)
+        if at is None or at.best is None or at.ideal is None:
+            continue
+        cell, speedup = at.best
+        strategy = cell.arm.strategy or ""
+        tone = tones.get(strategy, MUTED)
+        strategies[strategy] = tone
+        certain = at.outcome != "unclear"
+        dots.append(Dot(summary.info.title, tone, at.ideal, speedup.value, speedup.low, speedup.high, certain))
+    title = f"Batch {batch.batch_size}"
+    key = f"all-batch-{batch.batch_size}"
+    if not dots:
+        return Panel(key, title, "", "", Absent("no workload has both an ideal and a measured speed-up"))
+    alt = "; ".join(f"{d.name}: {times(d.speedup)} of {times(d.ideal)}" for d in dots)
+    caption = f"{len(dots)} workloads."
+    if batch.rank_correlation is not None:
+        r, low, high = batch.rank_correlation
+        caption += f" Rank correlation of ideal and measured: {r:.2f} (95 % CI {low:.2f} to {high:.2f})."
+    if (efficiency := batch.median("efficiency")) is not None:
+        caption += f" Median efficiency {percent(efficiency)}."
+    drawing = Scatter(batch.batch_size, dots, sorted(strategies.items()))
+    return Panel(key, title, caption, f"Measured and ideal speed-up at batch {batch.batch_size}. {alt}.", drawing)

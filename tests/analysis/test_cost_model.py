@@ -1,0 +1,191 @@
+"""The cost model on cells whose times follow from a known law."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynbench.analysis.cost_model import (
+    LEAST_HELD_OUT,
+    TERMS,
+    Errors,
+    Levers,
+    break_even,
+    crossing,
+    errors,
+    fit,
+    held_out,
+    model_of,
+    terms,
+    time_of,
+)
+from dynbench.store.schema import Cell
+from tests.analysis.cells import RESNET, latency
+from tests.analysis.scalings import CONSTANTS, by_law, made_up, networks, part, usage
+
+EAGER = ("eager", "host")
+
+
+def test_a_known_law_is_recovered_on_cells_that_the_fit_did_not_see() -> None:
+    cells, scaling = made_up()
+    model = model_of(cells, scaling)
+    found = errors(model.predictions)
+    assert isinstance(found, Errors)
+    assert found.median < 0.02 and found.near == 1.0
+    assert {p.held_out for p in model.predictions} == {True, False}
+
+
+def test_with_enough_cells_the_factors_of_the_law_come_out() -> None:
+    law = dict(zip(TERMS, (1.1, 0.8, 1.4, 1.0, 1.9, 0.6), strict=True))
+    table = np.random.default_rng(0).uniform(10, 1000, (400, len(TERMS)))
+    rows = [dict(zip(TERMS, row, strict=True)) for row in table.tolist()]
+    found = fit(rows, [sum(law[name] * us for name, us in row.items()) for row in rows])
+    assert found == pytest.approx(law, rel=0.02)
+
+
+def test_one_disturbed_cell_does_not_move_the_fit() -> None:
+    cells, scaling = made_up()
+    before = model_of(cells, scaling)
+    fitted = [c for c in cells if c.cell_id not in held_out(cells)]
+    victim = max(fitted, key=lambda c: c.latency.stream_ms if c.latency else 0.0)
+    assert victim.latency is not None
+    slow = victim.model_copy(update={"latency": latency(20 * victim.latency.stream_ms)})
+    after = model_of([slow if c is victim else c for c in cells], scaling)
+    found = errors(after.predictions)
+    assert isinstance(found, Errors) and found.median < 0.1
+    assert before.factors.keys() == after.factors.keys() == {EAGER}
+
+
+def test_the_split_looks_at_no_time_and_holds_out_sizes_rates_and_other_traces() -> None:
+    cells, _ = made_up()
+    out = held_out(cells)
+    other = [c.model_copy(update={"latency": latency(1.0)}) for c in cells]
+    assert held_out(other) == out == held_out(cells[::-1])
+    seen = {(c.batch_size, c.decisions.label) for c in cells if c.cell_id not in out}
+    assert seen == {
+        (1, "learned"),
+        (8, "learned"),
+        (32, "synthetic keep=0.25"),
+        (32, "synthetic keep=0.75"),
+    }
+
+
+def test_the_fit_never_sees_a_cell_that_is_held_out() -> None:
+    cells, scaling = made_up()
+    out = held_out(cells)
+    spoilt = [c.model_copy(update={"latency": latency(1e6)}) if c.cell_id in out else c for c in cells]
+    assert model_of(spoilt, scaling).factors == model_of(cells, scaling).factors
+
+
+def test_too_few_held_out_cells_are_a_sentence_instead_of_a_figure() -> None:
+    cells, scaling = made_up()
+    model = model_of(cells, scaling)
+    few = [p for p in model.predictions if p.held_out][: LEAST_HELD_OUT - 1]
+    said = errors(few)
+    assert isinstance(said, str) and "4 held-out cells are too few" in said
+    assert "0 held-out cells" in str(errors([]))
+
+
+def test_with_too_few_cells_nothing_is_fitted_or_judged() -> None:
+    cells, scaling = made_up()
+    model = model_of(cells[:2], scaling)
+    assert model.factors == {} and model.predictions == []
+
+
+def test_cells_of_another_workload_or_without_a_time_are_left_out() -> None:
+    cells, scaling = made_up()
+    others = [c.model_copy(update={"workload": "another"}) for c in cells]
+    failed = [c.model_copy(update={"status": "failed"}) for c in cells]
+    assert model_of([*others, *failed], scaling).predictions == []
+
+
+def test_a_region_without_its_time_is_not_predicted() -> None:
+    cells, scaling = made_up()
+    less = scaling.networks[0].model_copy(update={"parts": scaling.networks[0].parts[1:]})
+    broken = scaling.model_copy(update={"networks": [less, scaling.networks[1]]})
+    assert model_of(cells, broken).predictions == []
+
+
+@given(st.integers(1, 200), st.integers(1, 200), st.lists(st.floats(1, 1e6), min_size=6, max_size=6))
+def test_more_items_never_take_less_time(n: int, m: int, us: list[float]) -> None:
+    noisy = part("body", 1, 1, us=us, low_us=us, high_us=us)
+    a, b = (time_of(noisy, k, CONSTANTS) for k in sorted((n, m)))
+    assert 0 < a <= b * (1 + 1e-12) and math.isfinite(b)
+
+
+@given(
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([1, 2, 4, 8, 16, 32]),
+    st.floats(0.01, 1.0),
+)
+def test_no_lever_makes_anything_slower(a: bool, b: bool, c: bool, d: bool, size: int, keep: float) -> None:
+    seen = usage("compaction", size, keep, "learned")
+    asked = Levers(no_wait=a, no_launch=b, free_gather=c, known_ahead=d)
+    assert 0 < by_law(seen, asked) <= by_law(seen)
+    both = replace(asked, no_wait=True, known_ahead=True)
+    assert by_law(seen, both) <= by_law(seen, asked)
+
+
+def test_perfect_small_batches_are_proportional_and_whole_ones_unchanged() -> None:
+    body = networks()[0].parts[1]
+    perfect = Levers(perfect_small_batches=True)
+    assert time_of(body, 32, CONSTANTS, perfect) == pytest.approx(time_of(body, 32, CONSTANTS))
+    assert time_of(body, 8, CONSTANTS, perfect) == pytest.approx(time_of(body, 32, CONSTANTS) / 4)
+
+
+def test_between_sizes_time_is_linear_and_beyond_the_largest_it_goes_on() -> None:
+    body = part("body", 60, 40)
+    assert time_of(body, 3, CONSTANTS) == pytest.approx(180)
+    assert time_of(body, 64, CONSTANTS) == pytest.approx(60 + 64 * 40)
+
+
+def test_in_a_graph_nothing_waits_and_no_python_runs_at_points() -> None:
+    seen = usage("compaction", 8, 0.5, "learned")
+    host, graph = (terms(seen, networks()[0], CONSTANTS, control) for control in ("host", "graph"))
+    assert graph["waiting"] == graph["operators"] == 0 < host["waiting"]
+    assert graph["points"] < host["points"] and graph["body"] == host["body"]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0, -1.0])
+def test_a_time_that_is_none_is_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        fit([dict.fromkeys(TERMS, 1.0)], [bad])
+
+
+def test_a_term_that_is_not_a_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        fit([dict.fromkeys(TERMS, math.nan)], [1.0])
+    with pytest.raises(ValueError, match="for each"):
+        fit([], [])
+
+
+def test_break_even_is_where_the_predicted_speedup_falls_to_1() -> None:
+    assert crossing([(0.25, 2.0), (0.75, 1.0), (1.0, 0.8)]) == pytest.approx(0.75)
+    assert crossing([(0.0, 3.0), (1.0, 0.5)]) == pytest.approx(0.8)
+    assert crossing([(0.2, 0.9), (1.0, 0.5)]) is None
+    assert crossing([(0.2, 3.0), (1.0, 1.1)]) == 1.0
+    cells, scaling = made_up()
+    found = {line.strategy: line for line in break_even(model_of(cells, scaling), RESNET)}
+    assert found["masking"].rates == {4: None, 8: None, 32: None}
+    rates = [found["compaction"].rates[b] for b in (4, 8, 32)]
+    assert all(r is not None and 0 < r <= 1 for r in rates)
+    assert rates == sorted(rates, key=lambda r: r or 0.0)  # the larger the batch, the less a call matters
+
+
+def ids(cells: list[Cell]) -> set[str]:
+    return {c.cell_id for c in cells}
+
+
+@given(st.permutations(range(8)))
+def test_some_cells_are_held_out_but_never_all(order: list[int]) -> None:
+    cells, _ = made_up()
+    some = [cells[i] for i in order]
+    assert held_out(some) < ids(some)

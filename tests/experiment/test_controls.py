@@ -1,0 +1,121 @@
+"""Controls in a run: planned, interleaved, refused with a reason, and stored as a waterfall; by the real command."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from dynbench.experiment.build import Prepared, prepare
+from dynbench.experiment.explain import leaves_out_bodies
+from dynbench.experiment.plan import controls_of, planned_cells
+from dynbench.experiment.spec import Options, load_spec
+from dynbench.store.run import Run
+from dynbench.store.schema import Arm, Cell
+from dynbench.unavailable import Unavailable
+from tests.cli import call
+
+TINY = Path(__file__).parent / "tiny" / "tiny.toml"
+PARTS = ("everything", "deciding", "waiting", "moving")
+
+
+def prepared(**options: object) -> Prepared:
+    return prepare(load_spec(str(TINY)), Options.model_validate(options))
+
+
+def controls(p: Prepared, batch_size: int, *, sweep: bool = False) -> list[Cell]:
+    source = next(s for s in p.sources if s.sweep == sweep)
+    return [c for c in planned_cells(p, source, batch_size) if c.arm.without is not None]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """By the command: as written and deployed, at one batch size."""
+    out = tmp_path_factory.mktemp("controls") / "run"
+    asked = ("--batch", "4", "--decisions", "learned", "--controls", "all", "--time-limit", "0.5", "--precision", "50")
+    result = call("run", TINY, *asked, "--out", out, "--quiet")
+    assert result.exit_code == 0, result.output
+    return Run.open(out)
+
+
+def test_by_default_the_preferred_strategy_has_controls_at_the_largest_batch_size() -> None:
+    p = prepared(controls="default")
+    assert [(c.arm.strategy, c.arm.without) for c in controls(p, 4)] == [("cascading", part) for part in PARTS[:3]]
+    assert controls(p, 1) == [] and controls(p, 4, sweep=True) == []
+    assert controls(prepared(controls="none"), 4) == []
+
+
+def test_all_are_those_of_every_strategy_and_what_means_nothing_is_refused() -> None:
+    found = {(c.arm.strategy, c.arm.without): c for c in controls(prepared(controls="all"), 1)}
+    assert {key for key, c in found.items() if c.status == "planned"} == {
+        *(("cascading", part) for part in PARTS),
+        *(("masking", part) for part in PARTS if part != "waiting"),
+    }
+    refused = {key: c.reason for key, c in found.items() if c.status == "refused"}
+    assert list(refused) == [("compaction", "everything")]
+    assert "those of cascading" in str(refused["compaction", "everything"])
+
+
+def test_of_a_graph_only_what_decides_can_be_left_out() -> None:
+    graph = Arm(kind="strategy", strategy="cascading", engine="onnxruntime", control="graph", live=True)
+    (control,) = controls_of(prepared(controls="all"), graph)
+    assert (control.without, control.live, control.kind) == ("deciding", False, "control")
+    assert control.key == "control:cascading, decisions known ahead, onnxruntime, graph"
+
+
+def test_controls_run_in_the_rounds_of_their_arm(run: Run) -> None:
+    mine = [c for c in run.cells if c.arm.without is not None and c.status == "ok"]
+    assert {c.arm.without for c in mine if c.arm.control == "host"} == set(PARTS)
+    samples = run.samples(mine[0].group_id)
+    rounds = samples.groupby("arm", observed=True)["round"].nunique()
+    assert all(rounds[c.arm.key] == rounds["cascading"] for c in mine)
+
+
+def test_what_a_control_executes_is_what_is_left_in(run: Run) -> None:
+    by_part = {c.arm.without: c.flops for c in run.cells if c.arm.strategy == "cascading" and c.arm.control == "host"}
+    whole, bare, known, waiting = (by_part[part] for part in (None, "everything", "deciding", "waiting"))
+    assert whole is not None and bare is not None and known is not None and waiting is not None
+    assert isinstance(bare.executed, float) and isinstance(whole.executed, float)
+    assert waiting.executed == whole.executed > bare.executed == known.executed
+
+
+def test_a_cell_says_where_its_saving_went(run: Run) -> None:
+    cell = next(c for c in run.cells if c.arm.key == "cascading" and c.batch_size == 4)
+    assert cell.waterfall is not None and cell.flops is not None and isinstance(cell.flops.dense, float)
+    assert [f.name for f in cell.waterfall.factors] == [
+        "surplus", "fewer_items", "moving", "deciding", "waiting", "rest",
+    ]  # fmt: skip
+    product = math.prod(f.value for f in cell.waterfall.factors)
+    (speedup,) = cell.speedups
+    assert product == pytest.approx(cell.waterfall.ideal / speedup.value)
+    assert cell.waterfall.ideal == pytest.approx(cell.ideal)
+    assert all(f.low <= f.value <= f.high for f in cell.waterfall.factors)
+
+
+def test_what_is_deployed_is_explained_as_well(run: Run) -> None:
+    (cell,) = [c for c in run.cells if c.deployed and c.arm.kind == "strategy"]
+    assert cell.deployed_waterfall is not None
+    (speedup,) = (s for s in cell.deployed_speedups if s.primary)
+    assert cell.deployed_waterfall.speedup == pytest.approx(speedup.value)
+
+
+def test_a_control_is_no_result_by_itself(run: Run) -> None:
+    for cell in (c for c in run.cells if c.arm.without is not None):
+        assert not cell.speedups and cell.ideal is None and cell.max_error is None and cell.memory is None
+
+
+def test_the_report_shows_where_the_saving_goes(run: Run) -> None:
+    page = (run.path / "report.md").read_text(encoding="utf-8")
+    assert "Where the saving goes, by controls" in page
+    assert "dense at the active count over" in page and "Of an ideal of" in page
+    speed = page[page.index("## Speed") : page.index("Where the saving goes, by controls", page.index("## Speed"))]
+    assert "nothing moved" not in speed
+    assert list((run.path / "figures").glob("*waterfall*"))
+
+
+def test_an_arm_that_leaves_out_bodies_is_no_control() -> None:
+    assert leaves_out_bodies(54.6e6, 72.5e6)
+    assert not leaves_out_bodies(72.5e6, 72.5e6) and not leaves_out_bodies(80e6, 72.5e6)
+    unknown = Unavailable(unavailable="an operator has no formula")
+    assert not leaves_out_bodies(unknown, 72.5e6) and not leaves_out_bodies(72.5e6, unknown)

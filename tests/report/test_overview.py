@@ -1,0 +1,148 @@
+"""The first page of a report on several workloads, and the page of each of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dynbench.report import write_report
+from dynbench.report.drawings import Absent
+from dynbench.report.overview import Overview, build_overview
+from dynbench.store.run import Run
+from tests.report import made_up
+from tests.report.test_pages import Page
+
+NAMES = (made_up.SKIPPED, made_up.CASCADED, made_up.EXPERTS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = made_up.whole_run(tmp_path_factory.mktemp("overview") / "run")
+    assert [file.name for file in write_report(path)] == ["report.html", "report.md"]
+    return path
+
+
+@pytest.fixture(scope="module")
+def overview(folder: Path) -> Overview:
+    return build_overview(Run.open(folder), {name: name for name in NAMES})
+
+
+def text_of(page: Path) -> str:
+    return " ".join("".join(Page(page.read_text(encoding="utf-8")).text).split())
+
+
+def test_every_workload_has_a_row_that_leads_to_its_page(folder: Path) -> None:
+    for suffix, pattern in (("html", r'href="(workloads/[^"]+)"'), ("md", r"\]\((workloads/[^)]+)\)")):
+        linked = re.findall(pattern, (folder / f"report.{suffix}").read_text(encoding="utf-8"))
+        assert len(set(linked)) == len(NAMES)
+        assert all((folder / page).is_file() for page in linked)
+
+
+def test_the_page_of_a_workload_is_about_it_alone_and_leads_back(folder: Path) -> None:
+    for name in NAMES:
+        page = folder / "workloads" / f"{name.replace('_', '-')}.html"
+        text = text_of(page)
+        assert made_up.TITLES[name] in text
+        assert not any(made_up.TITLES[other] in text for other in NAMES if other != name)
+        assert 'href="../report.html"' in page.read_text(encoding="utf-8")
+
+
+def test_figures_in_markdown_are_where_the_pages_look_for_them(folder: Path) -> None:
+    linked: set[Path] = set()
+    for page in (folder / "report.md", *(folder / "workloads").glob("*.md")):
+        found = re.findall(r"!\[[^\]]*\]\(([^)]+\.svg)\)", page.read_text(encoding="utf-8"))
+        linked |= {(page.parent / place).resolve() for place in found}
+    assert linked == {file.resolve() for file in (folder / "figures").iterdir()}
+
+
+def test_a_run_of_one_workload_is_one_page(tmp_path: Path) -> None:
+    run = made_up.write_run(tmp_path / "run", made_up.manifest(made_up.info()), made_up.group(8))
+    write_report(run)
+    assert not (run / "workloads").exists()
+
+
+def test_the_sentences_count_what_the_table_says(overview: Overview) -> None:
+    """Batch 1: the cascade (1.1x deployed), SkipNet and the experts (1.31x by per_sample); batch 32: SkipNet alone."""
+    assert overview.sentences[0].startswith("At batch 1, of 3 dynamic networks 3 are measurably faster")
+    assert overview.sentences[1].startswith("At batch 32, of 1 dynamic networks 1 are measurably faster")
+    table = overview.table.table
+    assert table is not None
+    keys = [column.key for column in table.columns]
+    rows = {row[0].text: dict(zip(keys, row, strict=True)) for row in table.rows}
+    assert rows[made_up.TITLES[made_up.CASCADED]]["decision_kind"].text == "exits early"
+    assert rows[made_up.TITLES[made_up.CASCADED]]["at:8"].text.startswith("1.10x")
+    assert rows[made_up.TITLES[made_up.SKIPPED]]["at:32"].text.startswith("1.21x")
+    assert rows[made_up.TITLES[made_up.EXPERTS]]["at:32"].text == "–"
+
+
+def test_a_faster_and_as_accurate_static_network_is_named(tmp_path: Path) -> None:
+    better = made_up.info().accuracies | {
+        "ResNet-20": made_up.info().accuracies["ResNet-20"].model_copy(update={"value": 0.91})
+    }
+    infos = [made_up.info(accuracies=better), made_up.info(made_up.CASCADED)]
+    cells = [*made_up.group(8), *made_up.deployed(8, 1.1), *made_up.group(8, workload=made_up.CASCADED)]
+    run = Run.open(made_up.write_run(tmp_path / "run", made_up.manifest(*infos), cells))
+    table = build_overview(run, {i.name: i.name for i in infos}).table.table
+    assert table is not None
+    verdicts = {row[0].text: row[1].text for row in table.rows}
+    assert verdicts[made_up.TITLES[made_up.SKIPPED]] == "faster; use ResNet-20"
+    assert verdicts[made_up.TITLES[made_up.CASCADED]] == "faster"
+
+
+def test_every_answer_has_sentences_and_its_tables_are_filled(overview: Overview) -> None:
+    assert [a.key for a in overview.answers] == [
+        "answer-time",
+        "answer-evaluations",
+        "answer-hardware",
+        "answer-expression",
+    ]
+    for answer in overview.answers:
+        assert answer.sentences and all(s.endswith(".") for s in answer.sentences)
+        assert all(b.table is not None and b.table.rows for b in answer.blocks)
+        assert all(isinstance(p.drawing, Absent) or p.alt for p in answer.panels)
+
+
+def test_what_masking_and_counting_say_stands_side_by_side(overview: Overview) -> None:
+    """The paper counts 70 % of the dense FLOPs; masking executes all of them, at 0.91x to 0.71x of the speed."""
+    answer = next(a for a in overview.answers if a.key == "answer-evaluations")
+    assert "promised by counting 1.43x" in answer.sentences[2]
+    assert "0 are measurably faster in the form that is usually published" in answer.sentences[0]
+
+
+def test_a_run_without_any_time_says_so(tmp_path: Path) -> None:
+    infos = [made_up.info(), made_up.info(made_up.CASCADED)]
+    path = made_up.write_run(tmp_path / "run", made_up.manifest(*infos), [made_up.refused("cascading", 8, "no Loop")])
+    write_report(path)
+    assert "Nothing was timed; see Not measured." in text_of(path / "report.html")
+
+
+def test_claims_stand_beside_what_was_measured_of_the_same_method(tmp_path: Path) -> None:
+    infos = [made_up.info(name="skipnet38_digits", title="S"), made_up.info(name="skippy", title="T")]
+    cells = [c for i in infos for c in made_up.group(8, workload=i.name)]
+    run = Run.open(made_up.write_run(tmp_path / "run", made_up.manifest(*infos), cells))
+    answer = next(
+        a for a in build_overview(run, {i.name: i.name for i in infos}).answers if a.key == "answer-evaluations"
+    )
+    table = answer.blocks[-1].table
+    assert table is not None and table.key == "answer claims"
+    assert [(row[0].text, row[-1].text) for row in table.rows] == [("SkipNet (ECCV 2018)", "1.09x")]
+
+
+def test_a_family_shows_what_more_parts_cost(tmp_path: Path) -> None:
+    """With as many experts the static network takes as much longer as the dynamic one is faster."""
+    infos, cells = [], []
+    for experts, speed in ((2, 1.0), (8, 2.0), (4, 1.5)):
+        name = f"made_up@experts={experts}"
+        varied = {"of": "made_up", "argument": "experts", "value": experts}
+        infos.append(made_up.info(name=name, title=name, varied=varied))
+        cells.append(made_up.cell("compaction", 8, speed, workload=name))
+        cells.append(made_up.cell("ResNet-38", 8, None, workload=name, kind="baseline", primary=True))
+    run = Run.open(made_up.write_run(tmp_path / "run", made_up.manifest(*infos), cells))
+    answer = build_overview(run, {i.name: i.name for i in infos}).answers[-1]
+    assert answer.key == "answer-modularity"
+    assert "from 2 to 8 experts the time per item of the static network becomes 1.00x" in answer.sentences[0]
+    assert "that of the dynamic one 0.50x" in answer.sentences[0]
+    table = answer.blocks[0].table
+    assert table is not None and [row[0].text for row in table.rows] == ["made_up"] * 3
