@@ -28,6 +28,11 @@ def project_dir(kind: Literal["workloads", "hardware"]) -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent / kind
 
 
+def workload_files() -> dict[str, Path]:
+    """The workloads that come with dynbench, by name."""
+    return {p.stem: p for p in sorted(project_dir("workloads").glob("*.toml"))}
+
+
 def weights_path(folder: Path, name: str) -> Path:
     """The file of a model's weights.
 

@@ -81,6 +81,20 @@ class Contest:
         return next(iter(self.deployed.values()), None) or self.best_written
 
 
+def of_one_device(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells of the first device on which anything was measured: nothing is compared across devices.
+
+    A run on this machine alone has one; one on targets has one for each of them.
+    """
+    devices = [*(c.device for c in cells if c.status == "ok"), *(c.device for c in cells)]
+    return [c for c in cells if c.device == devices[0]]
+
+
+def by_device(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells of each device, in the order in which these appear."""
+    return [[c for c in cells if c.device == device] for device in dict.fromkeys(c.device for c in cells)]
+
+
 def timed(cells: Sequence[Cell]) -> list[Timed]:
     """The cells that were measured against the primary baseline, both as written."""
     return [Timed(c, s) for c in cells if c.status == "ok" and (s := primary_speedup(c)) is not None]
@@ -91,9 +105,10 @@ def contest(workload: str, cells: Sequence[Cell]) -> Contest | None:
 
     Args:
         workload: its name.
-        cells: of the run; those of other workloads are left out.
+        cells: of the run; those of other workloads are left out, and so are those of devices but the first.
     """
-    dynamic = [c for c in cells if c.workload == workload and c.arm.kind == "strategy" and not c.static_twin]
+    mine = of_one_device([c for c in cells if c.workload == workload])
+    dynamic = [c for c in mine if c.arm.kind == "strategy" and not c.static_twin]
     if not dynamic:
         return None
     measured = timed(dynamic)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynbench.analysis.gap import break_even_keep_rate, gap, primary_speedup
-from dynbench.analysis.headline import Contest, Timed, alternatives, contest
+from dynbench.analysis.headline import Contest, Timed, alternatives, contest, of_one_device
 from dynbench.analysis.resolution import Direction, direction
 from dynbench.store.schema import Accuracy, Cell, Flops, Speedup, WorkloadInfo
 from dynbench.unavailable import Measured, Unavailable
@@ -41,7 +41,9 @@ class Standing:
         written: the best strategy as written.
         masking: masking as written, which is what most published code does.
         ideal: dense FLOPs / required region FLOPs.
-        losses: of the best strategy as written, by cause, from counters and profile; see `gap.Gap`.
+        losses: of the best strategy as written, by cause: factors of its waterfall where it has controls, else from
+            counters and profile; see `gap.Gap`.
+        by_controls: whether they are from controls.
         memory: peak memory of the dynamic network over that of the primary baseline, both as `best`; None: unknown.
         energy: the same of energy per item.
         alternative: the strongest static network that is at least as accurate as the dynamic one, and the speed-up
@@ -55,6 +57,7 @@ class Standing:
     masking: Timed | None
     ideal: float | None
     losses: dict[str, float]
+    by_controls: bool
     memory: float | None
     energy: float | None
     alternative: Speedup | None
@@ -130,10 +133,10 @@ def summarise(infos: Sequence[WorkloadInfo], cells: Sequence[Cell]) -> list[Summ
 
     Args:
         infos: the workloads.
-        cells: of the run.
+        cells: of the run; of several devices the first is what the overview is about.
     """
     mine: dict[str, list[Cell]] = {info.name: [] for info in infos}
-    for cell in cells:
+    for cell in of_one_device(cells):
         mine.setdefault(cell.workload, []).append(cell)
     return [_summary(info, mine[info.name]) for info in infos]
 
@@ -182,6 +185,7 @@ def _standing(found: Contest, cells: Sequence[Cell], size: int, static: set[str]
         masking=masking,
         ideal=next(iter(ideals), None),
         losses={} if written is None else _losses(written),
+        by_controls=written is not None and written.cell.waterfall is not None,
         memory=None if best is None or primary is None else _ratio(_peak(best.cell), _peak(primary)),
         energy=None if best is None or primary is None else _ratio(_joules(best.cell), _joules(primary)),
         alternative=min(stronger, key=lambda s: s.value, default=None),
@@ -191,6 +195,8 @@ def _standing(found: Contest, cells: Sequence[Cell], size: int, static: set[str]
 
 def _losses(best: Timed) -> dict[str, float]:
     """By cause; of a cell that is deployed as it is written, those of what is written."""
+    if best.cell.waterfall is not None:
+        return {factor.name: factor.value for factor in best.cell.waterfall.factors}
     return gap(best.cell.model_copy(update={"deployed_speedups": []})).losses
 
 
@@ -312,10 +318,15 @@ def quartiles(values: Iterable[float]) -> tuple[float, float, float] | None:
     return float(low), float(middle), float(high)
 
 
-def causes(standings: Iterable[Standing]) -> dict[str, list[float]]:
+def told(standings: Sequence[Standing]) -> list[Standing]:
+    """Those whose losses can be put together: from controls where any has them, else from counters and profile."""
+    return [s for s in standings if s.by_controls] or list(standings)
+
+
+def causes(standings: Sequence[Standing]) -> dict[str, list[float]]:
     """Loss factors by cause, one per workload where it is known; the costliest cause (by its median) first."""
     found: dict[str, list[float]] = {}
-    for standing in standings:
+    for standing in told(standings):
         for cause, factor in standing.losses.items():
             found.setdefault(cause, []).append(factor)
     return dict(sorted(found.items(), key=lambda item: -float(np.median(item[1]))))

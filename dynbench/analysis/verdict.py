@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dynbench.analysis.formatting import digits_of, interval, percent, times, way_in_words
 from dynbench.analysis.gap import best_speedup, deployed_speedup, gap, is_written, waterfall_of
-from dynbench.analysis.headline import Alternative, Contest, Timed, alternatives, contest, timed
+from dynbench.analysis.headline import Alternative, Contest, Timed, alternatives, contest, of_one_device, timed
 from dynbench.analysis.resolution import direction
 from dynbench.analysis.waterfall import sentence
 from dynbench.store.quantities import ideal_of
@@ -35,7 +35,7 @@ def paragraphs(info: WorkloadInfo, cells: list[Cell], device_phrase: str) -> lis
         cells: of the run; those of other workloads are left out.
         device_phrase: where it ran, as a noun phrase: 'this CPU', 'one thread of this CPU'.
     """
-    mine = [c for c in cells if c.workload == info.name]
+    mine = of_one_device([c for c in cells if c.workload == info.name])
     found = contest(info.name, mine)
     if info.opaque and not info.points:
         return [*_opaque_alone(info, mine, device_phrase), *info.notes]

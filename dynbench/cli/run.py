@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dynbench.cli import on_devices
 from dynbench.cli.common import (
     RUNS,
     SEED,
@@ -84,7 +85,30 @@ class _KeepsArguments(click.Command):
     "fastest way, at the largest batch size; or of every strategy at every batch size.",
 )
 @click.option("--load", default="closed loop", show_default=True, metavar="NAME", help="How batches are issued.")
-@click.option("--target", default="local", show_default=True, metavar="NAME", help="Where the measuring process runs.")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    default=["local"],
+    metavar="NAME",
+    help="A device, of which several may be given, as FILE.toml or a name of `dynbench list targets`: each runs the "
+    "deployed networks at batch 1. Or where the measuring process runs: this machine, or a launcher as FILE.py:NAME.  "
+    "[default: local]",
+)
+@click.option(
+    "--devices",
+    "browsers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --target browser: end when so many have finished.  [default: at Ctrl-C]",
+)
+@click.option(
+    "--sustained",
+    "sustained_s",
+    type=Finite(min=0, max=3600),
+    metavar="S",
+    help="On devices: seconds of load for each network after its rounds; energy needs 10.",
+)
 @threads_option
 @click.option(
     "--time-limit",
@@ -144,15 +168,16 @@ def command(ctx: click.Context, resume: Path | None, retry_failed: bool, **given
     Without a workload: the default suite, which needs no download and takes less than 4 minutes on 2 cores; `all` is
     every workload that comes along. Ctrl-C ends the round, keeps what is measured and still writes the report.
     """
-    arguments = ctx.meta["arguments"]
+    arguments, said = ctx.meta["arguments"], ctx
     if resume is not None:
         _only_resume(ctx)
         arguments = _arguments_of(resume)
-        asked = ctx.command.make_context("run", list(arguments)).params
-        given = {name: asked[name] for name in given} | {"out": resume}
+        said = ctx.command.make_context("run", list(arguments))
+        given = {name: said.params[name] for name in given} | {"out": resume}
     elif retry_failed:
         raise UserError("--retry-failed needs --resume DIR, the run whose failures are to be measured again")
-    ctx.exit(_run(["dynbench", "run", *arguments], resume is not None, retry_failed, **given))
+    measure = _run_on_devices if on_devices.only_devices(said, given["targets"]) else _run
+    ctx.exit(measure(arguments, resume is not None, retry_failed, **given))
 
 
 def _only_resume(ctx: click.Context) -> None:
@@ -169,8 +194,35 @@ def _arguments_of(folder: Path) -> list[str]:
     return Run.open(folder).manifest.command[2:]
 
 
+def _run_on_devices(
+    arguments: list[str],
+    resume: bool,
+    retry_failed: bool,
+    history: str | None,
+    quiet: bool,
+    as_json: bool,
+    batch_sizes: tuple[list[int], ...],
+    **given: Any,
+) -> int:
+    if history is not None:
+        _check_history(history)
+    meant = {name: value for name, value in given.items() if name in on_devices.MEANT}
+    command, sizes = ["dynbench", "run", *arguments], flat(batch_sizes)
+    silent = quiet or as_json
+    out, result = on_devices.run(command, resume, retry_failed, batch_sizes=sizes, quiet=silent, **meant)
+    _conclude(out, result, history, quiet=quiet, as_json=as_json)
+    return _code(result)
+
+
+def _code(result: Result) -> int:
+    """The exit code, after it was said what could not be measured."""
+    for name, reason in result.unmeasured.items():
+        echo(f"nothing could be measured of {name}: {reason}", err=True)
+    return INTERRUPTED if result.interrupted else int(bool(result.failures or result.unmeasured))
+
+
 def _run(
-    asked: list[str],
+    arguments: list[str],
     resume: bool,
     retry_failed: bool,
     workloads: tuple[str, ...],
@@ -188,6 +240,9 @@ def _run(
     history: str | None,
     quiet: bool,
     as_json: bool,
+    targets: tuple[str, ...],
+    browsers: None,
+    sustained_s: None,
     **others: Any,
 ) -> int:
     from dynbench import devices
@@ -202,6 +257,7 @@ def _run(
         deployed=not (as_written or engines),
         batch_sizes=flat(batch_sizes),
         decisions=flat(decisions),
+        target=targets[0],
         **{k: v for k, v in limits.items() if v is not None},
         **others,
     )
@@ -214,7 +270,7 @@ def _run(
                 chosen_workloads(workloads),
                 options,
                 out,
-                command=asked,
+                command=["dynbench", "run", *arguments],
                 resume=resume,
                 retry_failed=retry_failed,
                 hang_s=hang_s,
@@ -230,9 +286,7 @@ def _run(
         _print_plan(result.plan)
     else:
         _conclude(out, result, history, quiet=quiet, as_json=as_json)
-    for name, reason in result.unmeasured.items():
-        echo(f"nothing could be measured of {name}: {reason}", err=True)
-    return INTERRUPTED if result.interrupted else int(bool(result.failures or result.unmeasured))
+    return _code(result)
 
 
 def _conclude(out: Path, result: Result, history: str | None, *, quiet: bool, as_json: bool) -> None:

@@ -113,6 +113,14 @@ def devices() -> list[dict[str, Any]]:
     return [{"name": name, "available": why is None, "why_not": why} for name, why in known_devices()]
 
 
+def targets() -> list[dict[str, Any]]:
+    """The devices that `dynbench run --target` can measure on, described under `hardware/targets/`."""
+    from dynbench.deploy.targets.profile import device_files, load_device
+
+    profiles = {name: load_device(path) for name, path in device_files().items()}
+    return [{"name": name, "what": p.title, "reached_by": p.target.kind} for name, p in profiles.items()]
+
+
 def _first_line(part: object) -> str:
     return (part.__doc__ or "").strip().split("\n")[0]
 
@@ -124,6 +132,7 @@ KINDS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "engines": engines,
     "inputs": inputs,
     "devices": devices,
+    "targets": targets,
 }
 
 
@@ -131,7 +140,7 @@ KINDS: dict[str, Callable[[], list[dict[str, Any]]]] = {
 @click.argument("kind", type=click.Choice(list(KINDS)), required=False)
 @json_option
 def command(kind: str | None, as_json: bool) -> None:
-    """List workloads, models, strategies, engines, inputs or devices (default: all of them)."""
+    """List workloads, models, strategies, engines, inputs, devices or targets (default: all of them)."""
     if as_json:
         print_json(KINDS[kind]() if kind else {k: rows() for k, rows in KINDS.items()})
         return

@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import tarfile
-import tempfile
 import urllib.request
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +20,7 @@ import numpy as np
 from dynbench.data.dataset import Dataset
 from dynbench.errors import UserError
 from dynbench.paths import cache_dir
+from dynbench.scratch import scratch
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # as published beside the archive
@@ -110,12 +110,12 @@ def download() -> Path:
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as aside:
-            archive = Path(aside) / "cifar-10-binary.tar.gz"
+        with scratch("download", cache) as aside:
+            archive = aside / "cifar-10-binary.tar.gz"
             _fetch(archive)
-            _unpack(archive, Path(aside) / FOLDER)
+            _unpack(archive, aside / FOLDER)
             folder.mkdir(exist_ok=True)
-            for file in (Path(aside) / FOLDER).iterdir():
+            for file in (aside / FOLDER).iterdir():
                 os.replace(file, folder / file.name)
     except (OSError, tarfile.TarError) as e:
         raise UserError(f"CIFAR-10 cannot be fetched from {URL}: {e}; name a folder that has it with --data") from e

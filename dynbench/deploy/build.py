@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from importlib import resources
 from importlib.metadata import version
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dynbench.deploy.bundle import EXPECTED, INPUTS, MANIFEST, Decided, GraphFile, Machine, Manifest, Proof, sha256
-from dynbench.dynamic import Execution, Trace
+from dynbench.dynamic import Execution, Trace, points
 from dynbench.dynamic.items import tensors
 from dynbench.errors import UserError
 from dynbench.experiment.alike import decided_alike, same_rows
@@ -30,9 +30,10 @@ from dynbench.files import make_folder, write_bytes
 from dynbench.graph import OPSET, CannotTrace, Graph, Session, executed_flops, for_this_machine
 from dynbench.meters.required import PartCosts
 from dynbench.paths import weights_path
+from dynbench.scratch import make_scratch
 from dynbench.store.schema import Arm, Decisions
 from dynbench.strategies import Dense, PerSample
-from dynbench.unavailable import Unavailable
+from dynbench.unavailable import Measured, Unavailable
 from dynbench.version import __version__
 
 README = """{title}, written by dynbench {version}.
@@ -79,12 +80,24 @@ def compile_bundle(spec: Workload, out: Path, options: Options) -> Written:
             cannot be written, or holds something else.
         WrongGraph: a graph answers or decides otherwise than the network.
     """
-    out = Path(os.path.abspath(out))  # '.' has no name beside which files can be laid
-    _refuse_foreign(out)
+    _refuse_foreign(Path(os.path.abspath(out)))
     if options.device != "cpu":
         raise UserError(f"bundles are made on the CPU, not on {options.device}")
     torch.set_num_threads(options.threads)
-    p = prepare(spec, options)
+    return compile_prepared(prepare(spec, options), out)
+
+
+def compile_prepared(p: Prepared, out: Path) -> Written:
+    """The same of a workload that is prepared on the CPU already.
+
+    Raises:
+        UserError: as `compile_bundle`.
+        WrongGraph: as `compile_bundle`.
+    """
+    out = Path(os.path.abspath(out))  # '.' has no name beside which files can be laid
+    with contextlib.suppress(OSError):  # it cannot be written, as will be told
+        _settle(out)
+    _refuse_foreign(out)
     if p.dtype_name != "float32":
         raise UserError(f"bundles are made of networks in float32, not in {p.dtype_name}")
     with torch.inference_mode():
@@ -125,7 +138,7 @@ def _refuse_foreign(out: Path) -> None:
 
 def _replace(out: Path, aside: Path) -> None:
     """Puts a complete folder in the place of an older bundle."""
-    before = _folder_beside(out) / "old"
+    before = _before(out)
     try:
         aside.chmod(0o755)
         if out.exists():
@@ -134,15 +147,26 @@ def _replace(out: Path, aside: Path) -> None:
     except OSError as e:
         raise UserError(f"cannot write to {out}: {e.strerror or e}") from e
     finally:
-        if before.exists() and not out.exists():  # it ended between the two
-            before.replace(out)
-        shutil.rmtree(before.parent, ignore_errors=True)
+        _settle(out)
+
+
+def _before(out: Path) -> Path:
+    """Where an older bundle is while a new one takes its place."""
+    return out.with_name(f".dynbench-before-{out.name}")
+
+
+def _settle(out: Path) -> None:
+    """Puts an older bundle back, or removes it where a new one is in its place: a process may have ended in between."""
+    before = _before(out)
+    if before.exists() and not out.exists():
+        before.replace(out)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _folder_beside(out: Path) -> Path:
     """A new, empty folder on the same disk."""
     try:
-        return Path(tempfile.mkdtemp(prefix=".dynbench-", dir=out.parent))
+        return make_scratch("bundle", out.parent, hidden=True)
     except OSError as e:
         raise UserError(f"cannot write to {out.parent}: {e.strerror or e}") from e
 
@@ -156,7 +180,7 @@ def _contents(p: Prepared) -> tuple[dict[str, bytes], Manifest]:
     }
     graphs = {name: found.graph for name, found in proved.items()}
     x, answers, trace = _steady(p, graphs["dynamic.onnx"])
-    entries = [_entry(x, name, "dynamic", found) for name, found in proved.items()]
+    entries = [_entry(p, x, name, "dynamic", found) for name, found in proved.items()]
     expected = {f"dynamic/{name}": a.numpy() for name, a in zip(graphs["dynamic.onnx"].answers, answers, strict=True)}
     for decision in graphs["dynamic.onnx"].decisions:
         label = decision.key[0] + "".join(f"/{size}" for size in decision.key[1])
@@ -181,7 +205,7 @@ def _contents(p: Prepared) -> tuple[dict[str, bytes], Manifest]:
             left_out[baseline.name] = str(e)
             continue
         graphs[name] = static.graph
-        entries.append(_entry(x, name, baseline.name, static))
+        entries.append(_entry(p, x, name, baseline.name, static))
         right = tensors(Execution(Dense()).run(p.as_written(arm), x))
         pairs = zip(graphs[name].answers, right, strict=True)
         expected |= {f"{baseline.name}/{answer}": a.numpy() for answer, a in pairs}
@@ -256,7 +280,7 @@ def _dynamic(p: Prepared, source: Source, *, single: bool) -> Proved:
         raise UserError(f"{p.spec.name} cannot be compiled: {e}") from e
 
 
-def _entry(x: Tensor, file: str, network: str, proved: Proved) -> GraphFile:
+def _entry(p: Prepared, x: Tensor, file: str, network: str, proved: Proved) -> GraphFile:
     graph = proved.graph
     session = Session(graph, fast=False)
     feeds = [session.feeds(x[i : i + 1]) for i in range(len(x))] if graph.single else [session.feeds(x)]
@@ -264,12 +288,14 @@ def _entry(x: Tensor, file: str, network: str, proved: Proved) -> GraphFile:
         flops: float | None = executed_flops(graph, feeds) / len(x)
     except ValueError:  # an operator without a formula
         flops = None
+    known = points(p.model)
     decisions = [
         Decided(
             point=d.key[0],
             sizes=list(d.key[1]),
             decision=d.value,
             items=d.ids if isinstance(d.ids, str) else list(d.ids),
+            choices=known[d.key[0]].choices(d.shape),
         )
         for d in graph.decisions
     ]
@@ -292,7 +318,8 @@ def _manifest(
     files: dict[str, bytes],
     ir_version: int,
 ) -> Manifest:
-    required = PartCosts(p.model, p.inputs[:1]).required(trace).total
+    costs = PartCosts(p.model, p.inputs[:1])
+    required, (depths, path_label) = costs.required(trace), costs.path_depths(trace)
     named = [weights_path(p.spec.folder, f) for f in (p.spec.weights, *p.spec.weights_by_part.values()) if f]
     weights = [part for file in named for part in weight_files(file)]
     return Manifest(
@@ -311,12 +338,19 @@ def _manifest(
         tolerance=TOLERANCE,
         batch_scope=p.batch_scope,
         primary=p.spec.primary.name if p.spec.primary.name not in left_out else None,
-        required_flops_per_item=None if isinstance(required, Unavailable) else float(required) / trace.items,
+        required_flops_per_item=_per_item(required.total, trace.items),
+        required_region_flops_per_item=_per_item(required.region, trace.items),
+        path_label=path_label,
+        path_depths=[float(depth) for depth in depths] if path_label else [],
         graphs=graphs,
         left_out=left_out,
         software={name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")},
         sha256={name: sha256(content) for name, content in sorted(files.items())},
     )
+
+
+def _per_item(total: Measured | int, items: int) -> float | None:
+    return None if isinstance(total, Unavailable) else float(total) / items
 
 
 def _slug(name: str) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
+from dynbench.analysis.rounding import by_rounding
 from dynbench.errors import UserError
 from dynbench.store.jsonable import first_fault
 
@@ -30,7 +31,6 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 INPUTS, EXPECTED = "inputs.npy", "expected.npz"
 LEAST_OPSET = 13  # since when the axes of Squeeze, Unsqueeze and Split are inputs, as these graphs have them
-MOST_DIFFERENT = 0.01  # share of the decisions
 VECTORS = ("avx", "avx2", "avx512f", "asimd", "sve")
 SIZES = (1, 2, 7)  # of the batches that a graph is checked with, and all inputs at once
 
@@ -46,6 +46,7 @@ class Decided(_Record):
     sizes: list[PositiveInt] = Field(description="of the coordinates below the sample: tokens, steps")
     decision: str = Field(description="name of the output with what was decided")
     items: str | list[int] = Field(description="name of the output with whom it was decided for, or always these")
+    choices: PositiveInt = Field(default=1, description="decisions that one row holds: the parts that it lists")
 
     @property
     def label(self) -> str:
@@ -118,6 +119,9 @@ class Manifest(_Record):
     batch_scope: bool = False  # decisions depend on who is in the batch: answers are right for all inputs at once only
     primary: str | None = None  # name of the primary baseline
     required_flops_per_item: float | None = None  # what the decisions for these inputs ask for, gates included
+    required_region_flops_per_item: float | None = None  # the same without gates and heads
+    path_label: str = ""  # what the depth of a path counts: 'bodies run of 17'; '': the network has no paths
+    path_depths: list[float] = Field(default_factory=list)  # of each stored input
     graphs: list[GraphFile]
     left_out: dict[str, str] = Field(default_factory=dict)  # what could not be a graph, and why
     software: dict[str, str]
@@ -148,7 +152,7 @@ class Checked:
     @property
     def ok(self) -> bool:
         """Whether it is the same network; NaN is not. Few decisions may differ: scores can be equal up to rounding."""
-        return self.error <= self.tolerance and self.decisions_differ <= MOST_DIFFERENT * self.decisions
+        return self.error <= self.tolerance and by_rounding(self.decisions_differ, self.decisions)
 
 
 def sha256(content: bytes) -> str:
@@ -333,7 +337,8 @@ def _compare(
         same = ~np.any([w.reshape(n, -1).any(axis=1) for w in wrong], axis=0) if wrong else np.ones(n, dtype=bool)
         error = max((_error(found[name], value[:n], same) for name, value in right.items()), key=_nan_last)
         decisions = sum(
-            int(expected[f"reached/{d.label}"][: len(w)].sum()) for d, w in zip(graph.decisions, wrong, strict=True)
+            d.choices * int(expected[f"reached/{d.label}"][: len(w)].sum())
+            for d, w in zip(graph.decisions, wrong, strict=True)
         )
         size = 1 if graph.single else n
         yield Checked(graph.file, size, error, decisions, sum(int(w.sum()) for w in wrong), manifest.tolerance)
@@ -383,7 +388,7 @@ def _error(found: np.ndarray, right: np.ndarray, same: np.ndarray) -> float:
 def _wrong(
     decided: Decided, runs: list[dict[str, np.ndarray]], expected: dict[str, np.ndarray], n: int, manifest: Manifest
 ) -> np.ndarray:
-    """Which decisions for the first n items are others than expected, or missing, or too many: bool.
+    """How many decisions in each row for the first n items are others than expected, or missing, or too many.
 
     `runs` are the outputs for all n at once, or for one item after the other.
     """
@@ -392,20 +397,29 @@ def _wrong(
     reached = _expected(expected, f"reached/{decided.label}", manifest.items * per)[: n * per]
     if reached.dtype != bool or reached.ndim != 1:
         raise UserError(f"{EXPECTED}: {f'reached/{decided.label}'!r} is no list of yes and no")
+    if decided.choices > 1 and table.shape[1:] != (decided.choices,):
+        raise UserError(
+            f"{MANIFEST}: a row of 'decision/{decided.label}' holds {list(table.shape[1:])} values, not "
+            f"{decided.choices} choices"
+        )
     given = [run[decided.items] if isinstance(decided.items, str) else decided.items for run in runs]
     rows = np.concatenate([np.asarray(ids, dtype=np.int64).reshape(-1) + i * per for i, ids in enumerate(given)])
     value = np.concatenate([run[decided.decision].reshape(-1) for run in runs])
     within = not ((rows < 0) | (rows >= n * per)).any() and len(np.unique(rows)) == len(rows)
     if not within or value.size != len(rows) * math.prod(table.shape[1:]) or value.dtype != table.dtype:
-        return np.ones(n * per, dtype=bool)
+        return np.full(n * per, decided.choices)
     asked = np.zeros(n * per, dtype=bool)
     asked[rows] = True
-    wrong = asked != reached
+    wrong = decided.choices * (asked != reached)
     value = value.reshape(len(rows), *table.shape[1:])
     same = value == table[rows]
     if value.dtype.kind == "f":  # a weight or a place, not a choice
         same = np.abs(value - table[rows]) <= manifest.tolerance * max(np.abs(table).max(initial=0.0), 1e-30)
-    wrong[rows[~same.reshape(len(rows), -1).all(axis=1)]] = True
+    differ = (~same.reshape(len(rows), -1).all(axis=1)).astype(int)
+    if decided.choices > 1:
+        missing = ~(table[rows][:, :, None] == value[:, None, :]).any(axis=2)
+        differ = np.maximum(differ, missing.sum(axis=1))  # another order of the same is one
+    wrong[rows] = np.maximum(wrong[rows], differ)
     return wrong
 
 

@@ -266,13 +266,19 @@ def read_job(folder: Path) -> Job:
         raise UserError(f"{folder / JOB} is no job: {first_fault(e)}") from e
 
 
-def write_job(bundle: Path, folder: Path, timing: Timing) -> Job:
+def again(name: str) -> str:
+    """What the arm is called that runs a network of another arm a second time."""
+    return f"{name}, again"
+
+
+def write_job(bundle: Path, folder: Path, timing: Timing, *, twice: str | None = None) -> Job:
     """Makes a job of a bundle.
 
     Args:
         bundle: its folder.
         folder: where the job is written; it is made.
         timing: how it is to be measured.
+        twice: name of a network that runs a second time: how it differs from itself is what can be told apart.
 
     Raises:
         UserError: the bundle is missing or was changed, its decisions depend on who is in the batch and the batch sizes
@@ -286,6 +292,7 @@ def write_job(bundle: Path, folder: Path, timing: Timing) -> Job:
         )
     job_files = {INPUTS: files[INPUTS]}
     arms = _arms(manifest, files, job_files)
+    arms += [arm.model_copy(update={"name": again(arm.name)}) for arm in arms if arm.name == twice]
     make_folder(folder / "expected")
     for name, content in job_files.items():
         write_bytes(folder / name, content)

@@ -44,13 +44,25 @@ def explained(error: Exception, model: nn.Module) -> ModelError | None:
         return None
     if "can't allocate memory" in str(error):
         return None
-    return ModelError(f"{_where(error, model)} raised {in_a_line(error)}")
+    where = _where(error, model)
+    if (given := _no_places(error)) is not None:
+        return ModelError(f"{where} takes whole numbers (int64) and was given {told(given, dtype=True)}")
+    return ModelError(f"{where} raised {in_a_line(error)}")
 
 
 def in_a_line(error: Exception) -> str:
     """The type of an error, and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return type(error).__name__ + (f": {lines[0]}" if lines else "")
+
+
+def _no_places(error: Exception) -> Tensor | None:
+    """What an embedding was given, where that cannot be places in its table: real numbers, or yes and no."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        given = frame.f_locals.get("input")
+        if isinstance(frame.f_locals.get("self"), nn.Embedding | nn.EmbeddingBag) and isinstance(given, Tensor):
+            return None if given.dtype in (torch.int32, torch.int64) else given
+    return None
 
 
 def _where(error: Exception, model: nn.Module) -> str:

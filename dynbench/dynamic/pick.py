@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -120,6 +120,10 @@ class Pick(DecisionPoint):
     def wanted(self, n: int) -> Wanted:
         """A score for each item and part."""
         return Wanted("the gate gave scores", (n, ANY))
+
+    def choices(self, row: Sequence[int]) -> int:
+        """Each part that is picked is one."""
+        return row[0]
 
     def make_up(self, draw: Draw, like: Entry, rate: Tensor) -> Tensor:
         """As many places as the model picked, of those up to the last that it picked: [rows, k] long, ascending."""

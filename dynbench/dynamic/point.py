@@ -186,6 +186,19 @@ class DecisionPoint(nn.Module):
         """
         return like.value, like.value
 
+    # --- how decisions are counted ---
+
+    def choices(self, row: Sequence[int]) -> int:
+        """How many decisions one row of the point's table holds.
+
+        Args:
+            row: the shape of what a row holds: () for a single value.
+
+        Returns:
+            1: a row is one decision as a whole. More: a row [choices] lists so many, in any order, and each is one.
+        """
+        return 1
+
     # --- what decisions ask for ---
 
     def kept(self, decisions: Tensor) -> float | None:

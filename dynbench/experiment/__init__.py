@@ -9,8 +9,8 @@ from dynbench.experiment.spec import (
     chosen_workloads,
     load_spec,
     load_specs,
-    workload_files,
 )
+from dynbench.paths import workload_files
 
 __all__ = [
     "DEFAULT_SUITE",

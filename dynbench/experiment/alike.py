@@ -6,12 +6,12 @@ another answer is right then. Such decisions are counted, and only items that we
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from dynbench.dynamic import Trace
+from dynbench.dynamic import DecisionPoint, Trace
 from dynbench.dynamic.trace import Entry
 
 
@@ -36,6 +36,8 @@ def decided_alike(a: Trace, b: Trace, slack: float) -> Tensor:
 
 def same_rows(a: Tensor, b: Tensor, slack: float) -> Tensor:
     """Which rows [n] of two tensors [n, ...] are the same; real numbers up to a share of the largest finite one."""
+    if a.shape != b.shape:
+        return torch.zeros(len(b), dtype=torch.bool, device=b.device)
     if not a.is_floating_point():
         return (a == b).reshape(len(a), -1).all(1)
     finite = b.isfinite()
@@ -43,31 +45,37 @@ def same_rows(a: Tensor, b: Tensor, slack: float) -> Tensor:
     return ((a == b) | ((a - b).abs() <= slack * largest)).reshape(len(a), -1).all(1)
 
 
-def flipped(a: Trace, b: Trace, slack: float, choosing: Collection[str] = ()) -> tuple[int, int]:
+def flipped(a: Trace, b: Trace, slack: float, points: Mapping[str, DecisionPoint]) -> tuple[int, int]:
     """How much two traces of a stream decide otherwise, and how much there is to decide.
 
     Args:
         a: decisions.
         b: others, of a stream as long.
         slack: as in `decided_alike`.
-        choosing: names of points that choose k parts of each item; each part chosen counts as one decision.
+        points: the model's, by name: they know how many decisions a row holds.
     """
     different = total = 0
     mine, theirs = a.reached_only(), b.reached_only()
     for key in mine.keys() | theirs.keys():
         value, reached = (theirs if key in theirs else mine)[key]
         other, also = mine[key] if key in mine and key in theirs else (value, torch.zeros_like(reached))
-        by_part = key[0] in choosing and value.dim() == 2 and other.shape == value.shape
-        weight = value.shape[1] if by_part else 1
-        differ = (~same_rows(other, value, slack)).long()
-        if by_part:  # the parts that the other one does not choose; another order of the same is one
-            missing = ~(value[:, :, None] == other[:, None, :]).any(2)
-            differ = torch.maximum(differ, missing.sum(1))
-        both = reached & also
-        alone = int(((reached | also) & ~both).sum())  # only one of them asked anybody
-        different += int(differ[both].sum()) + weight * alone
-        total += weight * (int(both.sum()) + alone)
+        choices = points[key[0]].choices(value.shape[1:])
+        both, either = reached & also, reached | also
+        alone = int((either & ~both).sum())  # only one of them asked anybody
+        different += int(_differing(other, value, slack, choices)[both].sum()) + choices * alone
+        total += choices * int(either.sum())
     return different, total
+
+
+def _differing(a: Tensor, b: Tensor, slack: float, choices: int) -> Tensor:
+    """How many decisions [n] of the rows [n, ...], each of which holds so many, are others."""
+    differ = (~same_rows(a, b, slack)).long()
+    if choices == 1:
+        return differ
+    if a.shape != b.shape:
+        return choices * differ
+    missing = ~(b[:, :, None] == a[:, None, :]).any(2)
+    return torch.maximum(differ, missing.sum(1))  # another order of the same is one
 
 
 def joined(traces: Sequence[Trace]) -> Trace:

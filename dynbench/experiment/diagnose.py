@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from dynbench import hooks
+from dynbench.analysis.rounding import by_rounding
 from dynbench.counting.flops import FlopCounter
 from dynbench.counting.params import count_params
-from dynbench.dynamic import Execution, Pick, Trace, points
+from dynbench.dynamic import Execution, Trace, points
 from dynbench.dynamic.items import first
 from dynbench.engines import RegionReport, compiled_regions
 from dynbench.errors import DynbenchError, UserError
@@ -36,7 +37,6 @@ from dynbench.store.schema import Compiled, GraphBreak, Memory, Phases, Warning_
 from dynbench.strategies import PerSample
 from dynbench.unavailable import Measured, Unavailable
 
-MOST_DIFFERENT = 0.01  # share of its own decisions that a graph may make otherwise, as of a bundle
 INSIDE = Unavailable(unavailable="a graph is one call; what happens inside it is counted for FLOPs only")
 UNSEEN = Unavailable(unavailable="an opaque network does not show which work its decisions ask for")
 
@@ -298,16 +298,15 @@ def _checked_alike(
     by_item = all(len(t) == p.items for t in (*got, *reference.answer))
     if bool(alike.all()) or not by_item:
         return _checked(arm, got, facts, GRAPH_TOLERANCE), []
-    choosing = [name for name, point in points(p.model).items() if isinstance(point, Pick)]
-    differ, total = flipped(said, right, GRAPH_TOLERANCE, choosing)
+    differ, total = flipped(said, right, GRAPH_TOLERANCE, points(p.model))
     shown = f"{differ} of {total} decisions ({differ / max(total, 1):.2%})"
-    if differ > MOST_DIFFERENT * total or not bool(alike.any()):
-        reason = f"wrong decisions: the graph decides {shown} otherwise than per_sample"
+    if not by_rounding(differ, total) or not bool(alike.any()):
+        reason = f"wrong decisions: the graph makes {shown} otherwise than per_sample"
         return {"status": "failed", "reason": reason}, []
     same = replace(reference, answer=[t[alike.to(t.device)] for t in reference.answer])
     columns = _checked(arm, [t[alike.to(t.device)] for t in got], replace(facts, reference=same), GRAPH_TOLERANCE)
     text = (
-        f"the graph decided {shown} otherwise than per_sample, as scores do that are equal up to rounding; the answers "
+        f"the graph made {shown} otherwise than per_sample, as scores do that are equal up to rounding; the answers "
         f"to the {int(alike.sum())} of {p.items} items that were decided alike were compared"
     )
     return columns, [Warning_(id="DB-CHECK-03", text=text, remedy="none is needed where the share is small")]

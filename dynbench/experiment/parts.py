@@ -10,9 +10,10 @@ from pathlib import Path
 from dynbench.engines import ENGINES, Engine
 from dynbench.engines import PROTOCOL as ENGINE_PROTOCOL
 from dynbench.errors import UserError
-from dynbench.experiment.spec import STRATEGY_NAMES, Options, Workload, part_reference
+from dynbench.experiment.spec import Options, Workload, part_reference
 from dynbench.meters.loads import LOADS, Load
 from dynbench.meters.loads import PROTOCOL as LOAD_PROTOCOL
+from dynbench.names import STRATEGY_NAMES
 from dynbench.parts import choose, load_part
 from dynbench.paths import load_object
 from dynbench.store.quantities import Quantity, check_quantity

@@ -11,6 +11,7 @@ from dynbench import hooks
 from dynbench.dynamic import actions, points
 from dynbench.errors import UserError
 from dynbench.experiment.build import Prepared, Source, sha256
+from dynbench.experiment.tokens import study_tokens
 from dynbench.experiment.weights import weight_files
 from dynbench.reading import read_json
 from dynbench.store.quantities import describe as describe_quantity
@@ -213,6 +214,7 @@ def describe(p: Prepared, run: Path | None) -> WorkloadInfo:
         trace_hashes=hashes,
         quantities=[describe_quantity(q) for q in p.parts.quantities],
         varied=p.spec.varied,
+        tokens=study_tokens(p),
     )
 
 

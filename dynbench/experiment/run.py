@@ -18,6 +18,7 @@ from dynbench.experiment.spec import Options, Workload, check_options, load_spec
 from dynbench.files import make_folder
 from dynbench.launch import LAUNCHERS, PROTOCOL
 from dynbench.parts import choose
+from dynbench.scratch import remove_abandoned
 from dynbench.store.lock import locked
 from dynbench.store.run import LOG, Run, RunWriter
 from dynbench.store.scaling import Scaling, read_scaling, write_scaling
@@ -176,6 +177,7 @@ def run_experiment(
     worker = Worker(options.threads, hang_s, launcher, log)
     with _Interrupts(worker, observer.say) as interrupts, contextlib.ExitStack() as stack:
         if log is not None:
+            remove_abandoned()
             make_folder(log.parent)
             stack.enter_context(locked(log.parent))
         stack.callback(worker.kill)

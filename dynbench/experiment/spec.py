@@ -12,19 +12,21 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from dynbench.errors import UserError, suggestion
-from dynbench.paths import project_dir
+from dynbench.experiment.hints import instead_of
+from dynbench.names import (
+    AUTO,
+    DTYPES,
+    ENGINE_NAMES,
+    LOAD_NAMES,
+    SOURCE_NAMES,
+    STRATEGY_NAMES,
+    TARGET_NAMES,
+)
+from dynbench.paths import workload_files
 from dynbench.reading import read_toml
 from dynbench.store.schema import Claim, Variation
 
-# The names of what comes with dynbench stand here as well, so that a command line is checked without importing torch.
-STRATEGY_NAMES = ("dense", "masking", "compaction", "cascading", "batch_union", "specialised", "per_sample")
-ENGINE_NAMES = ("eager", "compile", "onnxruntime", "openvino", "cuda_graph")
-LOAD_NAMES = ("closed loop",)
-TARGET_NAMES = ("local",)
-AUTO = "auto"  # instead of strategies: only networks in their fastest way
 TASKS = ("classes", "tokens", "language", "pixels", "binary", "multilabel", "regression", "none")
-SOURCE_NAMES = ("learned", "synthetic", "published")
-DTYPES = ("float32", "float64", "bfloat16", "float16")
 DEFAULT_SUITE = ("skipnet38_digits", "idk_digits", "moe_text")
 Rate = float | list[float | list[float]]  # for all; one per point; of an Exits or Loop also one per step
 BatchSize = PositiveInt
@@ -214,11 +216,6 @@ class Workload(ModelRef):
         return [own, *self.opaque]
 
 
-def workload_files() -> dict[str, Path]:
-    """The workloads that come with dynbench, by name."""
-    return {p.stem: p for p in sorted(project_dir("workloads").glob("*.toml"))}
-
-
 def chosen_workloads(asked: Sequence[str]) -> list[str]:
     """The workloads that a command line means: none are the default suite, 'all' is every one that comes along."""
     named = [name for a in asked for name in (workload_files() if a == "all" else [a])]
@@ -262,8 +259,8 @@ def load_spec(workload: str) -> Workload:
 def _read(workload: str) -> Workload:
     known = workload_files()
     path = known.get(workload, Path(workload))
-    if not path.is_file():
-        raise UserError(f"no workload {workload!r}, and no such file; {suggestion(workload, known)}")
+    if path.suffix == ".py" or not path.is_file():
+        raise UserError(instead_of(workload, known))
     return parse_spec(read_toml(path), path)
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from dynbench.errors import UserError
 from dynbench.escape import terminal
-from dynbench.experiment.spec import STRATEGY_NAMES, Options, Workload, part_reference
+from dynbench.experiment.spec import Options, Workload, part_reference
 from dynbench.gate.checkout import BaseTree, check_out, take_rest
 from dynbench.gate.git import commit_of, top_level
 from dynbench.gate.revisions import Revision
 from dynbench.gate.scratch import scratch_folder
 from dynbench.gate.trees import LOCKS, CannotTell, dependencies_differ, environment_of, first_party
+from dynbench.names import STRATEGY_NAMES
 from dynbench.store.schema import Warning_
 
 Say = Callable[[str], None]

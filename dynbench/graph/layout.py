@@ -9,14 +9,12 @@ gathers go. The result is for the machine it was made on; where no blocked layou
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import onnx
 import onnxruntime
 from onnx import ModelProto, NodeProto, helper
 
 from dynbench.graph.levels import Item, Level, make_unique, without_dead, written_back
+from dynbench.scratch import scratch
 
 NCHWC = "com.microsoft.nchwc"
 _MARK = "dynbench/mark"
@@ -73,8 +71,8 @@ def _rename_inputs(item: Item, names: dict[str, str]) -> None:
 
 def _optimised(model: ModelProto) -> ModelProto:
     """What ONNX Runtime makes of it."""
-    with tempfile.TemporaryDirectory(prefix="dynbench-graph-") as folder:
-        file = Path(folder) / "optimised.onnx"
+    with scratch("graph") as folder:
+        file = folder / "optimised.onnx"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL

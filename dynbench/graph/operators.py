@@ -28,7 +28,6 @@ _library = torch.library.Library(DOMAIN, "DEF")
 _library.define("either(Tensor cond, Tensor yes, Tensor no, int group, bool guard, int[] rest) -> Tensor")
 _library.define("blank(Tensor like, Tensor items, int[] rest) -> Tensor")
 _library.define("put(Tensor into, Tensor rows, Tensor part) -> Tensor")
-_library.define("added(Tensor into, Tensor rows, Tensor part) -> Tensor")
 _library.define("grouped(Tensor chosen, int experts) -> (Tensor, Tensor)")
 _library.define("whose(Tensor pairs, int k) -> Tensor")
 _library.define("rows(Tensor keep) -> Tensor")
@@ -48,10 +47,6 @@ def _blank(like: Tensor, items: Tensor, rest: list[int]) -> Tensor:
 
 def _put(into: Tensor, rows: Tensor, part: Tensor) -> Tensor:
     return into.index_put((rows,), part)
-
-
-def _added(into: Tensor, rows: Tensor, part: Tensor) -> Tensor:
-    return into.index_add(0, rows, part)
 
 
 def _grouped(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor]:
@@ -94,7 +89,6 @@ for _name, _function in (
     ("either", _either),
     ("blank", _blank),
     ("put", _put),
-    ("added", _added),
     ("whose", _whose),
     ("grouped", _grouped),
     ("rows", _rows),
@@ -124,13 +118,8 @@ def blank(state: Any, items: Tensor) -> Any:
 
 
 def put(into: Any, rows: Tensor, part: Any) -> Any:
-    """A copy of the state `into` whose items `rows` [m] are those of `part` [m]."""
+    """A copy of the state `into` whose items `rows` [m], all different, are those of `part` [m]."""
     return map_items(lambda a, b: torch.ops.dynbench.put(a, rows, b), into, part)
-
-
-def added(into: Any, rows: Tensor, part: Any) -> Any:
-    """A copy of the state `into` to whose items `rows` [m] those of `part` [m] are added; rows may occur again."""
-    return map_items(lambda a, b: torch.ops.dynbench.added(a, rows, b), into, part)
 
 
 def whose(pairs: Tensor, k: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from dynbench.dynamic.context import Execution, Frame
 from dynbench.dynamic.items import first, map_items, wide
 from dynbench.errors import DynbenchError
 from dynbench.graph.operators import (
-    added,
     anybody,
     blank,
     either,
@@ -210,7 +210,8 @@ class InGraph(Strategy):
             return put(blank(y, chosen), order, y)
         w = weights.flatten().index_select(0, order)
         y = map_items(lambda t: t * wide(w, t), y)
-        return put(blank(y, chosen), order, y) if k == 1 else added(blank(y, chosen), rows, y)
+        # a slot each: rows that occur again could not be added to by several threads at once
+        return _summed(put(blank(y, chosen.flatten()), order, y), k)
 
     def loop(self, ex: Execution, point: Loop, state: Any) -> Any:
         """Who is done leaves for good; what is left of the loop lies in a branch that is not entered without items."""
@@ -294,8 +295,10 @@ class OneItem(InGraph):
 
     def route(self, ex: Execution, point: Route | Skip, x: Any, chosen: Tensor, weights: Tensor | None) -> Any:
         """The chosen expert; of several per item, each that was chosen."""
-        if not _alone(ex) or chosen.shape[1] != 1:
+        if not _alone(ex):
             return super().route(ex, point, x, chosen, weights)
+        if weights is not None and chosen.shape[1] != 1:
+            return self._each(ex, list(point.experts), x, chosen, weights)
         y = self._among(ex, list(point.experts), 0, x, chosen[0, 0])
         return y if weights is None else map_items(lambda t: t * wide(weights[:, 0], t), y)
 
@@ -310,6 +313,24 @@ class OneItem(InGraph):
             lambda: self._among(ex, experts[:half], begin, x, chosen),
             lambda: self._among(ex, experts[half:], begin + half, x, chosen),
         )
+
+    def _each(self, ex: Execution, experts: list[Any], x: Any, chosen: Tensor, weights: Tensor) -> Any:
+        """One expert after the other, in a branch each: what it says is added where it is among the chosen [1, k]."""
+        assert isinstance(ex, Tracing)
+        total: list[Any] = []
+
+        def with_mine(expert: Any, w: Tensor) -> Any:
+            y = x if expert is None else expert(x)
+            y = map_items(lambda t: t * wide(w, t), y)
+            if not total:
+                total.append(blank(y, chosen))
+            return map_items(torch.add, total[0], y)
+
+        for e, expert in enumerate(experts):
+            mine = chosen == e
+            w = (weights * mine).sum(1)
+            total[:] = [ex.lazily(mine.any(), partial(with_mine, expert, w), lambda: total[0])]
+        return total[0]
 
     def _from(self, ex: Execution, point: Loop, state: Any, k: int) -> Any:
         """The item's answer: this step's where it halts, else that of what is left of the loop, in a branch."""
@@ -365,6 +386,11 @@ def _rebuilt(like: Any, parts: Iterator[Tensor]) -> Any:
 
 def _joined_items(parts: list[Any]) -> Any:
     return parts[0] if len(parts) == 1 else map_items(lambda *t: torch.cat(t), *parts)
+
+
+def _summed(pairs: Any, k: int) -> Any:
+    """(item, slot) pairs [n k, ...] -> items [n, ...]: the slots of an item added, always in the same order."""
+    return pairs if k == 1 else map_items(lambda t: t.unflatten(0, (-1, k)).sum(1), pairs)
 
 
 def _same(x: Any) -> Any:

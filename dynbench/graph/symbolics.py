@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.onnx import register_custom_op_symbolic as register
 from torch.onnx import symbolic_helper, symbolic_opset9, symbolic_opset13
+from torch.onnx.errors import SymbolicValueError
 
 OPSET = 17
 EXAMPLES = 5  # items of a trace for any batch: a dimension of this size may be that of the items, wherever it stands
@@ -45,10 +46,6 @@ def _long(g: Any, *values: int) -> Any:
 
 def _put(g: Any, into: Any, rows: Any, part: Any) -> Any:
     return _any_items(g.op("ScatterND", into, g.op("Unsqueeze", rows, _long(g, 1)), part), into)
-
-
-def _added(g: Any, into: Any, rows: Any, part: Any) -> Any:
-    return _any_items(g.op("ScatterND", into, g.op("Unsqueeze", rows, _long(g, 1)), part, reduction_s="add"), into)
 
 
 def _any_items(out: Any, like: Any) -> Any:
@@ -147,16 +144,31 @@ def _size(g: Any, x: Any, dim: Any = None) -> Any:
     known = x.type().sizes()
     if dim is None or known is None or not _may_be_items(known[_parse(dim, "i")]):
         return symbolic_opset9.size(g, x, dim)
+    shape = g.op("Shape", _hidden(g, x, len(known)))
+    return g.op("Gather", shape, g.op("Constant", value_t=torch.tensor(_parse(dim, "i"))))
+
+
+def _hidden(g: Any, x: Any, rank: int) -> Any:
+    """x, of unknown sizes."""
     hidden = g.op(SEEN, x)
-    hidden.setType(x.type().with_sizes([None] * len(known)))
-    return g.op("Gather", g.op("Shape", hidden), g.op("Constant", value_t=torch.tensor(_parse(dim, "i"))))
+    hidden.setType(x.type().with_sizes([None] * rank))
+    return hidden
 
 
 def _index_add(g: Any, into: Any, dim: Any, rows: Any, part: Any, alpha: Any = None) -> Any:
-    """Rows may occur again, which the exporter's own way forgets."""
+    """One ScatterElements, in which rows may occur again.
+
+    The exporter's own way forgets that they do, and ONNX Runtime's ScatterND lets several threads add to one row at
+    once.
+    """
     if _parse(dim, "i") != 0 or (alpha is not None and symbolic_helper._maybe_get_const(alpha, "f") != 1):
         return symbolic_opset9.index_add(g, into, dim, rows, part, alpha)
-    return _added(g, into, rows, part)
+    rank = symbolic_helper._get_tensor_rank(part)
+    if rank is None:
+        raise SymbolicValueError("index_add of values of unknown rank", part)
+    rows = g.op("Reshape", rows, _long(g, -1, *[1] * (rank - 1)))
+    rows = g.op("Expand", rows, g.op("Shape", _hidden(g, part, rank)))
+    return _any_items(g.op("ScatterElements", into, rows, part, axis_i=0, reduction_s="add"), into)
 
 
 def _entr(g: Any, p: Any) -> Any:
@@ -204,7 +216,6 @@ def register_symbolics() -> None:
         "dynbench::either": _either,
         "dynbench::blank": _blank,
         "dynbench::put": _put,
-        "dynbench::added": _added,
         "dynbench::grouped": _grouped,
         "dynbench::whose": _whose,
         "dynbench::rows": _rows,

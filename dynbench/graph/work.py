@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from dynbench.graph.compile import Graph
 from dynbench.graph.session import Feeds, Session
+from dynbench.scratch import scratch
 
 Shapes = list[list[int]]
 Attributes = dict[str, Any]
@@ -58,8 +58,8 @@ def executed_flops(graph: Graph, feeds: list[Feeds]) -> int:
     """
     said = {n.name: n for n in _all_nodes(graph.model.graph)}
     total = 0
-    with tempfile.TemporaryDirectory(prefix="dynbench-graph-") as folder:
-        session = Session(graph, fast=False, profile=str(Path(folder) / "profile"))
+    with scratch("graph") as folder:
+        session = Session(graph, fast=False, profile=str(folder / "profile"))
         for batch in feeds:
             session.answer({name: t.cpu().numpy() if isinstance(t, Tensor) else t for name, t in batch.items()})
         events = json.loads(Path(session.session.end_profiling()).read_text(encoding="utf-8"))

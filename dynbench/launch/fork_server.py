@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dynbench.launch.channel import Channel, end_with_parent, parent_channel
+from dynbench.launch.channel import Channel, end_with_parent, parent_channel, socket_address
 
 
 def main() -> None:
@@ -77,7 +77,8 @@ class Forks:
 
     def _fork(self, serve: str) -> None:
         connection = socket.socket(socket.AF_UNIX)
-        connection.connect(str(self._folder / "socket"))
+        with socket_address(self._folder) as address:
+            connection.connect(address)
         pid = os.fork()
         if pid == 0:
             self._become(serve, connection)

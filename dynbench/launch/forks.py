@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynbench.launch.channel import Channel
+from dynbench.launch.channel import Channel, socket_address
 from dynbench.launch.launcher import GRACE_S, Launcher, Process, ProcessLost
+from dynbench.scratch import make_scratch
 
 START_S = 120.0  # importing torch on a busy machine
 
@@ -29,12 +30,11 @@ class ForkServer:
         preload: modules that it imports once, for all processes that it will fork.
         environment: see `Launcher.start`.
         folder: where it runs; None: where this process does.
-        inside: folder in which its scratch folder is made; None: the system's for temporary files. The path of a socket
-            in it must not be longer than about 100 bytes.
+        inside: folder in which its scratch folder is made, and which somebody else removes if this process is killed;
+            None: the system's for temporary files, where a later start removes it.
 
     Attributes:
-        scratch: folder for files that all processes share; removed when the server ends, also if this process is
-            killed.
+        scratch: folder for files that all processes share; removed when the server ends.
     """
 
     def __init__(
@@ -46,9 +46,12 @@ class ForkServer:
         folder: Path | None = None,
         inside: Path | None = None,
     ) -> None:
-        self.scratch = Path(tempfile.mkdtemp(prefix="dynbench-forks-", dir=inside))
+        self.scratch = (
+            make_scratch("forks") if inside is None else Path(tempfile.mkdtemp(prefix="dynbench-forks-", dir=inside))
+        )
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(self.scratch / "socket"))
+        with socket_address(self.scratch) as address:
+            self._listener.bind(address)
         self._listener.listen()
         self._process: Process = launcher.start("dynbench.launch.fork_server", environment=environment, folder=folder)
         self._process.send({"preload": list(preload), "folder": str(self.scratch)})

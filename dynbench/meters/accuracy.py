@@ -83,7 +83,8 @@ def recognised(answers: Tensor, labels: Tensor, rules: Rules | None = None) -> s
     if len(found) == 1:
         return found[0]
     say = f'[task] kind says it: {", ".join(KINDS)}, none, or "file.py:function"'
-    raise CannotJudge(f"answers {_told(answers)} and labels {_told(labels)} leave open how they are judged; {say}")
+    which = f"answers {_told(answers)} and labels {_told(labels, values=True)}"
+    raise CannotJudge(f"{which} leave open how they are judged; {say}")
 
 
 _CLASS_AXIS = {"classes": (1, 1), "tokens": (2, 2), "pixels": (3, 1), "positions": (2, 1)}
@@ -102,9 +103,11 @@ def _fits(answers: Tensor, labels: Tensor, dims: int, at: int, rules: Rules) -> 
     return bool(known.numel()) and int(known.min()) >= 0 and int(known.max()) < answers.shape[at]
 
 
-def _told(t: Tensor) -> str:
-    """'[64, 12] float32'."""
-    return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}"
+def _told(t: Tensor, *, values: bool = False) -> str:
+    """'[64, 12] float32'; with the values of whole numbers '[64] int64 (0 to 9)'."""
+    told = f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}"
+    whole = values and t.numel() and not (t.is_floating_point() or t.is_complex() or t.dtype == torch.bool)
+    return f"{told} ({int(t.min())} to {int(t.max())})" if whole else told
 
 
 # --- one of several classes ------------------------------------------------------------------------------------------

@@ -264,6 +264,26 @@ class PartCosts:
             deepest += most * visit.items
         return depths, f"{label.text} of {deepest}"
 
+    def required_by_part(self, trace: Trace, parts: int) -> np.ndarray:
+        """FLOPs that decisions ask for about each part of an item, such as a token.
+
+        Args:
+            trace: whose decisions.
+            parts: of an item: the first coordinate below the sample. Work that is not done part by part is left out.
+
+        Returns:
+            [items, parts]; 0 where nothing is decided part by part.
+        """
+        trace, found = trace.to("cpu"), np.zeros((trace.items, parts))
+        for visit, active in self._active(trace):
+            if not visit.sizes or visit.sizes[0] != parts or visit.phase not in ("body", "decide", "head"):
+                continue
+            each = self.flops.get(visit, 0) / visit.items
+            of_part = torch.as_tensor(visit.ids) // (math.prod(visit.sizes) // parts)
+            done = torch.zeros(trace.items, parts, dtype=torch.float64)
+            found += each * done.index_add_(1, of_part, active.double()).numpy()
+        return found
+
     def _why_not(self) -> str | None:
         if self.uncounted:
             return f"operator {', '.join(sorted(self.uncounted))} has no formula"

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import cycle
 
 from dynbench.analysis.formatting import percent, times
 from dynbench.analysis.overview import (
     PROMISING,
     Batch,
-    Family,
-    Member,
     Standing,
     Summary,
     break_evens,
     causes,
-    families,
     median,
     quartiles,
+    told,
 )
 from dynbench.analysis.resolution import direction
+from dynbench.report.answer import Answer, folded
 from dynbench.report.content import Panel
-from dynbench.report.overview_columns import COLUMNS
-from dynbench.report.overview_drawings import Growth, Ladder, Series, Shares, Spread, Spreads
+from dynbench.report.language import language_models
+from dynbench.report.modularity import modularity
+from dynbench.report.overview_drawings import Ladder, Shares, Spread, Spreads
 from dynbench.report.palette import OUTCOMES, SERIES
 from dynbench.report.published import counterparts
-from dynbench.report.tables import Block, Row, make_table
-from dynbench.report.values import count, number, ratio, with_interval, words
+from dynbench.report.tables import Row
+from dynbench.report.values import count, number, ratio, words
 from dynbench.store.run import Run
 
 CAUSES = {
@@ -37,27 +35,13 @@ CAUSES = {
     "movement": "moving",
     "waiting": "waiting",
     "utilisation": "lower utilisation",
+    "fewer_items": "fewer items per call",
+    "moving": "moving",
+    "deciding": "deciding",
+    "rest": "the rest",
 }
 IN_WORDS = {"faster": "faster", "unclear": "not told apart", "slower": "slower"}
 STEPS = ("promised by counting", "as published: masking", "best strategy as written", "deployed", "against any static")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One question and what this run says about it.
-
-    Attributes:
-        key: unique, fit for an id.
-        sentences: with figures.
-        panels: figures.
-        blocks: tables, folded.
-    """
-
-    key: str
-    question: str
-    sentences: list[str]
-    panels: list[Panel]
-    blocks: list[Block]
 
 
 def answers(run: Run, summaries: Sequence[Summary], batches: Sequence[Batch]) -> list[Answer]:
@@ -75,7 +59,8 @@ def answers(run: Run, summaries: Sequence[Summary], batches: Sequence[Batch]) ->
         _evaluations(summaries),
         _hardware(batches),
         _expression(run, summaries),
-        *_modularity(summaries),
+        *modularity(summaries),
+        *language_models(summaries),
     ]
 
 
@@ -135,7 +120,7 @@ def _time_energy_memory(run: Run, batches: Sequence[Batch]) -> Answer:
     ]
     keys = ["batch", "workloads", *(f"outcome_{name}" for name in OUTCOMES), "median_ideal", "median_speedup"]
     keys += ["median_efficiency", "median_memory", "median_energy"]
-    blocks = [_block("By batch size", "answer time", keys, rows)]
+    blocks = [folded("By batch size", "answer time", keys, rows)]
     if even:
         found: list[Row] = [
             {
@@ -147,7 +132,7 @@ def _time_energy_memory(run: Run, batches: Sequence[Batch]) -> Answer:
             for e in even
         ]
         blocks.append(
-            _block("Break-even keep-rates", "answer break-even", ["workload", "batch", "strategy", "break_even"], found)
+            folded("Break-even keep-rates", "answer break-even", ["workload", "batch", "strategy", "break_even"], found)
         )
     drawing = Shares(
         title="workloads",
@@ -165,10 +150,6 @@ def _time_energy_memory(run: Run, batches: Sequence[Batch]) -> Answer:
 
 def _hundred(share: float | None) -> float | None:
     return None if share is None else 100 * share
-
-
-def _block(title: str, key: str, columns: Sequence[str], rows: list[Row]) -> Block:
-    return Block(title, table=make_table(key, title, [COLUMNS[c] for c in columns], rows), folded=True)
 
 
 # --- 2: what do evaluations miss? ------------------------------------------------------------------------------------
@@ -226,11 +207,11 @@ def _evaluations(summaries: Sequence[Summary]) -> Answer:
         f"Median speed-ups. {alt}.",
         Ladder(list(STEPS), lines, medians),
     )
-    blocks = [_block("Every workload", "answer steps", keys, rows)]
+    blocks = [folded("Every workload", "answer steps", keys, rows)]
     if claimed := list(counterparts(summaries)):
         keys = ["method", "published_claim", "known_from", "workload", "batch", "claim_ideal"]
         keys += ["step_1", "step_2", "step_3"]
-        blocks.append(_block("What is claimed, and what was measured here", "answer claims", keys, claimed))
+        blocks.append(folded("What is claimed, and what was measured here", "answer claims", keys, claimed))
     return Answer("answer-evaluations", QUESTION_2, sentences, [panel], blocks)
 
 
@@ -264,7 +245,8 @@ def _hardware(batches: Sequence[Batch]) -> Answer:
     if not names:
         sentence = "No losses are known: no strategy was timed as written with its counters and its profile."
         return Answer("answer-hardware", QUESTION_3, [sentence], [], [])
-    largest = {b.batch_size: Counter(s.largest_loss[0] for s in b.standings if s.largest_loss) for b in ends}
+    kept = {batch.batch_size: told(batch.standings) for batch in ends}
+    largest = {size: Counter(s.largest_loss[0] for s in found if s.largest_loss) for size, found in kept.items()}
     sentences = []
     for size, found in by_size.items():
         worst = next(iter(found), None)
@@ -276,10 +258,14 @@ def _hardware(batches: Sequence[Batch]) -> Answer:
             f"At batch {size} the largest loss is {CAUSES.get(most, most)} for {times_most} of {n} networks as "
             f"written; its median factor is {times(float(median(found[most]) or 1))}."
         )
-    sentences.append(
-        "A factor of 1.20x means that the network would be 1.2 times as fast without this loss. Lower utilisation is "
-        "what counters and profile leave over: fewer items per call, mostly."
-    )
+    sentences.append("A factor of 1.20x means that the network would be 1.2 times as fast without this loss.")
+    if any(s.by_controls for found in kept.values() for s in found):
+        sentences.append("Measured by controls, arms of the same rounds that leave one part out, where there are some.")
+    if any(not s.by_controls for found in kept.values() for s in found):
+        sentences.append(
+            "Without controls, losses are from counters and profile; lower utilisation is what they leave over: fewer "
+            "items per call, mostly."
+        )
     rows: list[Row] = []
     for size, found in by_size.items():
         for cause in names:
@@ -307,7 +293,7 @@ def _hardware(batches: Sequence[Batch]) -> Answer:
         f"Median loss factors. {alt}.",
         drawing,
     )
-    return Answer("answer-hardware", QUESTION_3, sentences, [panel], [_block("By cause", "answer losses", keys, rows)])
+    return Answer("answer-hardware", QUESTION_3, sentences, [panel], [folded("By cause", "answer losses", keys, rows)])
 
 
 QUESTION_3 = "What follows for hardware and runtimes?"
@@ -365,7 +351,7 @@ def _expression(run: Run, summaries: Sequence[Summary]) -> Answer:
         if summary.info.name in graph:
             kinds.setdefault(summary.kind, Counter())[graph[summary.info.name]] += 1
     rows: list[Row] = [{"workload": words(titles[n]), "reason": words(reason)} for n, reason in sorted(refused.items())]
-    blocks = [_block("Not expressed as one graph", "answer refused", ["workload", "reason"], rows)] if rows else []
+    blocks = [folded("Not expressed as one graph", "answer refused", ["workload", "reason"], rows)] if rows else []
     drawing = Shares(
         title="workloads",
         rows=list(kinds),
@@ -378,87 +364,3 @@ def _expression(run: Run, summaries: Sequence[Summary]) -> Answer:
 
 
 QUESTION_4 = "How hard is a dynamic graph to express?"
-
-
-# --- 5: is modularity paying? ----------------------------------------------------------------------------------------
-
-
-def _modularity(summaries: Sequence[Summary]) -> list[Answer]:
-    """Cost against the number of parts; nothing where no argument was varied (`WORKLOAD@ARGUMENT=V1,V2`)."""
-    found = families(summaries)
-    if not found:
-        return []
-    sentences, series, rows = [], [], list[Row]()
-    for family, tone in zip(found, cycle(SERIES), strict=False):
-        first, last = family.members[0], family.members[-1]
-        span = f"from {first.value:g} to {last.value:g} {family.argument}"
-        ours, theirs = (_growth(first, last, dynamic=dynamic) for dynamic in (True, False))
-        if ours is not None and theirs is not None:
-            sentences.append(
-                f"{family.of}: {span} the time per item of the static network becomes {times(theirs)} what it was, "
-                f"that of the dynamic one {times(ours)}, at batch {family.batch_size}."
-            )
-        speedups = [(m.value, m.standing.best.speedup) for m in family.members if m.standing.best is not None]
-        series.append(
-            Series(
-                f"{family.of}, {family.argument}",
-                tone,
-                [value for value, _ in speedups],
-                [s.value for _, s in speedups],
-                [s.low for _, s in speedups],
-                [s.high for _, s in speedups],
-            )
-        )
-        rows += [_member(family, member) for member in family.members]
-    keys = [
-        "workload",
-        "argument",
-        "argument_value",
-        "batch",
-        "dynamic_ms",
-        "static_ms",
-        "family_speedup",
-        "claim_ideal",
-    ]
-    alt = "; ".join(
-        f"{s.name}: " + ", ".join(f"{times(y)} at {x:g}" for x, y in zip(s.x, s.y, strict=True)) for s in series
-    )
-    panel = Panel(
-        "answer-modularity",
-        "Speed-up against the number of parts",
-        "Against the primary baseline with as many parts. Untrained networks, with decisions of their own or made up.",
-        f"{alt}.",
-        Growth("number of parts", "speed-up", series),
-    )
-    return [
-        Answer("answer-modularity", QUESTION_5, sentences, [panel], [_block("By number", "answer parts", keys, rows)])
-    ]
-
-
-QUESTION_5 = "Is modularity paying?"
-
-
-def _growth(first: Member, last: Member, *, dynamic: bool) -> float | None:
-    """How much longer an item takes with the most parts than with the fewest."""
-    before, after = (_item_ms(m, dynamic=dynamic) for m in (first, last))
-    return None if before is None or after is None or before <= 0 else after / before
-
-
-def _item_ms(member: Member, *, dynamic: bool) -> float | None:
-    best = member.standing.best
-    cell = member.standing.primary if not dynamic else None if best is None else best.cell
-    return None if cell is None or cell.latency is None else cell.latency.item_ms
-
-
-def _member(family: Family, member: Member) -> Row:
-    best = member.standing.best
-    return {
-        "workload": words(family.of),
-        "argument": words(family.argument),
-        "argument_value": number(member.value),
-        "batch": count(family.batch_size),
-        "dynamic_ms": number(_item_ms(member, dynamic=True)),
-        "static_ms": number(_item_ms(member, dynamic=False)),
-        "family_speedup": ratio(None) if best is None else with_interval(best.speedup),
-        "claim_ideal": ratio(member.standing.ideal),
-    }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from dynbench.analysis.cost_model import model_of
 from dynbench.analysis.formatting import bytes_, digits_of, interval, percent, seconds, significant, times, way_in_words
-from dynbench.analysis.headline import Timed, contest
+from dynbench.analysis.headline import Timed, contest, of_one_device
 from dynbench.analysis.resolution import direction
 from dynbench.analysis.verdict import paragraphs
 from dynbench.report.background import background_sections, legend
@@ -26,6 +26,7 @@ from dynbench.report.drawings import (
     tradeoff,
     work,
 )
+from dynbench.report.on_devices import devices_section, elsewhere
 from dynbench.report.overview_drawings import OverviewDrawing
 from dynbench.report.palette import tones_of
 from dynbench.report.prediction import (
@@ -40,7 +41,7 @@ from dynbench.report.prediction import (
 from dynbench.report.prediction import in_words as predicted_in_words
 from dynbench.report.results import result_sections, slug, title_of
 from dynbench.report.selection import View, device_phrase, sweeps, views
-from dynbench.report.tables import Section
+from dynbench.report.tables import Section, Table
 from dynbench.report.waterfall import WITHOUT_CONTROLS, Fall, falls, in_words
 from dynbench.store.run import Run
 from dynbench.store.scaling import read_scaling
@@ -196,7 +197,7 @@ def build(run: Run, *, page: bool = False) -> Report:
 
     Args:
         run: complete or not; what is missing is said with its reason.
-        page: it is about one workload of several, beneath the overview of all.
+        page: it is about one workload of several, beneath the overview of all, which explains the columns of all.
     """
     manifest, cells = run.manifest, run.cells
     infos = list(manifest.workloads.values())
@@ -209,22 +210,27 @@ def build(run: Run, *, page: bool = False) -> Report:
     figures += _predicted_figures(foretold, tones)
     absent = [(f"figure: {g.title}: {p.title}", p.absent) for g in figures for p in g.panels if p.absent is not None]
     sections = [
+        *devices_section(run, infos, by_workload),
         *result_sections(infos, cells),
         *prediction_section(foretold),
         *background_sections(run, absent, page=page),
     ]
-    tables = [b.table for s in sections for b in s.blocks if b.table is not None]
-    where = device_phrase(manifest, cells)
+    judged = {info.name: device_phrase(manifest, of_one_device(by_workload[info.name])) for info in infos}
     return Report(
         title=infos[0].title if page else title_of_run(run),
         run_id=manifest.run_id,
         status=status_of(run),
         facts=facts_of(run),
-        verdicts=[_verdict(info, by_workload[info.name], where) for info in infos],
+        verdicts=[_verdict(info, by_workload[info.name], judged[info.name]) for info in infos],
         figures=figures,
-        sections=[*sections, legend(tables)],
+        sections=sections if page else [*sections, legend(report_tables(sections))],
         tones=tones,
     )
+
+
+def report_tables(sections: Sequence[Section]) -> list[Table]:
+    """All tables of some sections."""
+    return [b.table for s in sections for b in s.blocks if b.table is not None]
 
 
 def title_of_run(run: Run) -> str:
@@ -302,7 +308,7 @@ def _verdict(info: WorkloadInfo, cells: list[Cell], where: str) -> Verdict:
         if found.deployed and (other := found.best_written) is not None:
             value = times(other.speedup.value, digits_of(other.speedup))
             written = f"as written {value}: {_detail(other, deployed=False)}"
-    said = paragraphs(info, cells, where)
+    said = [*paragraphs(info, cells, where), *filter(None, [elsewhere(cells)])]
     return Verdict(info.title, said, figure, detail, written, outcome, strategy, info.inputs, caution)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from dynbench.analysis.headline import Choice, choices
+from dynbench.analysis.headline import Choice, by_device, choices
 from dynbench.report.columns import COLUMNS
 from dynbench.report.tables import Block, Row, Section, make_table
 from dynbench.report.values import Value, count, missing, number, ratio, with_interval, words
@@ -45,7 +45,12 @@ def choices_section(infos: Sequence[WorkloadInfo], mine: dict[str, list[Cell]]) 
 
 
 def _choices(infos: Sequence[WorkloadInfo], mine: dict[str, list[Cell]]) -> Block:
-    rows = [_choice(info, choice) for info in infos for choice in choices(info, mine[info.name])]
+    rows = [
+        _choice(info, choice)
+        for info in infos
+        for cells in by_device(mine[info.name])
+        for choice in choices(info, cells)
+    ]
     if not rows:
         return Block(text=["No network was measured in its fastest way; see Refused and failed."])
     keys = ["workload", "batch", "device", "threads", "use", "strategy", "form", "engine", "control"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dynbench.analysis.formatting import percent, significant, times
+from dynbench.analysis.headline import of_one_device
 from dynbench.analysis.overview import Batch, Standing, Summary, by_batch_size, summarise
-from dynbench.report.answers import Answer, answers
+from dynbench.report.answer import Answer
+from dynbench.report.answers import answers
 from dynbench.report.background import (
     environment_section,
     legend,
@@ -19,10 +21,11 @@ from dynbench.report.columns import Column
 from dynbench.report.content import FigureGroup, Panel, facts_of, status_of, title_of_run
 from dynbench.report.deploy import choices_section
 from dynbench.report.drawings import Absent
+from dynbench.report.on_devices import devices_overview
 from dynbench.report.overview_columns import COLUMNS
 from dynbench.report.overview_drawings import Dot, Scatter
 from dynbench.report.palette import MUTED, tones_of
-from dynbench.report.tables import Block, Row, Section, make_table
+from dynbench.report.tables import Block, Row, Section, Table, make_table
 from dynbench.report.values import NOTHING, Value, missing, number, ratio, with_interval, words
 from dynbench.store.run import Run
 from dynbench.store.schema import Cell
@@ -65,12 +68,13 @@ class Overview:
         return groups + [FigureGroup(a.key, a.question, "", a.panels) for a in self.answers]
 
 
-def build_overview(run: Run, pages: dict[str, str]) -> Overview:
+def build_overview(run: Run, pages: dict[str, str], tables: Sequence[Table] = ()) -> Overview:
     """Reads a run of several workloads into its first page.
 
     Args:
         run: complete or not.
         pages: name of the page of each workload.
+        tables: of these pages; their columns are explained here, too.
     """
     infos = list(run.manifest.workloads.values())
     mine: dict[str, list[Cell]] = {info.name: [] for info in infos}
@@ -81,9 +85,11 @@ def build_overview(run: Run, pages: dict[str, str]) -> Overview:
     batches = by_batch_size(summaries)
     table = _table(summaries, [b.batch_size for b in batches], pages)
     panels = [_scatter(summaries, batch, tones) for batch in _ends(batches)]
-    replies = answers(run, summaries, batches)
+    about_one = of_one_device(run.cells)
+    replies = answers(replace(run, cells=about_one), summaries, batches)
     absent = [(f"figure: {p.title}", p.absent) for p in panels if p.absent is not None]
     sections = [
+        *devices_overview(run, infos, mine),
         *choices_section(infos, mine),
         warnings_section(run, every=False),
         not_measured_section(run, absent),
@@ -96,13 +102,19 @@ def build_overview(run: Run, pages: dict[str, str]) -> Overview:
         run_id=run.manifest.run_id,
         status=status_of(run, "the page of each workload"),
         facts=facts_of(run),
-        sentences=_sentences(summaries, batches),
+        sentences=[*_sentences(summaries, batches), *_other_devices(run, about_one)],
         table=table,
         panels=panels,
         answers=replies,
-        sections=[*sections, legend(b.table for b in blocks if b.table is not None)],
+        sections=[*sections, legend([*(b.table for b in blocks if b.table is not None), *tables])],
         tones=tones,
     )
+
+
+def _other_devices(run: Run, about: Sequence[Cell]) -> list[str]:
+    """Which of several devices this page is about."""
+    others = {c.device for c in run.cells} - {c.device for c in about}
+    return [f"All of this is about {about[0].device}; the other devices are under On devices."] if others else []
 
 
 def _sentences(summaries: Sequence[Summary], batches: Sequence[Batch]) -> list[str]:

@@ -107,6 +107,8 @@ def device_phrase(manifest: Manifest, cells: Sequence[Cell]) -> str:
     first = next(iter(cells), None)
     if first is None:
         return known or "this machine"
+    if (about := manifest.devices.get(first.device)) is not None:
+        return f"{first.device} ({about['cpu']})" if about.get("cpu") else first.device
     if first.device.startswith("cuda"):
         return f"this GPU ({known})" if known else "this GPU"
     if first.device != "cpu":

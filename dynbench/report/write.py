@@ -18,7 +18,7 @@ from dynbench.errors import UserError, suggestion
 from dynbench.escape import xml
 from dynbench.files import make_folder, make_own_folder, write_text
 from dynbench.report import markup, svg
-from dynbench.report.content import FigureGroup, Keys, build
+from dynbench.report.content import FigureGroup, Keys, build, report_tables
 from dynbench.report.drawings import Absent
 from dynbench.report.markup import Plain
 from dynbench.report.overview import build_overview
@@ -70,10 +70,12 @@ def write_run(run: Run, formats: Sequence[str], folder: Path) -> list[Path]:
         return write_pages(build(run), "report", formats, folder)
     keys = Keys()
     pages = {name: keys(name) for name in names}
+    tables: list[Table] = []
     for name, key in pages.items():
         page = build(_only(run, name), page=True)
+        tables += report_tables(page.sections)
         write_pages(page, "report", formats, folder / "workloads", file=key, up="../", above="../report")
-    return write_pages(build_overview(run, pages), "overview", formats, folder, file="report")
+    return write_pages(build_overview(run, pages, tables), "overview", formats, folder, file="report")
 
 
 def _only(run: Run, name: str) -> Run:

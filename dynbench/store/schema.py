@@ -146,6 +146,14 @@ class Energy(Record):
     sensor: str | None = None
 
 
+class Startup(Record):
+    """What a network costs on a device before it is steady; None: it is not known there."""
+
+    load_ms: NotNegative | None = None  # making a session of the graph
+    first_run_ms: NotNegative | None = None  # the first batch
+    download_ms: NotNegative | None = None  # of the graph; on a device that fetches it
+
+
 class Accuracy(Record):
     """On held-out labelled inputs. `metric` is e.g. 'top-1 accuracy', 'bits per byte' or 'mean absolute error'."""
 
@@ -353,6 +361,7 @@ class Cell(Record):
     tolerance: float | None = None
     again: Interval | None = None  # the primary baseline against itself in the same rounds (A/A); its truth is 1
     witnesses: Witnesses | None = None  # of the group
+    startup: Startup | None = None  # of a cell that was measured on a device, by an agent
     own: dict[str, Measured] = Field(default_factory=dict)  # by `OwnQuantity.key`: what the user's own quantities gave
     warnings: list[Warning_] = Field(default_factory=list)
 
@@ -403,6 +412,33 @@ class DeclaredCost(Record):
     unit: str  # money, or 'MACs'
 
 
+class Correlation(Record):
+    """Spearman's rank correlation over tokens, with an interval by resampling the samples."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Tokens(Record):
+    """How a language model's computation changes from token to token, with its own decisions.
+
+    Work is the FLOPs that decisions ask for about a token, relative to the mean token. Entropy is that of the model's
+    own prediction at the token.
+    """
+
+    samples: Count
+    tokens: Count  # of a sample
+    spread: NotNegative  # standard deviation of work over tokens, relative to the mean; 0: every token costs the same
+    by_position: list[float] = Field(default_factory=list)  # mean work at each place
+    by_entropy: list[tuple[float, float]] = Field(
+        default_factory=list
+    )  # (entropy in bits, work), eighths of the tokens
+    with_entropy: Correlation | None = None
+    with_position: Correlation | None = None
+    reason: str | None = None  # why there is no entropy
+
+
 class Variation(Record):
     """One of several workloads that differ in an argument of their model."""
 
@@ -436,6 +472,7 @@ class WorkloadInfo(Record):
     opaque: list[str] = Field(default_factory=list)  # dynamic networks with control flow of their own, by arm name
     notes: list[str] = Field(default_factory=list)  # sentences on how the model was taken, such as a wrapper opened
     varied: Variation | None = None  # what it differs from its file in
+    tokens: Tokens | None = None  # of a model of sequences of tokens that decides about them
 
 
 class NotMeasured(Record):
@@ -461,6 +498,7 @@ class Manifest(Record):
     software: dict[str, object]
     git: dict[str, object]
     environment: dict[str, object]  # thread settings, clocks, load, governor
+    devices: dict[str, dict[str, object]] = Field(default_factory=dict)  # by `Cell.device`, of a run on targets
     workloads: dict[str, WorkloadInfo] = Field(default_factory=dict)
     not_measured: list[NotMeasured] = Field(default_factory=list)
     warnings: list[Warning_] = Field(default_factory=list)
@@ -476,6 +514,6 @@ class RoundSample(Record):
     position: int  # place of the arm within the round
     arm: str  # `Arm.key`
     batch_id: int
-    start_ns: int
+    start_ns: int  # of a target: the time that was sampled before
     duration_ns: int
     device_ns: int | None = None

@@ -18,17 +18,18 @@ from tests.cli import call
 def test_json_lists_everything_by_kind() -> None:
     found = json.loads(call("list", "--json").stdout)
     names = {kind: [row["name"] for row in rows] for kind, rows in found.items()}
-    assert list(names) == ["workloads", "models", "strategies", "engines", "inputs", "devices"]
+    assert list(names) == ["workloads", "models", "strategies", "engines", "inputs", "devices", "targets"]
     assert set(names["workloads"]) == {f.stem for f in project_dir("workloads").glob("*.toml")}
     assert names["models"] == list(MODELS)
     assert names["strategies"] == list(STRATEGIES)
     assert names["engines"] == list(ENGINES)
     assert names["inputs"] == list(INPUTS)
     assert {row["name"] for row in found["workloads"] if row["default"]} == set(DEFAULT_SUITE)
+    assert names["targets"] == sorted(f.stem for f in project_dir("hardware").glob("targets/*.toml"))
     assert found["devices"][0] == {"name": "cpu", "available": True, "why_not": None}
 
 
-@pytest.mark.parametrize("kind", ["workloads", "models", "strategies", "engines", "inputs", "devices"])
+@pytest.mark.parametrize("kind", ["workloads", "models", "strategies", "engines", "inputs", "devices", "targets"])
 def test_one_kind_is_listed_alone(kind: str) -> None:
     rows = json.loads(call("list", kind, "--json").stdout)
     table = call("list", kind).stdout

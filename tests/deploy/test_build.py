@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from torch import Tensor
 
 from dynbench.deploy import build
@@ -93,35 +92,6 @@ def test_another_answer_after_the_same_decisions_is_never_left_out(
     result = call("compile", TINY, "--out", tmp_path / "out")
     assert result.exit_code == 1 and "answers otherwise than per_sample for 1 of 64 items" in result.output
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "same"),
-    [
-        ([1.0, 2.0], [1.0, 2.0001], [True, True]),
-        ([1.0, 2.0], [1.0, 2.001], [True, False]),
-        ([float("inf"), 1.0], [float("inf"), 1.0], [True, True]),
-        ([1.0, 1.0], [float("-inf"), 1.0], [False, True]),
-        ([float("nan"), 1.0], [float("nan"), 1.0], [False, True]),
-        ([0.0, 0.0], [0.0, 0.0], [True, True]),
-        ([1, 2], [1, 3], [True, False]),
-        ([True, False], [True, True], [True, False]),
-    ],
-)
-def test_rows_are_the_same_up_to_rounding(a: list[Any], b: list[Any], same: list[bool]) -> None:
-    assert build._same(torch.tensor(a), torch.tensor(b)).tolist() == same
-    stacked = [torch.tensor(v).reshape(2, 1, 1).repeat(1, 2, 1) for v in (a, b)]
-    assert build._same(*stacked).tolist() == same
-
-
-def test_a_point_that_only_one_of_two_asked_is_a_difference() -> None:
-    def trace(**reached: list[bool]) -> Trace:
-        entries = {(name, ()): Entry(torch.ones(3, dtype=torch.bool), torch.tensor(r)) for name, r in reached.items()}
-        return Trace(entries, items=3)
-
-    both, one = trace(a=[True] * 3, b=[False, True, False]), trace(a=[True] * 3)
-    assert build._decided_alike(both, both).all()
-    assert build._decided_alike(both, one).tolist() == build._decided_alike(one, both).tolist() == [True, False, True]
 
 
 def test_how_often_blocks_run_is_found_out_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

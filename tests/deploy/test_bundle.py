@@ -21,7 +21,8 @@ from onnx import numpy_helper
 
 from dynbench.cli import main
 from dynbench.deploy import build
-from dynbench.deploy.bundle import Checked, Manifest, check, sha256
+from dynbench.deploy.bundle import Checked, Decided, Manifest, _wrong, check, sha256
+from dynbench.errors import UserError
 from dynbench.experiment import graphs
 from dynbench.graph import compiled
 
@@ -195,6 +196,24 @@ def test_few_decisions_may_differ_by_rounding_but_not_one_in_a_hundred() -> None
     assert Checked("dynamic.onnx", 64, 0.0, 1000, 10, 1e-4).ok
     assert not Checked("dynamic.onnx", 64, 0.0, 1000, 11, 1e-4).ok
     assert not Checked("dynamic.onnx", 64, 0.0, 64, 1, 1e-4).ok
+
+
+def test_of_parts_that_are_picked_each_counts_once() -> None:
+    table = np.array([[0, 1, 2], [3, 4, 5], [6, 7, 8]])
+    expected = {"decision/pick": table, "reached/pick": np.array([True, True, False])}
+    decided = Decided(point="pick", sizes=[], decision="d", items="i", choices=3)
+
+    def wrong(items: list[int], value: list[list[int]]) -> list[int]:
+        run = {"d": np.array(value, dtype=table.dtype), "i": np.array(items)}
+        manifest = Manifest.model_construct(items=3, tolerance=1e-4)
+        return _wrong(decided, [run], expected, 3, manifest).tolist()
+
+    assert wrong([0, 1], [[0, 1, 2], [3, 4, 5]]) == [0, 0, 0]
+    assert wrong([0, 1], [[0, 1, 9], [5, 4, 3]]) == [1, 1, 0]  # one other part; another order
+    assert wrong([0, 2], [[0, 1, 2], [6, 7, 8]]) == [0, 3, 3]  # one is missing, one is too many
+    assert wrong([0, 0], [[0, 1, 2], [0, 1, 2]]) == [3, 3, 3]
+    with pytest.raises(UserError, match=r"a row of 'decision/pick' holds \[3\] values, not 2 choices"):
+        _wrong(decided.model_copy(update={"choices": 2}), [], expected, 3, Manifest.model_construct(items=3))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dynbench.analysis.statistics import median_interval
 from dynbench.deploy import build
 from dynbench.deploy.agents import python_agent as agent
 from dynbench.deploy.bundle import sha256
@@ -89,6 +90,11 @@ def test_emulators_are_recognised() -> None:
 def test_half_width_follows_the_sign_test() -> None:
     assert agent.half_width([1.0] * 5) == math.inf  # no two order statistics cover 95 % of five
     assert agent.half_width([float(i) for i in range(1, 11)]) == pytest.approx((9 - 2) / 2 / 5.5)
+    for rounds in (6, 40, 1074, 1075, 1280, 20_480):  # from 1075 on 0.5**rounds is 0
+        ratios = np.random.default_rng(rounds).lognormal(size=rounds)
+        found = median_interval(ratios)
+        right = (found.high - found.low) / 2 / float(np.median(ratios))
+        assert agent.half_width([float(r) for r in ratios]) == pytest.approx(right, rel=1e-9)
 
 
 def test_nan_compares_as_a_value() -> None:

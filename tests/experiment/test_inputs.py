@@ -113,6 +113,8 @@ def by_name(): return dynbench.Inputs({"ids": IDS, "mask": MASK})
 def as_one(): return dynbench.Inputs(({"ids": IDS, "mask": MASK},))
 def wrong_name(): return dynbench.Inputs({"ids": IDS, "msk": MASK})
 def three(): return dynbench.Inputs((IDS, MASK, MASK))
+def real_numbers(): return torch.randn(64, 6, requires_grad=True).to(torch.bfloat16), None
+def yes_and_no(): return MASK, None
 """
 
 
@@ -170,6 +172,12 @@ def test_several_inputs_reach_the_model_as_they_are_said(tmp_path: Path) -> None
         ("encoder", "wrong_name", r"net.py:encoder takes \(ids, mask\) and is given \(ids=, msk=\)"),
         ("encoder", "three", "too many positional arguments"),
         ("one_dict", "by_name", r"takes \(batch\) and is given \(ids=, mask=\)"),
+        (
+            "encoder",
+            "real_numbers",
+            r"^embed \(Embedding\), net\.py line \d+ takes whole numbers \(int64\) and was given",
+        ),
+        ("encoder", "yes_and_no", r"takes whole numbers \(int64\) and was given \[\d+, 6\] bool$"),
     ],
 )
 def test_inputs_are_never_guessed(tmp_path: Path, model: str, inputs: str, says: str) -> None:

@@ -10,19 +10,16 @@ import pytest
 from dynbench.engines import ENGINES
 from dynbench.errors import UserError
 from dynbench.experiment.spec import (
-    ENGINE_NAMES,
-    LOAD_NAMES,
-    STRATEGY_NAMES,
-    TARGET_NAMES,
     Options,
     check_options,
     load_spec,
     load_specs,
     parse_spec,
-    workload_files,
 )
 from dynbench.launch import LAUNCHERS
 from dynbench.meters.loads import LOADS
+from dynbench.names import ENGINE_NAMES, LOAD_NAMES, STRATEGY_NAMES, TARGET_NAMES
+from dynbench.paths import workload_files
 from dynbench.strategies import STRATEGIES
 
 GOOD: dict[str, Any] = {

@@ -24,7 +24,6 @@ from dynbench.gate.check import check
 from dynbench.gate.exact import answers_differ, exact_changes
 from dynbench.gate.git import git
 from dynbench.gate.revision_worker import RevisionWorker
-from dynbench.gate.scratch import PREFIX
 from dynbench.gate.trees import CannotTell
 from dynbench.paths import load_object
 from dynbench.store.gate import Gate
@@ -59,7 +58,7 @@ def checked(root: Path, **changes: object) -> Gate:
 
 
 def nothing_is_left(root: Path) -> bool:
-    folders = list(Path(tempfile.gettempdir()).glob(f"{PREFIX}*-{os.getpid()}-*"))
+    folders = list(Path(tempfile.gettempdir()).glob(f"dynbench-*-{os.getpid()}-*"))
     return not folders and len(git(root, "worktree", "list").splitlines()) == 1
 
 
@@ -161,7 +160,7 @@ def test_a_killed_check_leaves_nothing_behind(repository: Path, tmp_path: Path) 
     child = subprocess.Popen(command, cwd=repository, env=environment, text=True, **streams)
     assert child.stderr is not None
     assert child.stderr.readline().startswith("set 1,")
-    assert len(list(temporary.glob(f"{PREFIX}*-{child.pid}-*"))) == 1
+    assert len(list(temporary.glob(f"dynbench-check-*-{child.pid}-*"))) == 1
     processes = [
         p for p in psutil.Process(child.pid).children(recursive=True) if "dynbench.launch.fork_server" in p.cmdline()
     ]
@@ -171,10 +170,10 @@ def test_a_killed_check_leaves_nothing_behind(repository: Path, tmp_path: Path) 
     gone, alive = psutil.wait_procs(processes, timeout=60)
     assert not alive and len(gone) == len(processes)
     for _ in range(200):
-        if not list(temporary.glob(f"{PREFIX}*")):
+        if not list(temporary.glob("dynbench-check-*")):
             break
         time.sleep(0.1)
-    assert not list(temporary.glob(f"{PREFIX}*"))
+    assert not list(temporary.glob("dynbench-check-*"))
 
 
 def test_a_baseline_file_is_compared_through_the_static_network(repository: Path, tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from dynbench.gate.git import commit_of, git
-from dynbench.gate.scratch import PREFIX, _identity, _namespace, remove_leftovers, scratch_folder
+from dynbench.gate.scratch import scratch_folder
+from dynbench.scratch import _identity, _namespace, remove_abandoned
 from tests.gate.repositories import repository
 
+CHECK = "dynbench-check-"
 SLOW_GIT = """#!/bin/sh
 for word in "$@"; do
     if [ "$word" = read-tree ]; then
@@ -70,13 +72,19 @@ def test_what_dead_processes_left_is_removed_at_the_next_start_and_nothing_else(
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     own = _identity(os.getpid())
-    leftover = [f"{PREFIX}{_namespace()}-{dead.pid}-77-abc", f"{PREFIX}{_namespace()}-{os.getpid()}-1-abc"]
+    leftover = [
+        f"{CHECK}{_namespace()}-{dead.pid}-77-abc",
+        f"{CHECK}{_namespace()}-{os.getpid()}-1-abc",
+        f"dynbench-forks-{_namespace()}-{dead.pid}-77-abc",  # whatever it is for
+        f".dynbench-bundle-{_namespace()}-{dead.pid}-77-abc",
+    ]
     others = [
-        f"{PREFIX}{own}-abc",  # of a process that runs
-        f"{PREFIX}1-{dead.pid}-77-abc",  # of another container: nobody here can know
-        f"{PREFIX}abc",
-        f"{PREFIX}{_namespace()}-x-77-abc",
+        f"{CHECK}{own}-abc",  # of a process that runs
+        f"{CHECK}1-{dead.pid}-77-abc",  # of another container: nobody here can know
+        f"{CHECK}abc",
+        f"{CHECK}{_namespace()}-x-77-abc",
         "dynbench-forks-abc",
+        f"mine-dynbench-check-{_namespace()}-{dead.pid}-77-abc",
     ]
     for name in (*leftover, *others):
         (temporary / name / "deep").mkdir(parents=True)
@@ -132,5 +140,5 @@ def test_where_the_janitor_is_killed_as_well_the_next_start_cleans_up(temporary:
         for pid in [*map(int, children), child.pid]:
             os.kill(pid, signal.SIGKILL)
     assert (folder / "repo" / "a").is_file()
-    remove_leftovers(temporary)
+    remove_abandoned(temporary)
     assert list(temporary.iterdir()) == []

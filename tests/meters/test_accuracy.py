@@ -64,6 +64,11 @@ def test_what_is_open_to_doubt_is_not_judged(answers: Tensor, labels: Tensor) ->
         recognised(answers, labels)
 
 
+def test_values_of_the_labels_say_why_they_are_no_classes() -> None:
+    with pytest.raises(CannotJudge, match=r"answers \[3, 3\] float32 and labels \[3\] int64 \(0 to 9\) leave open how"):
+        recognised(torch.zeros(3, 3), torch.tensor([0, 9, 2]))
+
+
 def test_one_logit_of_yes_and_no_is_right_by_its_sign() -> None:
     answers = torch.tensor([[3.0], [-2.0], [1.0], [-1.0]])
     found = judged("binary", answers, torch.tensor([1, 0, 0, 0]))

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dynbench.experiment.build import build_model
-from dynbench.experiment.spec import ModelRef, Workload, load_spec, workload_files
-from dynbench.paths import load_function
+from dynbench.experiment.spec import ModelRef, Workload, load_spec
+from dynbench.paths import load_function, workload_files
 
 WORKLOADS = sorted(workload_files())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -43,7 +44,7 @@ def server(folder: Path) -> Iterator[str]:
 
 
 def _asked(address: str) -> Any:
-    with urllib.request.urlopen(address, timeout=30) as answer:  # noqa: S310 (on this machine)
+    with urllib.request.urlopen(address, timeout=30) as answer:
         return json.loads(answer.read())
 
 
@@ -51,10 +52,8 @@ def _runs(server: str) -> set[str]:
     """The runs that the plugin has loaded, when there are two."""
     end, found = time.monotonic() + WAIT_S, set[str]()
     while time.monotonic() < end and len(found) < 2:
-        try:
+        with contextlib.suppress(urllib.error.URLError, ConnectionError):
             found = set(_asked(f"{server}/runs")["runs"])
-        except (urllib.error.URLError, ConnectionError):
-            pass
         time.sleep(0.5)
     return found
 

@@ -146,3 +146,28 @@ def test_a_family_shows_what_more_parts_cost(tmp_path: Path) -> None:
     assert "that of the dynamic one 0.50x" in answer.sentences[0]
     table = answer.blocks[0].table
     assert table is not None and [row[0].text for row in table.rows] == ["made_up"] * 3
+
+
+def test_language_models_are_told_by_token(tmp_path: Path) -> None:
+    tokens = {
+        "samples": 64,
+        "tokens": 3,
+        "spread": 0.25,
+        "by_position": [1.2, 1.0, 0.8],
+        "by_entropy": [(0.5, 1.1), (4.0, 0.6)],
+        "with_entropy": {"value": -0.3, "low": -0.4, "high": -0.2},
+    }
+    infos = [
+        made_up.info(tokens=tokens),
+        made_up.info(made_up.CASCADED, tokens={"samples": 8, "tokens": 3, "spread": 0.0}),
+    ]
+    cells = [c for i in infos for c in made_up.group(8, workload=i.name)]
+    run = Run.open(made_up.write_run(tmp_path / "run", made_up.manifest(*infos), cells))
+    answer = build_overview(run, {i.name: i.name for i in infos}).answers[-1]
+    assert answer.key == "answer-language"
+    assert "is surest (0.50 bits) takes 1.10x the mean" in answer.sentences[0]
+    assert "rank correlation with entropy -0.30 (95 % CI -0.40 to -0.20)" in answer.sentences[0]
+    assert "every token costs the same" in answer.sentences[1]
+    assert "has 90.1 % top-1 accuracy, ResNet-38 90.5 % top-1 accuracy" in answer.sentences[2]
+    assert [p.key for p in answer.panels] == ["answer-entropy", "answer-position"]
+    assert len(answer.blocks) == 2

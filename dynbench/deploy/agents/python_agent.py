@@ -212,11 +212,13 @@ def peak_memory_bytes() -> float | None:
 def half_width(ratios: list[float]) -> float:
     """Half the 95 % interval of the median as a share of it: two order statistics (sign test)."""
     x, n = sorted(ratios), len(ratios)
-    rank, below, term = 0, 0.0, 0.5**n
-    while below + term <= 0.025:
-        below += term
+    # The logarithm of a binomial probability: from 1075 rounds on 0.5**n itself is 0.
+    rank, log_term = 0, n * math.log(0.5)
+    below = math.exp(log_term)
+    while below <= 0.025 and 2 * (rank + 1) <= n:
         rank += 1
-        term *= (n - rank + 1) / rank
+        log_term += math.log((n - rank + 1) / rank)
+        below += math.exp(log_term)
     if not rank:
         return math.inf
     middle = (x[(n - 1) // 2] + x[n // 2]) / 2

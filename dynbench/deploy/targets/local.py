@@ -122,9 +122,9 @@ def copy_job(job: Path, names: list[str], folder: Path) -> None:
 
 
 def last_words(log: bytes) -> str:
-    """The last line of what a process wrote."""
+    """The last line of what a process wrote; one that hangs until its deadline is ended by the kernel, and silent."""
     lines = [line for line in log.decode("utf-8", "replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
+    return lines[-1][:300] if lines else "it said nothing: it was killed, such as at its deadline or for want of memory"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
