@@ -3,7 +3,8 @@
 #   make run       measure and write a report        make run ARGS="--device cuda"
 #   make report    write the report of the newest run again
 #   make test      the tests                         make test ARGS="tests/cli -k help"
-#   make test-devices  the tests with real peers: browsers, an ssh server
+#   make test-devices  the tests with real peers: browsers, an ssh server, adbd
+#   make fuzz      damaged files through the commands, for 2 minutes; make fuzz ARGS="--seconds 3600 --seed 7"
 #   make lint      style, types, layers
 #   make verify-all    check that all workloads give the same answers under all strategies
 #   make bench     the overhead of dynbench itself, as ratios
@@ -17,7 +18,7 @@ ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: run test test-devices lint verify-all bench report clean
+.PHONY: run test test-devices fuzz lint verify-all bench report clean
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED)
@@ -33,6 +34,10 @@ test: $(INSTALLED)
 # Slow ones, one after the other: each starts a browser or another peer.
 test-devices: $(INSTALLED)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest tests/peers $(ARGS)
+
+# One process, one thread. Exit code 1: something ended in a traceback or not at all; it is named by kind, seed and number.
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m tests.faults.fuzz $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

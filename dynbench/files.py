@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dynbench.errors import UserError
+from dynbench.scratch import owned, remove_abandoned
 
-_ASIDE = ".dynbench-{}.part"
+_ASIDE = ".dynbench-{}.part"  # with a name that says whose it is
 
 
 def make_folder(path: Path) -> None:
@@ -44,13 +45,14 @@ def write_aside(path: Path) -> Iterator[BinaryIO]:
     """Opens a new file beside `path` that replaces it, synced, when the block ends; an exception leaves `path` alone.
 
     The new file has a random name and never is one that exists already. A symbolic link at `path` is itself replaced;
-    its target is left alone.
+    its target is left alone. What processes that were killed left beside it is removed first.
 
     Raises:
         UserError: the folder is not writable, or the disk is full.
     """
-    aside = path.with_name(_ASIDE.format(secrets.token_hex(8)))
+    aside = path.with_name(f".{owned('aside')}{secrets.token_hex(8)}.part")
     try:
+        remove_abandoned(path.parent)
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -84,9 +86,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what `write_aside` left below a folder, which is not being written to, when its process was killed."""
-    for file in folder.rglob(_ASIDE.format("*")):
+def remove_leftovers(folder: Path, *, deep: bool = True) -> None:
+    """Removes what `write_aside` left in a folder, which is not being written to, when its process was killed.
+
+    Args:
+        folder: where.
+        deep: below it, too.
+    """
+    for file in (folder.rglob if deep else folder.glob)(_ASIDE.format("*")):
         with contextlib.suppress(OSError):
             file.unlink()
 

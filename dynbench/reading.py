@@ -57,15 +57,27 @@ def read_text(path: Path) -> str:
         UserError: it is not there, no ordinary file, too long, cannot be read, or is not UTF-8.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path} is not a file")
-        if path.stat().st_size > MOST_BYTES:
+        if ordinary(path).stat().st_size > MOST_BYTES:
             raise UserError(f"{path} is longer than {MOST_BYTES >> 20} MiB")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as e:
         raise UserError(f"{path} is not a text in UTF-8: {e.reason} at byte {e.start}") from e
     except (OSError, ValueError) as e:  # ValueError: a name with a null character
         raise UserError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
+
+
+def ordinary(path: Path) -> Path:
+    """The path itself: no pipe, device or folder is there, with which reading would not end, or not begin.
+
+    Raises:
+        UserError: something is there that is no ordinary file.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a file")
+    except (OSError, ValueError) as e:  # a loop of symbolic links; a name with a null character
+        raise UserError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
+    return path
 
 
 def _refuse(constant: str) -> NoReturn:

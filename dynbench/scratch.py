@@ -1,12 +1,14 @@
-"""Folders for temporary files whose names say who made them, so that a later start removes those of dead processes.
+"""Temporary files and folders whose names say who made them, so that a later start removes those of dead processes.
 
-A name holds the process-id namespace, the process id, and when that process started, which tells it from a later one
-with the same id. So there is no moment at which a folder belongs to nobody, however its process ends.
+A name holds where process ids mean the same (this host, this namespace), the process id, and when that process started,
+which tells it from a later one with the same id. So there is no moment at which a file belongs to nobody, however its
+process ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -30,9 +32,13 @@ def make_scratch(kind: str, inside: Path | None = None, *, hidden: bool = False)
     """
     where = Path(tempfile.gettempdir()) if inside is None else inside
     remove_abandoned(where)
+    return Path(tempfile.mkdtemp(prefix="." * hidden + owned(kind), dir=where))
+
+
+def owned(kind: str) -> str:
+    """The beginning of a name of this process's; what follows has no '-'."""
     owner = _identity(os.getpid())
-    name = f"{'.' * hidden}dynbench-{kind}-{owner}-" if owner else f"{'.' * hidden}dynbench-{kind}-"
-    return Path(tempfile.mkdtemp(prefix=name, dir=where))
+    return f"dynbench-{kind}-{owner}-" if owner else f"dynbench-{kind}-"
 
 
 @contextlib.contextmanager
@@ -50,20 +56,29 @@ def scratch(kind: str, inside: Path | None = None) -> Iterator[Path]:
 
 
 def remove_abandoned(where: Path | None = None) -> None:
-    """Removes the folders of processes that have ended; those of other namespaces cannot be judged and stay.
+    """Removes files and folders of processes that have ended; those of other hosts cannot be judged and stay.
 
     Args:
         where: in this folder; None: the system's for temporary files.
     """
-    for folder in (Path(tempfile.gettempdir()) if where is None else where).glob("*dynbench-*"):
-        if (named := _NAMED.fullmatch(folder.name)) is not None:
+    for path in (Path(tempfile.gettempdir()) if where is None else where).glob("*dynbench-*"):
+        if (named := _NAMED.fullmatch(path.name)) is not None:
             namespace, pid, started = named.groups()
             if namespace == _namespace() and _identity(int(pid)) != f"{namespace}-{pid}-{started}":
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder or a file; a symbolic link is none of ours."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    elif not path.is_symlink():
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _identity(pid: int) -> str | None:
-    """'4026531836-1234-567890': of a process that runs; None: it does not, or this system does not tell."""
+    """'402653183-1234-567890': of a process that runs; None: it does not, or this system does not tell."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
@@ -73,7 +88,9 @@ def _identity(pid: int) -> str | None:
 
 
 def _namespace() -> str | None:
+    """A number for where a process id means the same process; a folder may be shared by several hosts."""
     try:
-        return str(os.stat("/proc/self/ns/pid").st_ino)
+        where = f"{os.uname().nodename} {os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:
         return None
+    return str(int.from_bytes(hashlib.sha256(where.encode()).digest()[:4], "big"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from dataclasses import asdict, fields
@@ -29,6 +30,7 @@ def main() -> int:
     parser.add_argument("--only", choices=KINDS, action="append", help="only this command; may be repeated")
     parser.add_argument("--seconds", type=float, help="begin no trial after so many seconds")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so its children
     begun = time.monotonic()
     kinds = [KINDS[name] for name in options.only or KINDS]
     about = {"seed": options.seed, "commands": [kind.name for kind in kinds]}

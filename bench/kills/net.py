@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from dynbench.dynamic import Skip
+from dynbench.training.session import Session, Settings, cross_entropy
 
 
 class Net(nn.Module):
@@ -37,3 +38,11 @@ def items(split: str, seed: int = 0, **_: object):
     """Made-up inputs [96, 8] and labels [96]."""
     generator = np.random.default_rng(seed + len(split))
     return generator.standard_normal((96, 8)).astype(np.float32), generator.integers(0, 4, 96)
+
+
+def learn(session: Session) -> None:
+    """The recipe of both networks."""
+    for name, model in (("net", make()), ("plain", plain())):
+        if not session.finished(name):
+            settings = session.settings(Settings, name, epochs=40, batch_size=32, lr=0.01, precision="float32")
+            session.save(name, model, {"training": session.fit(name, model, cross_entropy, settings)})

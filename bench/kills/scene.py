@@ -22,6 +22,7 @@ RUN = (
     *("net.toml", "--as-written", "--controls", "none", "--strategy", "masking"),
     *("--time-limit", "0.3", "--batch", "1"),
 )
+TRAIN = ("train", "net.toml", "--out", "trained", "--quiet")
 CHECK = (
     *("check", "repo/net.toml", "--base", "main", "--time", "5", "--batch", "1", "--strategy", "masking"),
     *("--history", "history.sqlite", "--json", "gate.json", "--markdown", "gate.md"),
@@ -72,6 +73,7 @@ KINDS = {
             lambda _: ("history", "add", "out", "--db", "history.sqlite"),
             share=40,
         ),
+        Kind("train", {}, TRAIN, lambda _: (*TRAIN, "--resume"), share=8),
         # Nothing changed in the repository: 0 is "the same", 3 "could not tell" in so little time.
         Kind("check", {"repo": "repo"}, CHECK, lambda _: CHECK, (0, 3), share=8),
     )
@@ -86,7 +88,7 @@ class Scene:
 
     Attributes:
         trial: the folder in which commands run; made anew for each trial.
-        seconds: how long each kind takes undisturbed, by its name.
+        seconds: how long each kind takes undisturbed, by its name: the last time that it was not disturbed.
         names: what is found after each kind ran undisturbed, by its name: torch and others keep things, too.
     """
 
@@ -118,19 +120,24 @@ class Scene:
         left_out = ("GITHUB_STEP_SUMMARY", "DYNBENCH_HISTORY")
         return {name: value for name, value in os.environ.items() if name not in left_out} | own
 
-    def prepare(self, kinds: list[Kind]) -> None:
-        """Makes what trials need, once, by commands that nobody disturbs; measures how long each takes."""
+    def prepare(self, kinds: list[Kind], *, warm: bool = True) -> None:
+        """Makes what trials need, once, by commands that nobody disturbs; measures how long each takes.
+
+        Args:
+            kinds: of the trials.
+            warm: the first run, which fills the caches, is not the one whose time counts.
+        """
         leftovers.end_processes(self.mark)
         self.root.mkdir(parents=True, exist_ok=True)
         if self._facts.exists():
             facts = json.loads(self._facts.read_text(encoding="utf-8"))
             self.seconds, self.names = facts["seconds"], facts["names"]
         if "run" not in self.seconds:
-            for name in ("earlier", "done"):  # the first fills the caches
+            for _ in range(1 + warm):
                 self.reset(KINDS["run"])
                 self._undisturbed(KINDS["run"])
-                shutil.rmtree(self.root / name, ignore_errors=True)
-                shutil.copytree(self.trial / "out", self.root / name)
+            shutil.rmtree(self.root / "done", ignore_errors=True)
+            shutil.copytree(self.trial / "out", self.root / "done")
             self._make_half()
             self._make_history()
             self._make_repository()
@@ -198,10 +205,15 @@ class Scene:
         shutil.rmtree(half / "figures")
 
     def _make_history(self) -> None:
-        """A database that has another run already."""
-        database = self.root / "history.sqlite"
+        """A database that has another run already: the same one, as if it had been begun earlier."""
+        earlier, database = self.root / "earlier", self.root / "history.sqlite"
+        shutil.rmtree(earlier, ignore_errors=True)
+        shutil.copytree(self.root / "done", earlier)
+        manifest = json.loads((earlier / "manifest.json").read_text(encoding="utf-8"))
+        text = json.dumps(manifest | {"started": "2026-01-01T00:00:00+00:00"})
+        (earlier / "manifest.json").write_text(text, encoding="utf-8")
         database.unlink(missing_ok=True)
-        record(self.root / "earlier", str(database))
+        record(earlier, str(database))
 
     def _make_repository(self) -> None:
         repository = self.root / "repo"

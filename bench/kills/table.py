@@ -19,15 +19,16 @@ ABOUT = """# Commands killed at random moments
 `{command}` kills a command at a random moment of its usual duration, starts it again at once (a run with a manifest by
 `dynbench run --resume`, everything else by the same command), and looks at what is left afterwards.
 
-- *groups recorded before*: groups of which at least one cell was in `cells.jsonl` when the next start began; *lost*: of
-  these, the ones of which a cell or its samples could not be read afterwards.
+- *groups recorded before*: groups of which at least one cell was in `cells.jsonl` when the next start began; of
+  `train`, networks that were finished. *lost*: of these, the ones of which a cell or its samples could not be read
+  afterwards, or whose weights or card were gone or others.
 - *processes*: that were still there {settle:.0f} s after the next start had ended. *worktrees*: registered in the
   repository of `check`. *files*: files and folders, in the folder for temporary files, the cache, the run directory or
   beside an output, that a command nobody disturbed does not leave.
 - *next start good*: it ended with its usual exit code, all its files are there, nobody printed a traceback, and the
   history database is sound and has every run and check.
 
-A command that ended before its signal was sent is drawn again and does not count.
+A command that ended before its signal was sent does not count, and its duration is the usual one from then on.
 """
 
 
@@ -41,7 +42,7 @@ def readme(trials: Sequence[Trial], scene: Scene, command: str, wanted: int, set
     usual = "; ".join(f"`{name}` {seconds:.1f} s" for name, seconds in scene.seconds.items())
     parts = [
         ABOUT.format(command=command, settle=settle_s),
-        f"{kills} x SIGKILL{state}, {others}. Usual durations: {usual}.",
+        f"{kills} x SIGKILL{state}, {others}. Usual durations, in the end: {usual}.",
         tabulate(_rows(hits), HEADERS, tablefmt="github"),
     ]
     if wrong := [trial for trial in hits if not trial.clean or trial.measured_again]:

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Trial:
         fraction: when, of the command's usual duration.
         landed: whether the command still ran then; else nothing else is known.
         exit_code: of the command that was hit; below 0: ended by that signal; None: it did not end within `ENDS_S`.
-        recorded: groups that were recorded before the next start.
+        recorded: groups (of `train`: finished networks) that were recorded before the next start.
         lost: those of which a cell or its samples were gone after it.
         measured_again: cells that were recorded, and are not the same any more.
         next_exit_code: of the next start; None: it did not end.
@@ -85,9 +86,11 @@ def carry_out(trial: Trial, scene: Scene) -> None:
     """Kills, starts again and looks; fills in the rest of the trial."""
     kind, said = KINDS[trial.command], scene.root / "said.txt"
     scene.reset(kind)
+    begun = time.monotonic()
     process = scene.start(kind.first, said)
     try:
         process.wait(trial.fraction * scene.seconds[kind.name])
+        scene.seconds[kind.name] = time.monotonic() - begun  # nobody disturbed it, and it is faster than it was
         leftovers.wait_for_processes(scene.mark, SETTLE_S)
         return
     except subprocess.TimeoutExpired:
@@ -96,6 +99,7 @@ def carry_out(trial: Trial, scene: Scene) -> None:
     if trial.exit_code is None:
         trial.faults.append(f"did not end within {ENDS_S:.0f} s of {trial.signal}")
     _no_traceback(trial, said, trial.signal)
+    begun = [file.stem for file in scene.trial.glob("trained/*.checkpoint")]
     before = _recorded(scene.trial, trial.faults)  # the next start does not wait for what the first left behind
     next_start = scene.start(kind.again(scene.trial), said)
     try:
@@ -104,8 +108,10 @@ def carry_out(trial: Trial, scene: Scene) -> None:
         os.killpg(next_start.pid, signal.SIGKILL)
         next_start.wait()
     _no_traceback(trial, said, "the next start")
+    words = said.read_text(errors="replace")
+    trial.faults += [f"{name} is trained from the beginning" for name in begun if f"{name}: epoch 1 of" in words]
     if trial.next_exit_code not in kind.good:
-        trial.faults.append(f"the next start said: {said.read_text(errors='replace').strip()[-500:]}")
+        trial.faults.append(f"the next start said: {words.strip()[-500:]}")
     trial.processes = list(leftovers.wait_for_processes(scene.mark, SETTLE_S).values())
     leftovers.end_processes(scene.mark)
     _compare(trial, before, _recorded(scene.trial, trial.faults))
@@ -140,7 +146,12 @@ class _Group:
 
 
 def _recorded(folder: Path, faults: list[str]) -> dict[str, _Group]:
-    """The recorded groups of the run directory of a trial, by id; what cannot be read is added to `faults`."""
+    """What is recorded in a trial's folder, by name: groups of its run directory, and networks that are trained.
+
+    What cannot be read is added to `faults`.
+    """
+    if (folder / "trained").is_dir():
+        return _trained(folder / "trained")
     if not (folder / "out" / "manifest.json").exists():
         return {}
     groups: dict[str, _Group] = {}
@@ -157,6 +168,17 @@ def _recorded(folder: Path, faults: list[str]) -> dict[str, _Group]:
     except UserError as e:
         faults.append(str(e))
     return groups
+
+
+def _trained(folder: Path) -> dict[str, _Group]:
+    """Networks with weights and card."""
+    found = {}
+    for card in folder.glob("*.json"):
+        files = [card, card.with_suffix(".safetensors")]
+        if all(file.is_file() for file in files):
+            digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+            found[card.stem] = _Group(digests, frozenset())
+    return found
 
 
 def _compare(trial: Trial, before: dict[str, _Group], after: dict[str, _Group]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dynbench.cli import completion
 from dynbench.cli.common import RUNS, Finite, echo, json_option, print_json, print_table
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ MOST = 12  # rows
 
 
 @click.command("advise", short_help="Which network and which way of running it to deploy here?")
-@click.argument("what", metavar="WORKLOAD|RUN")
+@click.argument("what", metavar="WORKLOAD|RUN", shell_complete=completion.workload)
 @click.option("--slo-ms", type=Finite(min=0, min_open=True), metavar="MS", help="A batch must be answered within it.")
 @click.option("--batch", "batch_size", type=click.IntRange(min=1), metavar="N", help="At this batch size alone.")
 @click.option(

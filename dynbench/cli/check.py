@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dynbench.cli import completion
 from dynbench.cli.common import Finite, Names, Sizes, data_option, device_option, echo, flat, threads_option
 from dynbench.errors import DynbenchError, UserError
 
@@ -25,7 +26,7 @@ def _file(option: str, what: str) -> Callable[..., Any]:
 
 
 @click.command("check", short_help="The gate for CI: is this change slower than its base?")
-@click.argument("workload", metavar="WORKLOAD|FILE.toml")
+@click.argument("workload", metavar="WORKLOAD|FILE.toml", shell_complete=completion.workload)
 @click.option("--base", metavar="REVISION", help="What to compare with, such as origin/main: measured in the same job.")
 @_file("--baseline", "Instead of a base: what --save wrote; compared through a static network that is measured again.")
 @_file("--save", "Write a baseline file; nothing is judged.")
@@ -34,6 +35,7 @@ def _file(option: str, what: str) -> Callable[..., Any]:
     "strategies",
     type=Names(),
     multiple=True,
+    shell_complete=completion.strategies,
     help="[default: the first of cascading, compaction, batch_union, masking that fits]",
 )
 @click.option("--batch", "batch_sizes", type=Sizes(), multiple=True, help="[default: the largest of the workload]")

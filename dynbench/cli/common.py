@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from dynbench.cli import completion
 from dynbench.escape import terminal
 
 RUNS = Path("runs")
@@ -101,7 +102,12 @@ def _shown(value: Any) -> Any:
 
 
 device_option = click.option(
-    "--device", default="cpu", show_default=True, metavar="cpu|cuda|cuda:N", help="Where to run."
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="cpu|cuda|cuda:N",
+    shell_complete=completion.device,
+    help="Where to run.",
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(1, MOST_THREADS), default=1, show_default=True, metavar="N", help="CPU threads."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dynbench.cli import completion
 from dynbench.cli.common import data_option
 from dynbench.errors import DynbenchError, UserError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("compile", short_help="Write a network as ONNX graphs that skip what is not needed.")
-@click.argument("workload", required=False, metavar="[WORKLOAD|FILE.toml]")
+@click.argument("workload", required=False, metavar="[WORKLOAD|FILE.toml]", shell_complete=completion.workload)
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the bundle.")
 @click.option("--check", "checked", type=click.Path(path_type=Path), metavar="DIR", help="Prove a bundle again.")
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Of the choice of inputs that go with it.")

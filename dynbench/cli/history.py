@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,8 @@ def add(runs: tuple[Path, ...], database: str) -> None:
     from dynbench.store.history import History
     from dynbench.store.run import Run
 
-    folders = [run for run in runs if run.resolve() != Path(database).resolve()]  # runs/* may hold the database
+    itself = os.path.realpath(database)  # runs/* may hold it
+    folders = [run for run in runs if os.path.realpath(run) != itself]
     opened = [Run.open(folder) for folder in folders]  # all of them before the first is recorded
     history = History.open(database, create=True)
     for run in opened:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dynbench.cli import completion
 from dynbench.cli.common import (
     SEED,
     Finite,
@@ -28,7 +29,7 @@ ABOVE_0 = Finite(min=0, min_open=True)
 
 
 @click.command("partition", short_help="Where to cut a network between device and cloud.")
-@click.argument("what", metavar="MODEL|WORKLOAD|FILE.toml")
+@click.argument("what", metavar="MODEL|WORKLOAD|FILE.toml", shell_complete=completion.workload)
 @click.option(
     "--network",
     "network_name",
@@ -70,7 +71,13 @@ ABOVE_0 = Finite(min=0, min_open=True)
 @click.option("--input", "shape", metavar="3x32x32", help="Shape of one input of a MODEL.")
 @device_option
 @click.option(
-    "--cloud-device", "cloud", default="cpu", show_default=True, metavar="cpu|cuda|cuda:N", help="What plays the cloud."
+    "--cloud-device",
+    "cloud",
+    default="cpu",
+    show_default=True,
+    metavar="cpu|cuda|cuda:N",
+    shell_complete=completion.device,
+    help="What plays the cloud.",
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=30, show_default=True, help="Timed passes over layers.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of the round trips and of the inputs.")

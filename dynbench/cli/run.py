@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynbench.cli import on_devices
+from dynbench.cli import completion, on_devices
 from dynbench.cli.common import (
     RUNS,
     SEED,
@@ -43,13 +43,14 @@ class _KeepsArguments(click.Command):
 
 
 @click.command("run", cls=_KeepsArguments, short_help="Measure, and write a report.")
-@click.argument("workloads", nargs=-1, metavar="[WORKLOAD|FILE.toml|all]...")
+@click.argument("workloads", nargs=-1, metavar="[WORKLOAD|FILE.toml|all]...", shell_complete=completion.workload_or_all)
 @device_option
 @click.option(
     "--strategy",
     "strategies",
     type=Names(),
     multiple=True,
+    shell_complete=completion.strategies,
     help="Only these: names of `dynbench list strategies`, your own as FILE.py:NAME, or auto: the fastest way only.",
 )
 @click.option("--batch", "batch_sizes", type=Sizes(), multiple=True, help="Batch sizes, such as 1,8,32.")
@@ -57,11 +58,13 @@ class _KeepsArguments(click.Command):
     "--decisions",
     type=Names(),
     multiple=True,
+    shell_complete=completion.decisions,
     help="learned, synthetic, published or replay:TRACE (file without suffix).",
 )
 @click.option(
     "--dtype",
     metavar="NAME",
+    shell_complete=completion.dtype,
     help="Cast every network to float32, float64, bfloat16 or float16.  [default: as they are built]",
 )
 @click.option(
@@ -69,6 +72,7 @@ class _KeepsArguments(click.Command):
     "engines",
     type=Names(),
     multiple=True,
+    shell_complete=completion.engines,
     help="What executes the regions; of several, every arm runs under each.  [default: eager, and whatever is fastest]",
 )
 @click.option(

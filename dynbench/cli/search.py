@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dynbench.cli import completion
 from dynbench.cli.common import SEED, Finite, data_option, device_option, echo, json_option, print_json, print_table
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ TOLERANCE = 1.1  # of the budget; a slower network is reported as over it
 
 
 @click.command("search", short_help="Find the network for a latency budget.")
-@click.argument("workload", metavar="WORKLOAD|FILE.toml", default="dmasking_digits")
+@click.argument("workload", metavar="WORKLOAD|FILE.toml", default="dmasking_digits", shell_complete=completion.workload)
 @click.option(
     "--max-latency-ms",
     type=Finite(min=0, min_open=True),

@@ -6,19 +6,37 @@ from pathlib import Path
 
 import click
 
+from dynbench.cli import completion
 from dynbench.cli.common import SEED, data_option, device_option, echo, threads_option
 from dynbench.errors import UserError
 
 
 @click.command("trace", short_help="A profile with phases, points and regions named.")
-@click.argument("workload", metavar="WORKLOAD|FILE.toml")
+@click.argument("workload", metavar="WORKLOAD|FILE.toml", shell_complete=completion.workload)
 @device_option
-@click.option("--strategy", metavar="NAME", help="Of `dynbench list strategies`, or your own.  [default: compaction]")
-@click.option("--engine", default="eager", show_default=True, metavar="NAME", help="What executes the regions.")
+@click.option(
+    "--strategy",
+    metavar="NAME",
+    shell_complete=completion.strategy,
+    help="Of `dynbench list strategies`, or your own.  [default: compaction]",
+)
+@click.option(
+    "--engine",
+    default="eager",
+    show_default=True,
+    metavar="NAME",
+    shell_complete=completion.engine,
+    help="What executes the regions.",
+)
 @click.option("--graph", is_flag=True, help="The whole network as one ONNX Runtime graph.")
 @click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Items per batch.  [default: the largest]")
 @click.option("--batches", type=click.IntRange(1, 10_000), default=4, show_default=True, metavar="N", help="How many.")
-@click.option("--decisions", metavar="NAME", help="learned, synthetic, published or replay:TRACE.")
+@click.option(
+    "--decisions",
+    metavar="NAME",
+    shell_complete=completion.decision,
+    help="learned, synthetic, published or replay:TRACE.",
+)
 @threads_option
 @click.option("--seed", type=SEED, default=0, show_default=True, metavar="N", help="Of the stream and of decisions.")
 @data_option

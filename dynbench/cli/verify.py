@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dynbench.cli import completion
 from dynbench.cli.common import SEED, Names, data_option, device_option, echo, flat
 from dynbench.errors import UserError
 
@@ -15,12 +16,20 @@ if TYPE_CHECKING:
 
 
 @click.command("verify", short_help="Same answer under every strategy?")
-@click.argument("workloads", nargs=-1, metavar="[WORKLOAD|FILE.toml|all]...")
+@click.argument("workloads", nargs=-1, metavar="[WORKLOAD|FILE.toml|all]...", shell_complete=completion.workload_or_all)
 @device_option
-@click.option("--strategy", "strategies", type=Names(), multiple=True, help="Only these, or your own as FILE.py:NAME.")
+@click.option(
+    "--strategy",
+    "strategies",
+    type=Names(),
+    multiple=True,
+    shell_complete=completion.strategies,
+    help="Only these, or your own as FILE.py:NAME.",
+)
 @click.option(
     "--dtype",
     metavar="NAME",
+    shell_complete=completion.dtype,
     help="Cast every network to float32, float64, bfloat16 or float16.  [default: as they are built]",
 )
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of the stream and of random decisions.")

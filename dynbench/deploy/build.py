@@ -30,6 +30,7 @@ from dynbench.files import make_folder, write_bytes
 from dynbench.graph import OPSET, CannotTrace, Graph, Session, executed_flops, for_this_machine
 from dynbench.meters.required import PartCosts
 from dynbench.paths import weights_path
+from dynbench.reading import ordinary
 from dynbench.scratch import make_scratch
 from dynbench.store.schema import Arm, Decisions
 from dynbench.strategies import Dense, PerSample
@@ -129,8 +130,8 @@ def _refuse_foreign(out: Path) -> None:
     if not inside:
         return
     try:
-        known = {MANIFEST, *Manifest.model_validate_json((out / MANIFEST).read_bytes()).sha256}
-    except (OSError, ValueError) as e:
+        known = {MANIFEST, *Manifest.model_validate_json(ordinary(out / MANIFEST).read_bytes()).sha256}
+    except (OSError, ValueError, UserError) as e:
         raise UserError(f"{out} holds something else than a bundle; choose another folder") from e
     if others := sorted(inside - known):
         raise UserError(f"{out} holds something else than a bundle ({others[0]}); choose another folder")

@@ -34,6 +34,7 @@ from dynbench.experiment.plan import describe
 from dynbench.experiment.run import now
 from dynbench.experiment.ways import dynamic_ways
 from dynbench.files import make_folder, write_bytes
+from dynbench.scratch import scratch
 from dynbench.store.lock import locked
 from dynbench.store.run import Run, RunWriter, file_name, write_samples
 from dynbench.store.schema import Arm, Cell, Decisions, Manifest, NotMeasured, WorkloadInfo
@@ -149,8 +150,8 @@ def run_on_devices(
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(out))
         stack.enter_context(_terminable())
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dynbench-")))
-        sitting = _Sitting(_open(out, asked, specs, command, resume), scratch, say, show)
+        folder = stack.enter_context(scratch("devices"))
+        sitting = _Sitting(_open(out, asked, specs, command, resume), folder, say, show)
         interrupted = False
         try:
             left = {
@@ -167,6 +168,9 @@ def run_on_devices(
         except KeyboardInterrupt:
             interrupted = True
             say("ended by Ctrl-C; what is measured is kept, --resume goes on")
+        except Terminated:
+            sitting.update(finished=now(), status="interrupted")
+            raise
         sitting.update(finished=now(), status="interrupted" if interrupted else "complete")
         infos = sitting.writer.manifest.workloads
         return Outcome(out, Plan([], infos, sitting.failures), interrupted, sitting.failures, _unmeasured(sitting))

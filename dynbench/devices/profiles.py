@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,11 +63,22 @@ class Profile(BaseModel):
     ceilings: dict[str, Any] = Field(default_factory=dict)
     calibration: Calibration | None = None
 
+    @field_validator("ceilings")
+    @classmethod
+    def _are_rates(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, rate in value.items():
+            if name == "flops_per_s" and isinstance(rate, dict):
+                cls._are_rates({f"{name}.{dtype}": each for dtype, each in rate.items()})
+            elif type(rate) not in (int, float) or not 0 < rate < math.inf:
+                raise ValueError(f"{name} = {str(rate)[:60]!r}: a finite rate above 0 is expected")
+        return value
+
     @field_validator("match")
     @classmethod
     def _is_expression(cls, value: str) -> str:
         try:
-            re.compile(value)
+            with warnings.catch_warnings(action="ignore"):  # it may mean something else to a later Python
+                re.compile(value)
         except (re.error, OverflowError, RecursionError) as e:
             raise ValueError(f"not a regular expression: {e}") from e
         return value

@@ -306,7 +306,7 @@ class Execution:
             if isinstance(args[0], Arguments):
                 model, args = self._by_position(model, args[0])
             answer = self.strategy.run(self, model, args)
-        except Exception as e:
+        except (Exception, SystemExit) as e:  # a model that ends the process ends nothing but its own call
             error = explained(e, model)
             if error is None:
                 raise

@@ -29,7 +29,7 @@ class ModelError(UserError, RuntimeError):
 _LIBRARIES = (*torch.__path__, str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), "<")
 
 
-def explained(error: Exception, model: nn.Module) -> ModelError | None:
+def explained(error: BaseException, model: nn.Module) -> ModelError | None:
     """An error that a model's own code raised, as one sentence.
 
     Args:
@@ -50,13 +50,13 @@ def explained(error: Exception, model: nn.Module) -> ModelError | None:
     return ModelError(f"{where} raised {in_a_line(error)}")
 
 
-def in_a_line(error: Exception) -> str:
+def in_a_line(error: BaseException) -> str:
     """The type of an error, and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return type(error).__name__ + (f": {lines[0]}" if lines else "")
 
 
-def _no_places(error: Exception) -> Tensor | None:
+def _no_places(error: BaseException) -> Tensor | None:
     """What an embedding was given, where that cannot be places in its table: real numbers, or yes and no."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         given = frame.f_locals.get("input")
@@ -65,7 +65,7 @@ def _no_places(error: Exception) -> Tensor | None:
     return None
 
 
-def _where(error: Exception, model: nn.Module) -> str:
+def _where(error: BaseException, model: nn.Module) -> str:
     """The innermost point, the innermost module inside it, and the innermost line of a file of the user's own."""
     names = {id(module): name for name, module in model.named_modules()}
     point, module, line = "", f"the model ({type(model).__name__})", ""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dynbench.errors import UserError
 from dynbench.files import write_bytes, write_text
-from dynbench.reading import read_json
+from dynbench.reading import ordinary, read_json
 
 SCHEMA_VERSION = 1
 Key = tuple[str, tuple[int, ...]]  # point name, sizes of the coordinates below the sample
@@ -159,7 +159,7 @@ class Trace:
             about: dict[str, Any] = read_json(Path(f"{path}.json"))
             if about["schema"] > SCHEMA_VERSION:
                 raise TraceError(f"{path}.json has schema {about['schema']}; known are schemas up to {SCHEMA_VERSION}")
-            tables = load_file(f"{path}.safetensors")
+            tables = load_file(ordinary(Path(f"{path}.safetensors")))
             entries = {
                 (name, tuple(sizes)): Entry(tables[f"{i}.value"], tables[f"{i}.reached"])
                 for i, (name, sizes) in enumerate(about["points"])

@@ -32,6 +32,7 @@ from dynbench.experiment.weights import NotThere, load_weights
 from dynbench.graph import Session
 from dynbench.meters.energy import idle_power_w
 from dynbench.paths import load_function, weights_path
+from dynbench.reading import ordinary
 from dynbench.store.schema import Arm, Decisions
 from dynbench.strategies import Dense, Masking, PerSample, Strategy
 from dynbench.strategies.checking import check_model
@@ -118,7 +119,7 @@ def _arguments(ref: ModelRef) -> str:
 
 def sha256(file: Path) -> str:
     """Content hash of a file, hex, 16 digits."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(ordinary(file).read_bytes()).hexdigest()[:16]
 
 
 def stream_items(batch_sizes: list[int], least: int = 64) -> int:

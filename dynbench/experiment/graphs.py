@@ -11,7 +11,7 @@ from dynbench.dynamic import Execution, Skip, Trace, points
 from dynbench.dynamic.items import Arguments, tensors
 from dynbench.experiment.build import Prepared, Source
 from dynbench.experiment.oracle import output_error
-from dynbench.graph import CannotTrace, Check, Graph, Session, compiled, prove, static_graph
+from dynbench.graph import CannotTrace, Check, Graph, Session, compiled, compiled_twice, prove, static_graph
 from dynbench.store.schema import Arm
 from dynbench.strategies import Dense, PerSample
 
@@ -62,13 +62,14 @@ def proved_dynamic(p: Prepared, source: Source, *, single: bool, replay: bool) -
     Raises:
         CannotTrace: as `session`.
     """
-    rates = _known_rates(p, source)
-    graph = compiled(p.model, _one_tensor(p), single=single, replay=replay, rates=rates)
-    checks = _prove(p, graph, _sizes(p, single=single))
-    if not replay:  # its own decisions do not lead everywhere: the same graph with decisions none, all and one
-        replaying = compiled(p.model, _one_tensor(p), single=single, replay=True, rates=rates)
-        checks += _prove(p, replaying, tuple(n for n in _sizes(p, single=single) if n in PROOF_SIZES))
-    return Proved(graph, checks)
+    rates, inputs, sizes = _known_rates(p, source), _one_tensor(p), _sizes(p, single=single)
+    if replay:
+        graph = compiled(p.model, inputs, single=single, replay=True, rates=rates)
+        return Proved(graph, _prove(p, graph, sizes))
+    # its own decisions do not lead everywhere: the same graph is proved with decisions none, all and one
+    graph, replaying = compiled_twice(p.model, inputs, single=single, rates=rates)
+    checks = _prove(p, graph, sizes)
+    return Proved(graph, checks + _prove(p, replaying, tuple(n for n in sizes if n in PROOF_SIZES)))
 
 
 def proved_static(p: Prepared, arm: Arm) -> Proved:

@@ -26,8 +26,8 @@ def instead_of(given: str, known: Mapping[str, Path]) -> str:
     if path.suffix == ".toml":
         if path.stem in known:
             return f"no workload file {given}; the workload that comes with dynbench is {path.stem}, without .toml"
-        beside = sorted(str(other) for other in path.parent.glob("*.toml"))
-        return f"no workload file {given}; {suggestion(given, beside)}" if beside else f"no workload file {given}"
+        near = suggestion(given, sorted(str(other) for other in path.parent.glob("*.toml")))
+        return f"no workload file {given}" + (f"; {near}" if near.startswith("did you mean") else "")
     if (path / "manifest.json").is_file():
         return (
             f"{given} is a run directory, no workload; `--resume {given}` goes on with it, `dynbench report` shows it"
@@ -41,7 +41,7 @@ def _of_python(file: Path, function: str) -> str:
         return f"there is no file {file}; a workload is a TOML file that names the model as {file.name}:FUNCTION"
     there = _functions(file)
     model = function or (there[0] if len(there) == 1 else "FUNCTION")
-    choice = "" if function or len(there) < 2 else f" (FUNCTION is one of {', '.join(there)})"
+    choice = "" if function or len(there) < 2 else f" (there are {', '.join(there)})"
     lines = [
         "schema = 1",
         f'name = "{file.stem}"',
@@ -50,8 +50,9 @@ def _of_python(file: Path, function: str) -> str:
         f'inputs = {{ name = "{file.name}:INPUTS" }}',
     ]
     return (
-        f"{file} is Python code; a workload is a TOML file that names the functions which make model{choice} and inputs. "
-        f"Write {file.with_suffix('.toml')} of {len(lines)} lines: {' | '.join(lines)}; see docs/add-a-model.md"
+        f"{file} is Python code; a workload is a TOML file that names the functions which make the model and its "
+        f"inputs{choice}. Write {file.with_suffix('.toml')} of {len(lines)} lines: {' | '.join(lines)}; see "
+        "docs/add-a-model.md"
     )
 
 

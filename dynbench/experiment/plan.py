@@ -16,7 +16,7 @@ from dynbench.experiment.weights import weight_files
 from dynbench.reading import read_json
 from dynbench.store.quantities import describe as describe_quantity
 from dynbench.store.run import trace_path
-from dynbench.store.schema import Arm, Cell, DeclaredCost, WorkloadInfo
+from dynbench.store.schema import OWN_MODEL, Arm, Cell, DeclaredCost, WorkloadInfo
 from dynbench.strategies import PREFERRED
 from dynbench.strategies.controls import LEFT, Part, refuses_control
 
@@ -198,7 +198,7 @@ def describe(p: Prepared, run: Path | None) -> WorkloadInfo:
         paper=own.paper,
         model=p.spec.model,
         model_args=p.spec.model_args,
-        provenance=own.provenance or "own model",
+        provenance=own.provenance or OWN_MODEL,
         opaque=list(p.opaque),
         notes=p.notes,
         points=dict(Counter(type(point).__name__ for point in points(p.model).values())),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -173,7 +174,7 @@ def run_experiment(
     options = check_options(options)
     specs = load_specs(workloads)
     launcher = choose(options.target, LAUNCHERS, Path.cwd(), "a target", PROTOCOL)
-    log = None if dry_run or out is None else out.resolve() / LOG
+    log = None if dry_run or out is None else Path(os.path.realpath(out)) / LOG
     worker = Worker(options.threads, hang_s, launcher, log)
     with _Interrupts(worker, observer.say) as interrupts, contextlib.ExitStack() as stack:
         if log is not None:
@@ -187,7 +188,7 @@ def run_experiment(
             return Result(None, plan, failures=plan.failures)
         assert out is not None
         writer = _open(out, options, specs, command, resume)
-        record = _Record(writer)
+        record = stack.enter_context(_Record(writer))
         plan = _plan(worker, specs, options, out, observer)
         if not plan.infos:
             raise UserError("; ".join(plan.failures.values()))
@@ -222,11 +223,18 @@ def _unmeasured(run: Path, plan: Plan) -> dict[str, str]:
 
 
 class _Record:
-    """The manifest of a run that goes on, and how long it took so far."""
+    """The manifest of a run that goes on, and how long it took so far; a signal that ends the block is noted in it."""
 
     def __init__(self, writer: RunWriter) -> None:
         self.writer = writer
         self._begin, self._before_s = time.monotonic(), writer.manifest.command_s or 0.0
+
+    def __enter__(self) -> _Record:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, (Terminated, KeyboardInterrupt)):
+            self.update(finished=now(), status="interrupted")
 
     def update(self, **changes: Any) -> None:
         """Writes the manifest with these changes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +31,7 @@ from dynbench.meters.timeline import (
     record,
     write_trace,
 )
+from dynbench.scratch import scratch
 from dynbench.store.schema import Arm
 from dynbench.strategies import Masking
 
@@ -87,14 +87,16 @@ def trace_workload(spec: Workload, options: Options, out: Path, *, batches: int,
         file = out / FILE
         few = stream[:batches]
         if isinstance(arm.call, GraphCall):
-            events = _of_graph(p, source_session(p, source, cell.arm, size), arm.call, few)
+            with scratch("trace") as folder:
+                recorder = source_session(p, source, cell.arm, size, folder)
+                events = _of_graph(p, recorder, arm.call, few)
             _check_size(len(events), 1, len(few))
             write_trace(file, events)
         else:
             calls = _calls(p, arm.call, few)
             with named_regions(arm.call.network, _regions(p)):
-                with tempfile.TemporaryDirectory(prefix="dynbench-trace-") as folder:
-                    once = Path(folder) / FILE
+                with scratch("trace") as folder:
+                    once = folder / FILE
                     record(calls[:1], options.device, once)
                     _check_size(len(read_trace(once)), len(few), len(few))
                 record(calls, options.device, file)
@@ -102,11 +104,10 @@ def trace_workload(spec: Workload, options: Options, out: Path, *, batches: int,
     return Traced(file, cell.arm, source.decisions.label, size, len(few), events)
 
 
-def source_session(p: Prepared, source: Any, arm: Arm, batch_size: int) -> Session:
-    """The session of an arm's graph, which keeps a record of every operator."""
-    folder = tempfile.mkdtemp(prefix="dynbench-trace-")
+def source_session(p: Prepared, source: Any, arm: Arm, batch_size: int, folder: Path) -> Session:
+    """The session of an arm's graph, which keeps a record of every operator in a folder."""
     proved = session(p, source, arm, batch_size)
-    return Session(proved.graph, threads=p.options.threads, profile=str(Path(folder) / "profile"))
+    return Session(proved.graph, threads=p.options.threads, profile=str(folder / "profile"))
 
 
 def _cell(p: Prepared, options: Options, size: int, graph: bool) -> Any:

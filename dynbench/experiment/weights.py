@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from dynbench.errors import UserError
+from dynbench.reading import ordinary, parse_json, read_text
 
 PYTORCH = "a PyTorch file"
 SAFETENSORS = "safetensors"
@@ -72,7 +73,7 @@ def kind_of(file: Path) -> str:
         UserError: it cannot be read.
     """
     try:
-        with file.open("rb") as opened:
+        with ordinary(file).open("rb") as opened:
             start = opened.read(512)
     except OSError as e:
         raise UserError(f"weights file {file} cannot be read: {e.strerror or e}") from e
@@ -129,10 +130,10 @@ def shards(index: Path) -> list[Path]:
         UserError: it is no index, or names a file that is not beside it.
     """
     try:
-        table = json.loads(index.read_text(encoding="utf-8"))
+        table = parse_json(read_text(index), str(index))
         names = list(dict.fromkeys(table["weight_map"].values()))
         files = [index.parent / name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except (UserError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(
             f"weights file {index} is neither a safetensors file nor an index of such: it has no table 'weight_map' "
             "of names and files"

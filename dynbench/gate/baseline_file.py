@@ -25,6 +25,7 @@ from dynbench.experiment.spec import Options
 from dynbench.files import write_text
 from dynbench.gate.cells import GateCell
 from dynbench.gate.trees import CannotTell
+from dynbench.reading import ordinary
 from dynbench.store.gate import Gate
 from dynbench.store.quantities import QUANTITIES
 from dynbench.store.schema import Arm, Interval, Record
@@ -218,7 +219,7 @@ def read(file: Path) -> Baseline:
 def _table(file: Path) -> Any:
     """The JSON in a file."""
     try:
-        with file.open("rb") as opened:
+        with ordinary(file).open("rb") as opened:
             content = opened.read(MAX_BYTES + 1)
     except OSError as e:
         raise UserError(f"cannot read baseline {file}: {e.strerror}; `dynbench check --save {file}` writes one") from e

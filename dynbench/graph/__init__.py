@@ -1,6 +1,6 @@
 """Whole networks as one ONNX graph: dynamic ones, in which skipped work is skipped, and static ones."""
 
-from dynbench.graph.compile import Graph, compiled, static_graph
+from dynbench.graph.compile import Graph, compiled, compiled_twice, static_graph
 from dynbench.graph.export import DecisionOutput
 from dynbench.graph.layout import for_this_machine
 from dynbench.graph.proof import Check, prove
@@ -19,6 +19,7 @@ __all__ = [
     "Graph",
     "Session",
     "compiled",
+    "compiled_twice",
     "executed_flops",
     "for_this_machine",
     "prove",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynbench.graph.branches import into_branches
-from dynbench.graph.export import DecisionOutput, trace, trace_static
+from dynbench.graph.export import DecisionOutput, Flat, trace, trace_static
 from dynbench.graph.known import KnownInGraph, KnownOneItem
 from dynbench.graph.simplify import simplified
 from dynbench.graph.strategy import CannotTrace, InGraph, OneItem
@@ -64,11 +64,38 @@ def compiled(
     Raises:
         CannotTrace: no graph can be made of it; the message names the operator or the point.
     """
+    flat = _traced(model, example, single=single, replay=replay or not gates, gates=gates, rates=rates)
+    return _graph(flat.replaying(), single=single)
+
+
+def compiled_twice(
+    model: nn.Module, example: Tensor, *, single: bool, rates: dict[str, float] | None = None
+) -> tuple[Graph, Graph]:
+    """A dynamic network as a graph that decides by itself, and as the same with decisions as inputs; traced once.
+
+    Args:
+        model: as of `compiled`.
+        example: as of `compiled`.
+        single: as of `compiled`.
+        rates: as of `compiled`.
+
+    Raises:
+        CannotTrace: as of `compiled`.
+    """
+    flat = _traced(model, example, single=single, replay=True, gates=True, rates=rates)
+    return _graph(flat.learned(), single=single), _graph(flat.replaying(), single=single)
+
+
+def _traced(
+    model: nn.Module, example: Tensor, *, single: bool, replay: bool, gates: bool, rates: dict[str, float] | None
+) -> Flat:
     model, example = _on_cpu(model, example)
     one, many = (OneItem, InGraph) if gates else (KnownOneItem, KnownInGraph)
     strategy = one() if single else many(rates)
-    examples = _items(example, 1 if single else EXAMPLES)
-    flat = trace(model, examples, strategy, replay=replay or not gates, gates=gates)
+    return trace(model, _items(example, 1 if single else EXAMPLES), strategy, replay=replay, gates=gates)
+
+
+def _graph(flat: Flat, *, single: bool) -> Graph:
     return Graph(simplified(into_branches(flat.model)), flat.answers, flat.decisions, single)
 
 
@@ -84,7 +111,7 @@ def static_graph(model: nn.Module, example: Tensor) -> Graph:
     """
     model, example = _on_cpu(model, example)
     flat = trace_static(model, _items(example, EXAMPLES))
-    return Graph(simplified(into_branches(flat.model)), flat.answers, (), single=False)
+    return _graph(flat, single=False)
 
 
 def _on_cpu(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:

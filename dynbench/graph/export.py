@@ -8,7 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dynbench.graph.names import Names, named_scopes
 from dynbench.graph.operators import convolved_items, fixed_causality, leaves, whole_cells
 from dynbench.graph.strategy import CannotTrace, Event, InGraph, Key, OneItem, Tracing
-from dynbench.graph.symbolics import OPSET, SEEN, free_items, register_symbolics
+from dynbench.graph.symbolics import GIVEN, OPSET, SEEN, free_items, register_symbolics
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Flat:
     """A traced network.
 
     Attributes:
-        model: ONNX, lazy choices marked.
+        model: ONNX, lazy choices marked; where decisions go in, so is each place at which one takes that of its own.
         answers: names of the outputs that are the network's answer.
         decisions: how its decisions come out, and go in.
     """
@@ -54,6 +54,28 @@ class Flat:
     model: onnx.ModelProto
     answers: tuple[str, ...]
     decisions: tuple[DecisionOutput, ...] = ()
+
+    def replaying(self) -> Flat:
+        """With the decisions that go in."""
+        return Flat(_decided(self.model, 1), self.answers, self.decisions)
+
+    def learned(self) -> Flat:
+        """With the network's own decisions."""
+        model = _decided(self.model, 0)
+        tables = {d.table for d in self.decisions}
+        for table in [i for i in model.graph.input if i.name in tables]:
+            model.graph.input.remove(table)
+        return Flat(model, self.answers, tuple(replace(d, table=None) for d in self.decisions))
+
+
+def _decided(model: onnx.ModelProto, which: int) -> onnx.ModelProto:
+    """A copy in which each decision is the network's own (0), or that of the table (1)."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for node in result.graph.node:
+        if f"{node.domain}::{node.op_type}" == GIVEN:
+            node.CopyFrom(onnx.helper.make_node("Identity", [node.input[which]], node.output, name=node.name))
+    return result
 
 
 class _Static(nn.Module):

@@ -4,6 +4,7 @@
   only one side needs is moved into a branch of an `If` afterwards. Those of one `group` become one `If`.
 - `dynbench::blank(like, items, rest)`: zeros, as many as there are items.
 - `dynbench::put(into, rows, part)`: `into` with the rows replaced; one ScatterND.
+- `dynbench::given(own, table)`: the decision of the table; a graph that decides by itself takes its own there.
 - `dynbench::seen(decision, kind, size)`: the decision. While tracing its values are replaced by ones that reach every
   branch, whatever an example input would have decided.
 """
@@ -32,6 +33,7 @@ _library.define("grouped(Tensor chosen, int experts) -> (Tensor, Tensor)")
 _library.define("whose(Tensor pairs, int k) -> Tensor")
 _library.define("rows(Tensor keep) -> Tensor")
 _library.define("seen(Tensor decision, str kind, int size) -> Tensor")
+_library.define("given(Tensor own, Tensor table) -> Tensor")
 _weights = "Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh"
 _library.define(f"lstm(Tensor x, Tensor h, Tensor c, {_weights}) -> (Tensor, Tensor)")
 _groups = itertools.count()
@@ -81,6 +83,10 @@ def _seen(decision: Tensor, kind: str, size: int) -> Tensor:
     return decision.clone()
 
 
+def _given(own: Tensor, table: Tensor) -> Tensor:
+    return table.clone()
+
+
 def _lstm(x: Tensor, h: Tensor, c: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
     return torch._VF.lstm_cell(x, (h, c), *weights)
 
@@ -93,6 +99,7 @@ for _name, _function in (
     ("grouped", _grouped),
     ("rows", _rows),
     ("seen", _seen),
+    ("given", _given),
     ("lstm", _lstm),
 ):
     _library.impl(_name, _function, "CompositeExplicitAutograd")
@@ -160,6 +167,12 @@ def anybody(rows: Tensor) -> Tensor:
 def seen(decision: Tensor, kind: str, size: int = 0) -> Tensor:
     """The decision; while tracing, one of this kind (skip, loop, width, route of `size`) that reaches all branches."""
     found: Tensor = torch.ops.dynbench.seen(decision, kind, size)
+    return found
+
+
+def given(own: Tensor, table: Tensor) -> Tensor:
+    """The decision `table` in place of the model's own one; which of them counts can still be chosen in the graph."""
+    found: Tensor = torch.ops.dynbench.given(own, table)
     return found
 
 

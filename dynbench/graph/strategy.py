@@ -22,6 +22,7 @@ from dynbench.graph.operators import (
     anybody,
     blank,
     either,
+    given,
     grouped,
     leaves,
     nobody,
@@ -94,7 +95,7 @@ class Tracing(Execution):
         own = scores if rule is None else rule(scores)
         key = self._key(point)
         self.events.setdefault(key, []).append(Event(self.frame.ids, own, self.frame.span))
-        used = own if self.tables is None or key not in self.tables else self._forced(self.tables[key])
+        used = own if self.tables is None or key not in self.tables else given(own, self._forced(self.tables[key]))
         return seen(used, *_kind(point))
 
     def known(self, point: DecisionPoint) -> Tensor:

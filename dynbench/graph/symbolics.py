@@ -18,6 +18,7 @@ EXAMPLES = 5  # items of a trace for any batch: a dimension of this size may be 
 _items_are_free: ContextVar[bool] = ContextVar("items_are_free", default=False)
 LAZY, BLANK = "dynbench::Either", "dynbench::Blank"  # what `branches` looks for
 SEEN = "dynbench::Seen"  # an Identity once the exporter is done
+GIVEN = "dynbench::Given"  # an Identity of one of two decisions, see `export.Flat`
 _parse = symbolic_helper._parse_arg
 _INT64 = 7  # of ONNX
 _done = False
@@ -96,6 +97,12 @@ def _seen(g: Any, decision: Any, kind: Any, size: Any) -> Any:
     return _any_items(g.op(SEEN, decision), decision)
 
 
+def _given(g: Any, own: Any, table: Any) -> Any:
+    out = g.op(GIVEN, own, table)
+    out.setType(own.type())
+    return out
+
+
 def _sort(g: Any, x: Any, *more: Any) -> Any:
     """sort(x, dim, descending), sort(x, stable, dim, descending): one TopK, where of equal values the first leads."""
     dim, descending = (_parse(a, "i") for a in more[-2:])
@@ -144,15 +151,9 @@ def _size(g: Any, x: Any, dim: Any = None) -> Any:
     known = x.type().sizes()
     if dim is None or known is None or not _may_be_items(known[_parse(dim, "i")]):
         return symbolic_opset9.size(g, x, dim)
-    shape = g.op("Shape", _hidden(g, x, len(known)))
-    return g.op("Gather", shape, g.op("Constant", value_t=torch.tensor(_parse(dim, "i"))))
-
-
-def _hidden(g: Any, x: Any, rank: int) -> Any:
-    """x, of unknown sizes."""
     hidden = g.op(SEEN, x)
-    hidden.setType(x.type().with_sizes([None] * rank))
-    return hidden
+    hidden.setType(x.type().with_sizes([None] * len(known)))
+    return g.op("Gather", g.op("Shape", hidden), g.op("Constant", value_t=torch.tensor(_parse(dim, "i"))))
 
 
 def _index_add(g: Any, into: Any, dim: Any, rows: Any, part: Any, alpha: Any = None) -> Any:
@@ -166,8 +167,10 @@ def _index_add(g: Any, into: Any, dim: Any, rows: Any, part: Any, alpha: Any = N
     rank = symbolic_helper._get_tensor_rank(part)
     if rank is None:
         raise SymbolicValueError("index_add of values of unknown rank", part)
-    rows = g.op("Reshape", rows, _long(g, -1, *[1] * (rank - 1)))
-    rows = g.op("Expand", rows, g.op("Shape", _hidden(g, part, rank)))
+    if rank > 1:
+        item = g.op("Slice", g.op("Shape", part), _long(g, 1), _long(g, rank))
+        rows = g.op("Reshape", rows, _long(g, -1, *[1] * (rank - 1)))
+        rows = g.op("Expand", rows, g.op("Concat", _long(g, 1), item, axis_i=0))
     return _any_items(g.op("ScatterElements", into, rows, part, axis_i=0, reduction_s="add"), into)
 
 
@@ -220,6 +223,7 @@ def register_symbolics() -> None:
         "dynbench::whose": _whose,
         "dynbench::rows": _rows,
         "dynbench::seen": _seen,
+        "dynbench::given": _given,
         "dynbench::lstm": _lstm,
         "aten::size": _size,
         "aten::unflatten": _unflatten,

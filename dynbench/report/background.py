@@ -12,6 +12,7 @@ from dynbench.report.columns import COLUMNS, Column
 from dynbench.report.tables import Block, Row, Section, Table, make_table
 from dynbench.report.values import words
 from dynbench.store.jsonable import to_table
+from dynbench.store.lock import is_written
 from dynbench.store.quantities import quantities
 from dynbench.store.run import LOG, Run
 from dynbench.store.schema import Cell, Manifest, Warning_, WorkloadInfo
@@ -201,7 +202,7 @@ def _unreached(run: Run) -> list[tuple[str, str]]:
     """Workloads, and batch sizes they ask for, without a single cell."""
     why = {
         "interrupted": "the run was interrupted before",
-        "running": "the run has not come that far, or was cut off",
+        "running": "the run had not come that far" if is_written(run.path) else "the run was cut off before",
         "complete": "no cell was stored",
     }[run.manifest.status]
     sizes: dict[str, set[int]] = {}  # by workload, outside the sweep
@@ -298,7 +299,7 @@ def _provenance(info: WorkloadInfo, cells: Sequence[Cell]) -> Iterator[Block]:
         ("decision points", points or "none"),
         ("inputs", info.inputs),
         ("stream", f"{info.stream_items} items, hash {info.stream_hash}"),
-        ("weights", info.weights or "none: untrained"),
+        ("weights", info.weights or ("no file" if info.may_be_trained else "none: untrained")),
         ("weights sha256", info.weights_sha256 or "–"),
         *((f"trace hash: {label}", value) for label, value in info.trace_hashes.items()),
     ]

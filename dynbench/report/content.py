@@ -43,6 +43,7 @@ from dynbench.report.results import result_sections, slug, title_of
 from dynbench.report.selection import View, device_phrase, sweeps, views
 from dynbench.report.tables import Section, Table
 from dynbench.report.waterfall import WITHOUT_CONTROLS, Fall, falls, in_words
+from dynbench.store.lock import is_written
 from dynbench.store.run import Run
 from dynbench.store.scaling import read_scaling
 from dynbench.store.schema import Cell, WorkloadInfo
@@ -251,7 +252,9 @@ def status_of(run: Run, where: str = "Refused and failed") -> str | None:
     status = {
         "complete": None,
         "interrupted": "This run was interrupted. What was finished by then is here; the rest is under Not measured.",
-        "running": "This run had not ended when the report was written: it is still running, or it was cut off.",
+        "running": "This run had not ended when the report was written."
+        if is_written(run.path)
+        else "This run was cut off: its process was killed. What was finished by then is here.",
     }[manifest.status]
     failed = sum(c.status == "failed" for c in cells)
     more = f"{failed} of {len(cells)} cells failed; see {where}." if failed else None
@@ -297,7 +300,9 @@ def _verdict(info: WorkloadInfo, cells: list[Cell], where: str) -> Verdict:
     best = None if found is None else found.best
     caution = None
     if info.weights is None:
-        caution = "Untrained weights: decisions, and the computation they save, are those of no trained network."
+        unknown = "No file of weights: unless the model's function loads some,"
+        no = unknown if info.may_be_trained else "Untrained weights:"
+        caution = f"{no} decisions, and the computation they save, are those of no trained network."
     if best is not None and best.cell.decisions.source in ("synthetic", "published"):
         caution = "Decisions were made up: this is about execution at a given keep-rate, not about a trained network."
     figure, detail, written, outcome, strategy = None, "nothing was timed", None, None, None

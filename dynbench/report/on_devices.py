@@ -16,9 +16,9 @@ from dynbench.store.run import Run
 from dynbench.store.schema import Cell, Manifest, WorkloadInfo
 
 TEXT = (
-    "The same files on every device, each measured by an agent there. Speed-ups compare networks on one device in the "
-    "same rounds; times of different devices come from different minutes and clocks, so what is said of two of them has "
-    "no interval."
+    "The same files on every device, each measured by an agent there; a network is one graph and has one way to run. "
+    "Speed-ups compare networks on one device in the same rounds. Times of different devices come from different "
+    "minutes and clocks, so what is said of two of them has no interval."
 )
 MOST_PATHS = 4  # rows of depths; more are put together in quarters of the inputs
 MINE = Column(
@@ -34,9 +34,9 @@ NATIVE = Column(
     "Time per item / that of the same file by the native runtime on this machine, where the run has it.",
     "Not paired: the two were not measured in the same rounds.",
 )
-LOAD = Column("load_ms", "load", "ms", "Making a session of the graph, once: reading and optimising it.")
-FIRST = Column("first_run_ms", "first run", "ms", "The first batch after loading, once.")
-DOWNLOAD = Column("download_ms", "download", "ms", "Of the graph, from the machine that serves it, once.")
+LOAD = Column("load_ms", "load", "ms", "Making a session of the graph, once: reading and optimising it.", stays=True)
+FIRST = Column("first_run_ms", "first run", "ms", "The first batch after loading, once.", stays=True)
+DOWNLOAD = Column("download_ms", "download", "ms", "Of the graph, from the machine that serves it, once.", stays=True)
 PATH = Column("path", "path", "", "How deep the inputs of a row went, counted as it says.", kind="text", stays=True)
 INPUTS = Column("inputs_of_path", "inputs", "items", "How many inputs went so deep.")
 PATH_MS = Column(
@@ -87,7 +87,7 @@ def devices_overview(run: Run, infos: Sequence[WorkloadInfo], mine: dict[str, li
     workload, batch, *figures = (COLUMNS[key] for key in keys)
     columns = [workload, MINE, batch, *figures[:2], NATIVE, figures[2]]
     block = Block(table=make_table("devices", "On devices", columns, rows, block="workload"))
-    return [Section("on-devices", "On devices", TEXT, [block] if rows else [Block(text=["No device sent a result."])])]
+    return [Section("devices", "On devices", TEXT, [block] if rows else [Block(text=["No device sent a result."])])]
 
 
 def elsewhere(cells: Sequence[Cell]) -> str | None:

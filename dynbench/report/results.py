@@ -415,7 +415,7 @@ def _accuracy(info: WorkloadInfo, cells: Sequence[Cell]) -> list[Block]:
     text = []
     if equal is None and required is not None:
         text = [f"There is no static network within {percent(EQUAL_FLOPS)} of the required FLOPs in this run."]
-    if info.weights is None:
+    if info.weights is None and not info.may_be_trained:
         text.insert(0, "The weights are untrained: these figures say nothing about the paper's network.")
     return [Block(info.title, text, make_table(f"accuracy {info.name}", "Accuracy", _columns(keys), rows))]
 

@@ -45,6 +45,7 @@ from sqlalchemy.pool import NullPool
 
 from dynbench.errors import UserError
 from dynbench.files import make_folder
+from dynbench.reading import ordinary
 from dynbench.store import migrate
 from dynbench.store.jsonable import first_fault
 
@@ -254,7 +255,7 @@ def connect(address: str, *, create: bool) -> tuple[Engine, str]:
     """Of an address: the engine, and what messages call it."""
     if "://" in address:
         return _server(server_url(address))
-    path = Path(address).expanduser()
+    path = ordinary(Path(address).expanduser())
     if create:
         make_folder(path.parent)
     elif not path.exists():
@@ -273,7 +274,7 @@ def _server(url: URL) -> tuple[Engine, str]:
 
 
 def _file(path: Path) -> Engine:
-    url = URL.create("sqlite", database=str(path))
+    url = URL.create("sqlite", database=str(path.absolute()))  # ':memory:' is a file like any other
     engine = create_engine(url, connect_args={"timeout": WAIT_S}, poolclass=NullPool)
 
     @event.listens_for(engine, "connect")

@@ -7,12 +7,14 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from dynbench.errors import UserError
 
 LOCK = "run.lock"
+_TRIES, _PAUSE_S = 5, 0.02  # `is_written` holds the lock for an instant
 
 
 @contextlib.contextmanager
@@ -38,8 +40,27 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_written(folder: Path) -> bool:
+    """Whether a process holds the lock of a folder: it tells a run that goes on from one whose process was killed.
+
+    Where the file system has no locks, a lock file that is there counts as held.
+    """
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # held, or no locks to be had
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _acquire(file: Path) -> int:
     """An open descriptor of the lock file that has the lock."""
+    tries = 0
     while True:
         try:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -48,8 +69,12 @@ def _acquire(file: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            tries += 1
             owner = _owner(descriptor)
             os.close(descriptor)
+            if tries < _TRIES:
+                time.sleep(_PAUSE_S)
+                continue
             raise UserError(f"{file.parent} is being written by {owner}; wait until that run has ended") from None
         except OSError:  # a file system without locks: nothing to be had
             return descriptor

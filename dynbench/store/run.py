@@ -37,6 +37,7 @@ from dynbench.files import (
     write_bytes,
     write_text,
 )
+from dynbench.reading import ordinary
 from dynbench.store import migrate
 from dynbench.store.jsonable import first_fault, to_json
 from dynbench.store.schema import SCHEMA_VERSION, STORED, Cell, Manifest, RoundSample, Warning_
@@ -119,7 +120,7 @@ class Run:
         if not file.exists():
             return pd.DataFrame(columns=list(COLUMNS))
         try:
-            table = pq.read_table(file, columns=list(COLUMNS), read_dictionary=["arm"], partitioning=None)
+            table = pq.read_table(ordinary(file), columns=list(COLUMNS), read_dictionary=["arm"], partitioning=None)
             version = int((table.schema.metadata or {}).get(b"schema_version", SCHEMA_VERSION))
             _refuse_newer(version, str(file))
             for name, kind in zip(table.schema.names, table.schema.types, strict=True):
@@ -280,7 +281,7 @@ def file_name(name: str) -> str:
 
 def _read(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return ordinary(file).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{file.parent} holds no run: there is no {file.name}") from None
     except OSError as e:

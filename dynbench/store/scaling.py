@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from dynbench.errors import UserError
 from dynbench.files import write_text
+from dynbench.reading import ordinary
 from dynbench.store.jsonable import first_fault, to_json
 from dynbench.store.schema import STORED, Arm, Count, CountFrom1, NotMeasured, Positive, Record
 
@@ -172,7 +173,7 @@ def read_scaling(run: Path) -> list[Scaling]:
     try:
         if not path.exists():
             return []
-        if path.stat().st_size > LARGEST:
+        if ordinary(path).stat().st_size > LARGEST:
             raise UserError(f"{path} holds more than {LARGEST >> 20} MiB")
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:

@@ -23,17 +23,24 @@ from dynbench.unavailable import Measured, Unavailable
 
 SCHEMA_VERSION = 4
 STORED = {"stored": True}  # validation context of what is read from a file: amounts must also make sense
+LEAST, MOST = 1e-30, 1e30  # nothing that is measured lies outside, and products of such amounts are finite
 
 
 def _positive(value: float, info: ValidationInfo) -> float:
     if info.context == STORED and not (0 < value < math.inf):
         raise ValueError(f"a number above 0 is expected, found {value}")
-    return value
+    return _measurable(value, info)
 
 
 def _not_negative(value: float, info: ValidationInfo) -> float:
     if info.context == STORED and not (0 <= value < math.inf):
         raise ValueError(f"a number from 0 on is expected, found {value}")
+    return _measurable(value, info)
+
+
+def _measurable(value: float, info: ValidationInfo) -> float:
+    if info.context == STORED and value != 0 and not (LEAST <= value <= MOST):
+        raise ValueError(f"a number between {LEAST:g} and {MOST:g} is expected, found {value:.3g}")
     return value
 
 
@@ -447,6 +454,9 @@ class Variation(Record):
     value: bool | int | float | str
 
 
+OWN_MODEL = "own model"  # the provenance of a model that names none
+
+
 class WorkloadInfo(Record):
     """What a report says of a workload apart from its cells."""
 
@@ -473,6 +483,11 @@ class WorkloadInfo(Record):
     notes: list[str] = Field(default_factory=list)  # sentences on how the model was taken, such as a wrapper opened
     varied: Variation | None = None  # what it differs from its file in
     tokens: Tokens | None = None  # of a model of sequences of tokens that decides about them
+
+    @property
+    def may_be_trained(self) -> bool:
+        """No file of weights is named, but the model is a user's own: its function may have loaded some."""
+        return self.weights is None and self.provenance == OWN_MODEL
 
 
 class NotMeasured(Record):

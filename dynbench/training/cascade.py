@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from dynbench.models.idk import (
     idk_cascade,
 )
 from dynbench.training.evaluation import accuracy, logits
+from dynbench.training.keeping import Steps, unkept
 from dynbench.training.session import Session, Settings
 from dynbench.training.supervised import train_resnet
 
@@ -48,6 +49,7 @@ class RuleSettings(Settings):
         give_up: losses of accuracy, relative to the last level, at which rules are compared.
     """
 
+    passes: ClassVar[bool] = False
     epsilon: float = 0.0
     objective: str = "cost-aware"
     cost_weight: float = 0.05
@@ -81,9 +83,10 @@ def train(session: Session) -> None:
     planes = test.inputs.shape[1] - (cascade.expert is not None)
     macs = [static_macs(net, (planes, *test.inputs.shape[2:])) for net in cascade.classifiers]
     costs = [m / macs[-1] for m in macs] + ([EXPERT_COST] if cascade.expert else [])
+    steps = session.steps(name, settings)
     if cascade.policy.rule == "learned":
         weight = settings.cost_weight if settings.objective == "cost-aware" else None
-        learn_rule(cascade.policy, *chosen_on, costs, settings, weight)
+        learn_rule(cascade.policy, *chosen_on, costs, settings, weight, steps)
     choice = choose_thresholds(*chosen_on, costs, cascade.policy, settings.epsilon, settings.grid)
     cascade.policy.thresholds.copy_(torch.tensor(choice.thresholds))
     facts = evaluate(cascade, tested_on, macs)
@@ -96,7 +99,7 @@ def train(session: Session) -> None:
         "epsilon": settings.epsilon,
         "held_out_data": {"description": held_out.description, "content_hash": held_out.content_hash},
     }
-    facts["rules"] = compare_rules(chosen_on, tested_on, costs, settings)
+    facts["rules"] = compare_rules(chosen_on, tested_on, costs, settings, steps)
     parts = {f"classifiers.{k}": f"resnet{depth}_{session.suffix}" for k, depth in enumerate(depths)} | {"policy": name}
     session.save(
         name, cascade.policy, session.card("dynbench.models.idk:idk_cascade", args=args, weights_by_part=parts, **facts)
@@ -134,6 +137,7 @@ def learn_rule(
     costs: Sequence[float],
     settings: RuleSettings,
     cost_weight: float | None,
+    steps: Steps = unkept,
 ) -> None:
     """Trains the IDK classifiers on all of the held-out data at once.
 
@@ -146,12 +150,13 @@ def learn_rule(
         settings: epochs are steps here.
         cost_weight: lambda of the relaxed cost-aware objective; None: cost-oblivious, the cross-entropy of predicting
             where a level is wrong.
+        steps: of the training.
     """
     costs = [min(cost, 1.0) for cost in costs]
     wrong = [(z.argmax(-1) != y).float() for z in outputs[:-1]]
     torch.manual_seed(settings.seed)
     optimizer = torch.optim.Adam(policy.parameters(), settings.lr)
-    for _ in range(settings.epochs):
+    for _ in steps(settings.epochs, policy=policy, optimizer=optimizer):
         optimizer.zero_grad()
         idk = [policy.doubt(z, k) for k, z in enumerate(outputs[:-1])]
         if cost_weight is None:
@@ -163,7 +168,7 @@ def learn_rule(
 
 
 def compare_rules(
-    held_out: Answers, test: Answers, costs: Sequence[float], settings: RuleSettings
+    held_out: Answers, test: Answers, costs: Sequence[float], settings: RuleSettings, steps: Steps = unkept
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """All rules at equal accuracy: thresholds (and lambda) chosen on held-out data, results on test data.
 
@@ -172,6 +177,7 @@ def compare_rules(
         test: the levels' answers on test data.
         costs: of each level, relative to the last classifier's.
         settings: accepted losses of accuracy, and the training of learned rules.
+        steps: of that training.
 
     Returns:
         By rule and by accuracy lost: `cost` and `accuracy` on both, and the share of the test data that reaches each
@@ -180,7 +186,7 @@ def compare_rules(
     outputs, y = held_out
     classes = outputs[0].shape[-1]
     table: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, policies in _rules(outputs, y, costs, settings, classes).items():
+    for name, policies in _rules(outputs, y, costs, settings, classes, steps).items():
         for points in settings.give_up:
             epsilon = points / max(accuracy(outputs[-1], y), 1e-9)
             found = [(choose_thresholds(outputs, y, costs, p, epsilon, settings.grid), p) for p in policies]
@@ -201,7 +207,12 @@ def compare_rules(
 
 
 def _rules(
-    outputs: Sequence[Tensor], y: Tensor, costs: Sequence[float], settings: RuleSettings, classes: int
+    outputs: Sequence[Tensor],
+    y: Tensor,
+    costs: Sequence[float],
+    settings: RuleSettings,
+    classes: int,
+    steps: Steps,
 ) -> Mapping[str, list[Policy]]:
     """The policies of each rule, by its name: one for each lambda of a cost-aware rule, else one."""
     levels = [0.5] * (len(outputs) - 1)
@@ -209,7 +220,7 @@ def _rules(
     def learned(hidden: int, weight: float | None) -> Policy:
         torch.manual_seed(settings.seed)
         policy = Policy("learned", levels, classes, hidden).to(y.device)
-        learn_rule(policy, outputs, y, costs, settings, weight)
+        learn_rule(policy, outputs, y, costs, settings, weight, steps)
         return policy
 
     rules = {"probability": [Policy("probability", levels, classes)], "entropy": [Policy("entropy", levels, classes)]}

@@ -14,7 +14,6 @@ resolution at the same cost.
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 from collections.abc import Sequence
@@ -228,15 +227,13 @@ class Guided(nn.Module):
 
 
 def search(session: Session, name: str, space: Space, s: Searching) -> tuple[Architecture, dict[str, Any]]:
-    """Trains the supernet with its alpha; the result is kept in `{name}_search.json` until all networks are finished.
+    """Trains the supernet with its alpha; the result is kept until all networks are finished.
 
     Returns:
         The architecture, and facts for the card.
     """
-    file = session.out / f"{name}_search.json"
-    if session.resume and file.is_file():
-        facts = json.loads(file.read_text())
-        return space.choose(facts["picked"]), facts
+    if (known := session.noted(f"{name}_search")) is not None:
+        return space.choose(known["picked"]), known
     torch.manual_seed(s.seed)
     model = Guided(Supernet(space))
     items = len(session.inputs("train", seed=1000 * s.seed, limit=s.items))
@@ -250,8 +247,8 @@ def search(session: Session, name: str, space: Space, s: Searching) -> tuple[Arc
         "space": {**asdict(space), "networks": space.networks},
         "search": {**facts, "chances": chances},
     }
-    session.write_card(f"{name}_search", facts)
-    session.forget(f"{name}_search")
+    session.note(f"{name}_search", facts)
+    session.keeping.forget(f"{name}_search")
     return found, facts
 
 
@@ -259,14 +256,11 @@ def search(session: Session, name: str, space: Space, s: Searching) -> tuple[Arc
 
 
 class _Table:
-    """The networks trained so far with cost and accuracy; those in its file are not trained again."""
+    """The networks trained so far with cost and accuracy; those that are kept are not trained again."""
 
     def __init__(self, session: Session, name: str, space: Space, recipe: Alone) -> None:
         self.session, self.name, self.space, self.recipe = session, name, space, recipe
-        self.file = session.out / f"{name}.json"
-        self.rows: dict[str, Any] = {}
-        if session.resume and self.file.is_file():
-            self.rows = json.loads(self.file.read_text())
+        self.rows: dict[str, Any] = session.noted(name) or {}
 
     def train(self, a: Architecture, seed: int, keep: str | None = None) -> dict[str, Any]:
         key = f"{seed} {a}"
@@ -277,15 +271,15 @@ class _Table:
                 args = {**asdict(a), "blocks": self.space.blocks, "num_classes": self.space.num_classes}
                 card = self.session.card("dynbench.models.dmasking:plain", args=args, seed=seed, **facts)
                 self.session.save(keep, net, card)
+            self.session.note(self.name, self.rows)
             self.session.forget(f"{self.name}_{seed}")
-            self.session.write_card(self.name, self.rows)
             self.session.say(f"{self.name} {seed}: {a}, {facts['macs']:,} MACs, accuracy {facts['accuracy']:.4f}")
         row: dict[str, Any] = self.rows[key]
         return row
 
     def forget(self) -> None:
         for name in (self.name, self.name.removesuffix("_nets") + "_search"):
-            (self.session.out / f"{name}.json").unlink(missing_ok=True)
+            self.session.forget(name)
 
 
 def train_alone(

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from dynbench.models.decoder import (
 from dynbench.models.moe_gpt import GPT
 from dynbench.strategies import Compaction
 from dynbench.training.evaluation import STORED, dtype_name, round_parameters
+from dynbench.training.keeping import Steps, unkept
 from dynbench.training.session import Session, Settings
 
 LANGUAGE_MODEL = ("layers", "width", "heads", "context", "vocab", "ff_multiple")
@@ -52,6 +53,7 @@ class RuleSettings(Settings):
         prompts: number of held-out prompts for calibration.
     """
 
+    passes: ClassVar[bool] = False
     delta: float = 0.25
     epsilon: float = 0.05
     candidates: int = 41
@@ -69,7 +71,8 @@ def train(session: Session) -> None:
     if session.finished(name):
         return
     settings = session.settings(RuleSettings, "rule", epochs=300, items=256, lr=0.01)
-    found = {measure: rule(session, args, net, measure, settings) for measure in get_args(Measure)}
+    steps = session.steps(name, settings)
+    found = {measure: rule(session, args, net, measure, settings, steps) for measure in get_args(Measure)}
     policy, facts = found[args["measure"]]
     session.say(f"{name}: threshold {facts['threshold']}, {facts['mean_layers']} of {len(net.blocks)} layers per token")
     facts["by_measure"] = {measure: about for measure, (_, about) in found.items() if measure != args["measure"]}
@@ -192,7 +195,7 @@ def _part(session: Session, part: str, limit: int | None) -> tuple[Tensor, Tenso
 
 
 def rule(
-    session: Session, args: dict[str, Any], net: GPT, measure: Measure, settings: RuleSettings
+    session: Session, args: dict[str, Any], net: GPT, measure: Measure, settings: RuleSettings, steps: Steps = unkept
 ) -> tuple[Confidence, dict[str, Any]]:
     """A policy with this measure, a trained classifier and a calibrated threshold; and facts for the card."""
     torch.manual_seed(settings.seed)
@@ -203,7 +206,7 @@ def rule(
     facts: dict[str, Any] = {"measure": measure}
     if policy.classifier is not None:
         x, _ = _part(_windows(session, net), "train", settings.items)
-        facts["classifier_accuracy"] = learn_classifier(policy.classifier, net, x, settings)
+        facts["classifier_accuracy"] = learn_classifier(policy.classifier, net, x, settings, steps)
     held_out = session.inputs("validation", limit=settings.prompts)
     x, _ = session.tensors(held_out)
     full = texts(model, x, Execution(Compaction(), choose=none_leaves))
@@ -273,7 +276,7 @@ def learn_then_test(
     return chosen, means
 
 
-def learn_classifier(classifier: nn.Linear, net: GPT, x: Tensor, settings: Settings) -> float:
+def learn_classifier(classifier: nn.Linear, net: GPT, x: Tensor, settings: Settings, steps: Steps = unkept) -> float:
     """Trains M to predict whether a layer's likeliest token is that of the last layer; the network is fixed.
 
     Args:
@@ -281,6 +284,7 @@ def learn_classifier(classifier: nn.Linear, net: GPT, x: Tensor, settings: Setti
         net: the language model.
         x: [n, T] tokens.
         settings: epochs are steps here.
+        steps: of the training.
 
     Returns:
         Its accuracy over layers and tokens.
@@ -291,7 +295,7 @@ def learn_classifier(classifier: nn.Linear, net: GPT, x: Tensor, settings: Setti
         likeliest = torch.stack([net.head(net.norm(state)).argmax(-1) for state in states])  # [L, n * T]
     inputs, same = states[:-1].flatten(0, 1), (likeliest[:-1] == likeliest[-1]).flatten().to(states.dtype)
     optimizer = torch.optim.Adam(classifier.parameters(), settings.lr)
-    for _ in range(settings.epochs):
+    for _ in steps(settings.epochs, classifier=classifier, optimizer=optimizer):
         optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(classifier(inputs).squeeze(-1), same).backward()
         optimizer.step()

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dynbench.models.accounting import static_macs
 from dynbench.models.epnet import EPNet, MDPPolicy, Policy, State, ThresholdPolicy, epnet, part_macs
+from dynbench.training.keeping import Batches, Steps, unkept
 from dynbench.training.session import Session, Settings, one_cycle
 from dynbench.training.supervised import train_resnet
 
@@ -40,6 +41,7 @@ class PolicySettings(Settings):
             expectation differ from those of backward induction.
     """
 
+    passes: ClassVar[bool] = False
     prices: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
     give_up: float = 0.005
     held_back: float = 0.25
@@ -93,7 +95,7 @@ def train(session: Session) -> None:
     net.to(session.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     data = session.inputs("train", seed=1000 * first.seed, limit=first.items)
     x, y = session.tensors(data)
-    learn_branches(net, look(net, x, y).pooled, y, first)
+    learn_branches(net, look(net, x, y).pooled, y, first, session.steps(f"{name}_branches", first))
     session.say(f"{name}: branches trained")
 
     held_out, (x, y) = session.inputs("validation", limit=second.items), session.tensors(session.inputs("test"))
@@ -102,7 +104,8 @@ def train(session: Session) -> None:
     net.policy.set_budget(shares[:-1])
     seen = look(net, *session.tensors(held_out))
     fitted = round(len(held_out) * (1 - second.held_back))
-    found = [p for price in second.prices for p in learn(net, seen[:fitted], shares, price, second)]
+    steps = session.steps(name, second)
+    found = [p for price in second.prices for p in learn(net, seen[:fitted], shares, price, second, steps)]
     suitable = [p for p in found if type(p.policy) is type(net.policy)]
     best = choose(suitable, seen[fitted:], costs, second.give_up)
     net.policy.load_state_dict(best.policy.state_dict())
@@ -129,9 +132,10 @@ def train(session: Session) -> None:
         training_data={"description": data.description, "content_hash": data.content_hash},
     )
     session.save(name, net, card)
+    session.forget(f"{name}_branches")
 
 
-def learn_branches(net: EPNet, pooled: list[Tensor], y: Tensor, settings: Settings) -> None:
+def learn_branches(net: EPNet, pooled: list[Tensor], y: Tensor, settings: Settings, steps: Steps = unkept) -> None:
     """Trains every branch on the pooled features of its exit; the backbone is fixed.
 
     Args:
@@ -139,20 +143,23 @@ def learn_branches(net: EPNet, pooled: list[Tensor], y: Tensor, settings: Settin
         pooled: of each exit, [n, F].
         y: [n] labels.
         settings: of the training, always by AdamW.
+        steps: of the training.
     """
     torch.manual_seed(settings.seed)
     for branch, features in zip(net.branches, pooled, strict=False):
         first = next(m for m in branch.modules() if isinstance(m, nn.Linear))
         in_units_of_spread(first, features)
-        steps = settings.epochs * -(-len(y) // settings.batch_size)
+        batches = Batches(len(y), settings.batch_size)
+        total = settings.epochs * batches.per_pass
         optimizer = torch.optim.AdamW(branch.parameters(), settings.lr, weight_decay=settings.weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(one_cycle, steps, settings.warm_up))
-        for _ in range(settings.epochs):
-            for rows in torch.randperm(len(y)).to(y.device).split(settings.batch_size):
-                optimizer.zero_grad()
-                F.cross_entropy(branch.classify(features[rows]), y[rows]).backward()
-                optimizer.step()
-                schedule.step()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(one_cycle, total, settings.warm_up))
+        parts = {"branch": branch, "optimizer": optimizer, "schedule": schedule, "batches": batches}
+        for step in steps(total, **parts):
+            rows = batches(step).to(y.device)
+            optimizer.zero_grad()
+            F.cross_entropy(branch.classify(features[rows]), y[rows]).backward()
+            optimizer.step()
+            schedule.step()
 
 
 @torch.no_grad()
@@ -214,7 +221,9 @@ def backward_induction(rewards: Tensor, fit: Callable[[int, Tensor], Tensor]) ->
     return value
 
 
-def learn(net: EPNet, seen: Seen, shares: Tensor, price: float, settings: PolicySettings) -> list[Learned]:
+def learn(
+    net: EPNet, seen: Seen, shares: Tensor, price: float, settings: PolicySettings, steps: Steps = unkept
+) -> list[Learned]:
     """Every kind of policy for one lambda.
 
     Args:
@@ -223,6 +232,7 @@ def learn(net: EPNet, seen: Seen, shares: Tensor, price: float, settings: Policy
         shares: [N] cost(t) / cost(N).
         price: lambda.
         settings: of the fitting.
+        steps: of the fitting.
     """
     gain = rewards(seen, shares, price)
     thresholds = ThresholdPolicy(len(seen.p) - 1).to(gain.device)
@@ -231,11 +241,11 @@ def learn(net: EPNet, seen: Seen, shares: Tensor, price: float, settings: Policy
     if isinstance(net.policy, MDPPolicy):
         policy = fresh(net.policy, seen, settings.seed)
         if len(policy.decide) == len(policy.project):  # a shared function cannot be fitted for each exit in turn
-            induce(policy, seen, gain, lambda k, of, advantage: fit_decision(policy, k, of, advantage, settings))
+            induce(policy, seen, gain, lambda k, of, advantage: fit_decision(policy, k, of, advantage, settings, steps))
             found.append(Learned("backward induction", price, policy))
             policy = copy.deepcopy(policy)  # the policy gradient starts from the result of induction
             sharpen(policy, settings.sharpness)
-        climb(policy, seen, gain, settings)
+        climb(policy, seen, gain, settings, steps)
         found.append(Learned("policy gradient", price, policy))
     return found
 
@@ -298,13 +308,15 @@ def fit_threshold(policy: ThresholdPolicy, k: int, seen: Seen, advantage: Tensor
     policy.thresholds[k] = below[best] if gained[best] > 0 else confidence[0]
 
 
-def fit_decision(policy: MDPPolicy, k: int, seen: Seen, advantage: Tensor, settings: PolicySettings) -> None:
+def fit_decision(
+    policy: MDPPolicy, k: int, seen: Seen, advantage: Tensor, settings: PolicySettings, steps: Steps = unkept
+) -> None:
     """The decision function of exit k, by logistic regression on which inputs should leave, weighted by advantage."""
     parameters = [*policy.project[k].parameters(), *policy.decide[k].parameters()]
     optimizer = torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay)
     better, weight = (advantage > 0).float(), advantage.abs().float()
     weight = weight / weight.mean()
-    for _ in range(settings.epochs):
+    for _ in steps(settings.epochs, policy=policy, optimizer=optimizer):
         optimizer.zero_grad()
         a = policy.advantage(seen.p[k], seen.pooled[k], k)
         F.binary_cross_entropy_with_logits(a, better, weight).backward()
@@ -327,10 +339,10 @@ def expected_reward(policy: Policy, seen: Seen, gain: Tensor) -> Tensor:
     return (total + there * gain[:, -1]).mean()
 
 
-def climb(policy: MDPPolicy, seen: Seen, gain: Tensor, settings: PolicySettings) -> None:
+def climb(policy: MDPPolicy, seen: Seen, gain: Tensor, settings: PolicySettings, steps: Steps = unkept) -> None:
     """Policy gradient, each step on all data."""
     optimizer = torch.optim.AdamW(policy.parameters(), settings.lr, weight_decay=settings.weight_decay)
-    for _ in range(settings.epochs):
+    for _ in steps(settings.epochs, policy=policy, optimizer=optimizer):
         optimizer.zero_grad()
         (-expected_reward(policy, seen, gain)).backward()
         optimizer.step()

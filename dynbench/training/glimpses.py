@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,7 @@ class Halting(Settings):
         epsilon: share of the accuracy after all glimpses that may be lost.
     """
 
+    passes: ClassVar[bool] = False
     epsilon: float = 0.005
 
 
@@ -277,7 +278,8 @@ def set_halting(session: Session, net: RAM, settings: Halting) -> dict[str, Any]
     if isinstance(rule, HaltingUnit):
         torch.manual_seed(settings.seed)
         optimizer = torch.optim.Adam(rule.parameters(), settings.lr)
-        for _ in range(settings.epochs):
+        steps = session.steps(f"ram_{session.suffix}", settings)
+        for _ in steps(settings.epochs, rule=rule, optimizer=optimizer):
             optimizer.zero_grad()
             F.binary_cross_entropy_with_logits(rule.score(h), right.float()).backward()
             optimizer.step()

@@ -72,7 +72,7 @@ def test_a_folder_that_is_named_may_be_the_package_its_files_or_what_npm_install
     package = install(tmp_path / "x")
     install(tmp_path / "near")
     found = find(tmp_path / "x" / named, near=tmp_path / "near")
-    assert found is not None and (found.folder, found.source) == (package / "dist", "--runtime-folder")
+    assert found is not None and (found.folder, found.source) == (package / "dist", "runtime_folder")
     monkeypatch.setenv("DYNBENCH_ORT_WEB", str(tmp_path / "x" / named))
     found = find(near=tmp_path / "near")
     assert found is not None and (found.folder, found.source) == (package / "dist", "DYNBENCH_ORT_WEB")
@@ -80,7 +80,7 @@ def test_a_folder_that_is_named_may_be_the_package_its_files_or_what_npm_install
 
 def test_a_folder_that_is_named_and_has_none_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path)
-    with pytest.raises(UserError, match=f"--runtime-folder: {tmp_path}/none has no onnxruntime-web"):
+    with pytest.raises(UserError, match=f"runtime_folder: {tmp_path}/none has no onnxruntime-web"):
         find(tmp_path / "none", near=tmp_path)
     monkeypatch.setenv("DYNBENCH_ORT_WEB", str(tmp_path / "none"))
     with pytest.raises(UserError, match="DYNBENCH_ORT_WEB: "):
@@ -158,5 +158,5 @@ def test_what_npm_cannot_do_is_one_sentence(
 
 def test_without_npm_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="npm is missing.*npm install onnxruntime-web@.*--runtime-folder"):
+    with pytest.raises(UserError, match="npm is missing.*npm install onnxruntime-web@.*runtime_folder"):
         obtain()

@@ -251,7 +251,7 @@ def test_connections_are_limited_and_come_free_again() -> None:
 
 
 def test_a_port_that_is_used_is_one_sentence(server: Server) -> None:
-    with pytest.raises(UserError, match=rf"cannot serve at 127\.0\.0\.1 port {server.port}: .* choose another --port"):
+    with pytest.raises(UserError, match=rf"cannot serve at 127\.0\.0\.1 port {server.port}: .* choose another `port`"):
         Server("127.0.0.1", server.port, {}, {})
-    with pytest.raises(UserError, match="choose another --port"):
+    with pytest.raises(UserError, match="choose another `port`"):
         Server("192.0.2.77", 0, {}, {})

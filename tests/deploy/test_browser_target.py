@@ -218,7 +218,7 @@ def test_doctor_says_what_is_missing_and_the_remedy(
     with pytest.raises(UserError):
         Browser(runtime_folder=tmp_path / "none").facts()
     found = steps(Browser(host="192.0.2.77", runtime_folder=runtime))
-    assert found["port"][0] == "missing" and "choose another --port" in found["port"][1]
+    assert found["port"][0] == "missing" and "choose another `port`" in found["port"][1]
 
 
 def test_links_lead_to_all_addresses_or_to_the_one_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dynbench.deploy.targets.browser import Browser
 from dynbench.deploy.targets.find import find_device, open_target
 from dynbench.deploy.targets.profile import device_files
 from dynbench.errors import UserError
@@ -27,6 +28,7 @@ def test_an_unknown_target_names_the_nearest() -> None:
     [
         ('kind = "ssh"', "kind 'ssh' needs a host"),
         ('kind = "ssh"\nhost = "-oProxyCommand=x"', "must not begin with '-'"),
+        ('kind = "adb"\nserial = "-H"', "serial must not begin with '-'"),
         ('kind = "local"\nagent = "browser"', "measures by the agent 'python', not 'browser'"),
         ('kind = "local"\nsensors = ["rpi5"]', "unknown sensor 'rpi5'; did you mean rpi5_pmic"),
         ('kind = "tape"', "target.kind"),
@@ -53,3 +55,11 @@ def test_ceilings_need_a_source(tmp_path: Path) -> None:
     file.write_text('title = "A board"\n[ceilings]\nmemory_bytes_per_s = 1e10\n[target]\nkind = "local"\n')
     with pytest.raises(UserError, match="ceilings need a source"):
         find_device(str(file))
+
+
+def test_a_folder_of_the_runtime_starts_from_the_file_and_reaches_the_page(tmp_path: Path) -> None:
+    file = tmp_path / "phone.toml"
+    file.write_text('title = "A phone"\n[target]\nkind = "browser"\nport = 8000\nruntime_folder = "web"\n')
+    target = open_target(*find_device(str(file)))
+    assert isinstance(target, Browser)
+    assert (target.port, target.runtime_folder) == (8000, tmp_path / "web")

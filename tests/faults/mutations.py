@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 import re
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Mutation = Callable[[random.Random, bytes], bytes]
@@ -122,8 +125,70 @@ def toml_value(r: random.Random, content: bytes) -> bytes:
     return b"\n".join(lines)
 
 
+def twice(r: random.Random, content: bytes) -> bytes:
+    """A key of JSON or TOML that is there a second time, with another value."""
+    found = list(re.finditer(rb'"\w+": ?|^\w+ ?= ?', content, re.MULTILINE))
+    if not found:
+        return repeat(r, content)
+    hit = r.choice(found)
+    separator = b"\n" if b"=" in hit[0] else b", "
+    return content[: hit.start()] + hit[0] + r.choice(NUMBERS).encode() + separator + content[hit.start() :]
+
+
+def gone(path: Path) -> None:
+    """Nothing is there."""
+
+
+def folder(path: Path) -> None:
+    """A folder of that name."""
+    path.mkdir()
+
+
+def link_to_itself(path: Path) -> None:
+    """A symbolic link that leads nowhere."""
+    path.symlink_to(path.name)
+
+
+def dangling(path: Path) -> None:
+    """A symbolic link to a file that is not there."""
+    path.symlink_to("not-there")
+
+
+def endless(path: Path) -> None:
+    """A symbolic link to a device without an end."""
+    path.symlink_to("/dev/zero")
+
+
+def pipe(path: Path) -> None:
+    """A named pipe into which nobody writes."""
+    os.mkfifo(path)
+
+
 BYTES: tuple[Mutation, ...] = (flip, cut, drop, repeat, foreign, empty)
-TEXT: tuple[Mutation, ...] = (*BYTES, nested, number)
+TEXT: tuple[Mutation, ...] = (*BYTES, nested, number, twice)
+PLACES: tuple[Callable[[Path], None], ...] = (gone, folder, link_to_itself, dangling, endless, pipe)
+PLACE_SHARE = 0.06  # of the inputs: there are few of these, and they are always the same
+
+
+def damage(r: random.Random, how: tuple[Mutation, ...], file: Path) -> str:
+    """Damages a file, or puts something else in its place; says what was done."""
+    if r.random() < PLACE_SHARE:
+        place = r.choice(PLACES)
+        remove(file)
+        place(file)
+        return place.__name__
+    change = r.choice(how)
+    file.write_bytes(change(r, file.read_bytes()))
+    return change.__name__
+
+
+def remove(path: Path) -> None:
+    """Removes whatever is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
 JSON: tuple[Mutation, ...] = (*TEXT, json_value, json_value, json_value, json_value)
 TOML: tuple[Mutation, ...] = (*TEXT, toml_value, toml_value, toml_value)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dynbench.report.content import status_of
 from dynbench.store.lock import LOCK, locked
 from dynbench.store.run import LOG, Run
 from tests.cli import call
@@ -116,6 +117,12 @@ def test_a_run_that_is_ended_leaves_no_process(number: signal.Signals, tmp_path:
     said = process.communicate(timeout=SOON_S)[1]
     assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL)
     assert "Traceback" not in said
+    run = Run.open(tmp_path / "run")
+    assert run.manifest.status == ("interrupted" if number == signal.SIGTERM else "running")
+    expected = "This run was interrupted" if number == signal.SIGTERM else "This run was cut off"
+    assert str(status_of(run)).startswith(expected)
+    with locked(run.path):
+        assert ("had not ended" in str(status_of(run))) == (number == signal.SIGKILL)
     gone, alive = psutil.wait_procs(children, timeout=SOON_S)
     assert len(gone) == len(children) and not alive
 

@@ -15,10 +15,9 @@ import pytest
 
 from dynbench.gate.git import commit_of, git
 from dynbench.gate.scratch import scratch_folder
-from dynbench.scratch import _identity, _namespace, remove_abandoned
+from dynbench.scratch import remove_abandoned
 from tests.gate.repositories import repository
 
-CHECK = "dynbench-check-"
 SLOW_GIT = """#!/bin/sh
 for word in "$@"; do
     if [ "$word" = read-tree ]; then
@@ -66,41 +65,6 @@ def test_it_is_removed_at_the_end_and_after_an_error(temporary: Path) -> None:
     with pytest.raises(KeyboardInterrupt), scratch_folder():
         raise KeyboardInterrupt
     assert list(temporary.iterdir()) == []
-
-
-def test_what_dead_processes_left_is_removed_at_the_next_start_and_nothing_else(temporary: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    own = _identity(os.getpid())
-    leftover = [
-        f"{CHECK}{_namespace()}-{dead.pid}-77-abc",
-        f"{CHECK}{_namespace()}-{os.getpid()}-1-abc",
-        f"dynbench-forks-{_namespace()}-{dead.pid}-77-abc",  # whatever it is for
-        f".dynbench-bundle-{_namespace()}-{dead.pid}-77-abc",
-    ]
-    others = [
-        f"{CHECK}{own}-abc",  # of a process that runs
-        f"{CHECK}1-{dead.pid}-77-abc",  # of another container: nobody here can know
-        f"{CHECK}abc",
-        f"{CHECK}{_namespace()}-x-77-abc",
-        "dynbench-forks-abc",
-        f"mine-dynbench-check-{_namespace()}-{dead.pid}-77-abc",
-    ]
-    for name in (*leftover, *others):
-        (temporary / name / "deep").mkdir(parents=True)
-    kept = temporary.parent / "kept"
-    kept.mkdir()
-    (temporary / leftover[0] / "link").symlink_to(kept)
-    (temporary / f"{leftover[0]}2").symlink_to(kept)
-    with scratch_folder() as folder:
-        assert {p.name for p in temporary.iterdir()} == {*others, folder.name, f"{leftover[0]}2"}
-    assert kept.is_dir()
-
-
-def test_a_process_that_waits_to_be_reaped_is_dead(temporary: Path) -> None:
-    child = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE)
-    assert until(lambda: _identity(child.pid) is None)
-    child.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

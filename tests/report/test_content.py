@@ -14,7 +14,7 @@ from dynbench.report.drawings import Absent, Paths, Speedups, Work
 from dynbench.report.tables import Section, Table
 from dynbench.report.values import Value
 from dynbench.store.run import Run
-from dynbench.store.schema import Accuracy, Cell, Decisions, DeclaredCost, Flops, Manifest, Warning_
+from dynbench.store.schema import OWN_MODEL, Accuracy, Cell, Decisions, DeclaredCost, Flops, Manifest, Warning_
 from dynbench.unavailable import Unavailable
 from tests.report import made_up
 
@@ -96,6 +96,9 @@ def test_a_difference_within_its_interval_is_called_none(tmp_path: Path, speed: 
 def test_untrained_weights_and_made_up_decisions_are_said_on_the_first_screen(tmp_path: Path) -> None:
     untrained = reported(tmp_path / "a", made_up.group(8), infos=[made_up.info(weights=None)])
     assert "Untrained weights" in (untrained.verdicts[0].caution or "")
+    own = made_up.info(weights=None).model_copy(update={"provenance": OWN_MODEL})  # its function may load weights
+    unknown = reported(tmp_path / "own", made_up.group(8), infos=[own]).verdicts[0].caution
+    assert unknown is not None and unknown.startswith("No file of weights: unless the model's function loads some, ")
     published = Decisions(source="published", label="published", keep_rate=0.5, provenance="table 3")
     made = reported(tmp_path / "b", [made_up.cell("masking", 8, 0.9, decisions=published)])
     assert "made up" in (made.verdicts[0].caution or "")

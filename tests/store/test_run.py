@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from dynbench.errors import UserError
 from dynbench.files import remove_leftovers, write_aside, write_text
+from dynbench.scratch import owned
 from dynbench.store.run import COLUMNS, Run, RunWriter, file_name, samples_file, trace_path, write_samples
 from dynbench.store.schema import SCHEMA_VERSION, Cell, RoundSample
 from tests.store.records import cell, cells, manifest, sample, samples, store_samples
@@ -242,7 +243,7 @@ def test_a_file_that_lies_where_the_new_one_would_is_not_written_to(
     monkeypatch.setattr("secrets.token_hex", lambda _: "guessed")
     target = tmp_path / "target"
     target.write_text("mine", encoding="utf-8")
-    (tmp_path / ".dynbench-guessed.part").symlink_to(target)
+    (tmp_path / f".{owned('aside')}guessed.part").symlink_to(target)
     with pytest.raises(UserError, match="cannot write to .*out.txt: File exists"):
         write_text(tmp_path / "out.txt", "new")
     assert target.read_text(encoding="utf-8") == "mine" and not (tmp_path / "out.txt").exists()

@@ -87,8 +87,10 @@ def test_interrupted_training_goes_on_with_what_was_found_and_trained(tmp_path: 
         patch.setattr("dynbench.training.dmasking._train_widths", stop)
         train_workload(WORKLOAD, tmp_path, progress=False)
     before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
-    assert {"dmasking_tiny_nets.json", "dmasking_tiny_search.json"} <= before.keys()
-    train_workload(WORKLOAD, tmp_path, resume=True, progress=False)
+    notes = {p.name for p in (tmp_path / "unfinished").glob("*.note.json")}
+    assert notes == {"dmasking_tiny_nets.note.json", "dmasking_tiny_search.note.json"}
+    train_workload(WORKLOAD, tmp_path, progress=False)
+    assert not (tmp_path / "unfinished").exists()
     file = tmp_path / "dmasking_tiny_plain.safetensors"
     assert file.stat().st_mtime_ns == before[file.name]
     assert json.loads((tmp_path / "dmasking_tiny.json").read_text())["trained_nets"]

@@ -385,7 +385,7 @@ class Measurement:
         self.cpus = self._pin()
         self.readings = Readings(self.cpus)
         self.energy: dict[str, Any] = {
-            "unavailable": "energy needs sustained load: a job with sustained_s of 10 or more"
+            "unavailable": "energy needs sustained load of 10 s or more, after the rounds (--sustained 10)"
         }
 
     def run(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ they like. So results are collected, for several jobs at once, until enough devi
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from dynbench.deploy.targets.browser_address import lan_addresses, links, qr_cod
 from dynbench.deploy.targets.browser_guests import Guests, Received
 from dynbench.deploy.targets.browser_server import Server, Take
 from dynbench.errors import UserError
+from dynbench.scratch import make_scratch
 
 PAGE = "page.html"
 STATIC = (
@@ -92,7 +92,7 @@ class Browser:
             "firewall",
             "note",
             "whether a firewall lets devices in cannot be seen from here",
-            f"if the page does not open: let TCP port {self.port or 'PORT (choose one with --port)'} in, such as "
+            f"if the page does not open: let TCP port {self.port or 'PORT (`port` in its file)'} in, such as "
             f"`sudo ufw allow {self.port or 'PORT'}/tcp`, and see that both are in the same Wi-Fi, which must not be "
             "one for guests: it keeps its devices apart",
         )
@@ -114,7 +114,7 @@ class Browser:
         """
         if agent != "browser":
             raise UserError(f"target {self.name} measures by the agent 'browser', not {agent!r}")
-        out = Path(tempfile.mkdtemp(prefix="dynbench-browser-"))
+        out = make_scratch("browser")
         for received in self.collect([job], out, devices=1, deadline_s=deadline_s, progress=progress):
             if received.result.status != "ok":
                 raise Failed(f"{received.device}: {received.result.reason}")

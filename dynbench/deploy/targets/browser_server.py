@@ -108,7 +108,7 @@ class Server(ThreadingHTTPServer):
         except (OSError, OverflowError) as e:
             why = getattr(e, "strerror", None) or e
             raise UserError(
-                f"cannot serve at {host or 'all addresses'} port {port}: {why}; choose another --port"
+                f"cannot serve at {host or 'all addresses'} port {port}: {why}; choose another `port`"
             ) from e
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
 

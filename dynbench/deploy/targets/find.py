@@ -34,7 +34,12 @@ def open_target(name: str, profile: DeviceProfile) -> Target:
             from dynbench.deploy.targets.ssh import Ssh
 
             return Ssh(name, profile.target)
+        case "adb":
+            from dynbench.deploy.targets.adb import Adb
+
+            return Adb(name, profile.target)
         case "browser":
             from dynbench.deploy.targets.browser import Browser
 
-            return Browser(name, host=profile.target.host, port=profile.target.port)
+            reach = profile.target
+            return Browser(name, host=reach.host, port=reach.port, runtime_folder=reach.runtime_folder)

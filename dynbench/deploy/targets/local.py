@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,6 +21,7 @@ from dynbench.deploy.targets.base import Failed, Lost, Step
 from dynbench.deploy.targets.outcome import kept, proved
 from dynbench.deploy.targets.profile import Reach
 from dynbench.errors import UserError
+from dynbench.scratch import scratch
 
 AGENT = "agent.py"
 LOOK_S = 0.2
@@ -75,8 +75,7 @@ class Local:
         if agent != "python":
             raise UserError(f"target {self.name} measures by the agent 'python', not {agent!r}")
         asked = read_job(job)
-        with tempfile.TemporaryDirectory(prefix="dynbench-", dir=self.reach.folder) as scratch:
-            folder = Path(scratch)
+        with scratch("target", Path(self.reach.folder) if self.reach.folder else None) as folder:
             copy_job(job, [*asked.sha256, JOB], folder)
             log = folder / "agent.log"
             progress(f"{self.name}: measuring {asked.workload}")

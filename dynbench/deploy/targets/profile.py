@@ -13,7 +13,7 @@ from dynbench.paths import project_dir
 from dynbench.reading import read_toml
 from dynbench.store.jsonable import first_fault
 
-AGENTS = {"local": ("python",), "ssh": ("python",), "browser": ("browser",)}
+AGENTS = {"local": ("python",), "ssh": ("python",), "adb": ("python",), "browser": ("browser",)}
 
 
 class Reach(BaseModel):
@@ -24,8 +24,10 @@ class Reach(BaseModel):
         agent: what measures there.
         host, port, user, identity: of an ssh server; what is not given comes from the user's own ssh configuration. Of
             a browser, host and port are where the page is served.
+        serial: of a device by adb, as `adb devices` gives it, or HOST:PORT; empty: ANDROID_SERIAL, or the only one.
         accept_new_host: an ssh server whose key nobody knows yet is believed, and remembered.
         python: the interpreter on the device that has numpy and onnxruntime; None: this one, or `python3` by ssh.
+        runtime_folder: of a browser: where ONNX Runtime Web is on this machine; None: it is looked for, or downloaded.
         folder: on the device, in which each run makes one of its own; None: that for temporary files.
         cpus: cores that the agent is pinned to.
         cool_down_s, max_temperature_c: no arm is begun on a hotter device, but it waits no longer than this.
@@ -34,14 +36,16 @@ class Reach(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["local", "ssh", "browser"]
+    kind: Literal["local", "ssh", "adb", "browser"]
     agent: Literal["python", "browser"] | None = None
     host: str = ""
     port: int = Field(default=0, ge=0, le=65535)
     user: str = ""
+    serial: str = ""
     identity: Path | None = None
     accept_new_host: bool = False
     python: str | None = None
+    runtime_folder: Path | None = None
     folder: str | None = None
     cpus: list[NonNegativeInt] | None = Field(default=None, min_length=1)
     cool_down_s: float = Field(default=120.0, ge=0, allow_inf_nan=False)
@@ -52,8 +56,8 @@ class Reach(BaseModel):
     def _fits(self) -> Reach:
         if self.kind == "ssh" and not self.host:
             raise ValueError("kind 'ssh' needs a host")
-        if self.host.startswith("-") or self.user.startswith("-"):  # ssh would take it as an option
-            raise ValueError("host and user must not begin with '-'")
+        if any(value.startswith("-") for value in (self.host, self.user, self.serial)):  # it would be an option
+            raise ValueError("host, user and serial must not begin with '-'")
         if self.agent and self.agent not in AGENTS[self.kind]:
             raise ValueError(f"kind {self.kind!r} measures by the agent {AGENTS[self.kind][0]!r}, not {self.agent!r}")
         if unknown := [name for name in self.sensors or [] if name not in SENSORS]:
@@ -100,7 +104,7 @@ def device_files() -> dict[str, Path]:
 
 
 def load_device(path: Path) -> DeviceProfile:
-    """Reads a profile; a relative `identity` starts from the folder of the file.
+    """Reads a profile; a relative `identity` or `runtime_folder` starts from the folder of the file.
 
     Raises:
         UserError: it cannot be read, or a key or value is not accepted.
@@ -109,7 +113,7 @@ def load_device(path: Path) -> DeviceProfile:
         profile = DeviceProfile.model_validate(read_toml(path))
     except ValidationError as e:
         raise UserError(f"{path}: {first_fault(e).replace('value error, ', '')}") from e
-    if profile.target.identity is None:
-        return profile
-    identity = path.absolute().parent / profile.target.identity.expanduser()
-    return profile.model_copy(update={"target": profile.target.model_copy(update={"identity": identity})})
+    given = {name: getattr(profile.target, name) for name in ("identity", "runtime_folder")}
+    here = path.absolute().parent
+    found = {name: here / place.expanduser() for name, place in given.items() if place is not None}
+    return profile.model_copy(update={"target": profile.target.model_copy(update=found)})

@@ -37,6 +37,13 @@ class Ssh:
     def _python(self) -> str:
         return shlex.quote(self.reach.python or "python3")
 
+    @property
+    def _parent(self) -> str:
+        return shlex.quote(self.reach.folder) if self.reach.folder else '"${TMPDIR:-/tmp}"'
+
+    def _client(self) -> Client:
+        return Client(self.reach)
+
     def facts(self) -> dict[str, Any]:
         """Kind and agent; where it is is nobody else's business."""
         return {"kind": "ssh", "agent": self.reach.measures}
@@ -44,19 +51,20 @@ class Ssh:
     def doctor(self) -> Iterator[Step]:
         """Client, connection, kind of machine, interpreter, packages, disk."""
         try:
-            with Client(self.reach) as client:
+            with self._client() as client:
                 machine = client.ask("uname -sm")
                 yield Step("connection", "ok", f"{self.reach.host} answers: {machine.text}")
                 yield self._interpreter(client)
-                folder = shlex.quote(self.reach.folder) if self.reach.folder else '"${TMPDIR:-/tmp}"'
-                free = client.ask(f"df -Pk {folder} | tail -n 1")
-                if free.ok and len(fields := free.text.split()) >= 4 and fields[3].isdigit():
-                    yield Step("disk", "ok", f"{int(fields[3]) // 1024} MiB are free")
-                else:
-                    remedy = "name another with `folder = ...`"
-                    yield Step("disk", "missing", f"its folder cannot be used: {free.error or free.text}", remedy)
+                yield self._disk(client)
         except (Unreachable, UserError) as e:
             yield Step("connection", "missing", str(e), f"try `ssh -o BatchMode=yes {self.reach.host} true`")
+
+    def _disk(self, client: Client) -> Step:
+        free = client.ask(f"df -Pk {self._parent} | tail -n 1")
+        if free.ok and len(fields := free.text.split()) >= 4 and fields[3].isdigit():
+            return Step("disk", "ok", f"{int(fields[3]) // 1024} MiB are free")
+        remedy = "name another with `folder = ...`"
+        return Step("disk", "missing", f"its folder cannot be used: {free.error or free.text}", remedy)
 
     def _interpreter(self, client: Client) -> Step:
         said = client.ask(f"{self._python} -c {shlex.quote(PROBE)}")
@@ -84,14 +92,14 @@ class Ssh:
         asked = read_job(job)
         folder = ""
         end = time.monotonic() + deadline_s
-        with Client(self.reach) as client:
+        with self._client() as client:
             try:
                 folder = self._folder(client)
                 self._push(client, job, asked, folder)
                 progress(f"{self.name}: measuring {asked.workload}")
                 self._start(client, folder)
                 digest = self._wait(client, folder, end, deadline_s, progress)
-                content = client.ask(f"cat {_in(folder, RESULT)}").out
+                content = client.ask(f"cat {in_folder(folder, RESULT)}").out
                 proved(content, digest, asked, agent, self.name)
             except Unreachable as e:
                 raise Lost(f"{self.name}: {e}{self._left(client, folder, asked)}") from e
@@ -100,8 +108,7 @@ class Ssh:
         return kept(content, job)
 
     def _folder(self, client: Client) -> str:
-        parent = shlex.quote(self.reach.folder) if self.reach.folder else '"${TMPDIR:-/tmp}"'
-        said = client.ask(f"umask 077; mktemp -d {parent}/dynbench.XXXXXXXX")
+        said = client.ask(f"umask 077; mktemp -d {self._parent}/dynbench.XXXXXXXX")
         folder = said.text.splitlines()[-1] if said.text else ""
         if not said.ok or not folder.startswith("/"):
             raise Failed(f"{self.name}: no folder can be made there: {said.error or said.text or 'no message'}")
@@ -113,7 +120,7 @@ class Ssh:
             if FULL in done.errors:
                 raise Failed(f"{self.name}: its disk is full; free some space, or name another `folder` in its file")
             raise Failed(f"{self.name}: the job cannot be written there: {done.error or 'no message'}")
-        files = f"{_in(folder, AGENT)} {_in(folder, JOB)}"  # the agent compares the others
+        files = f"{in_folder(folder, AGENT)} {in_folder(folder, JOB)}"  # the agent compares the others
         said = client.ask(f"{self._python} -c {shlex.quote(HASHES)} {files}")
         if not said.ok:
             raise Failed(f"{self.name}: {self._python} cannot be started there ({said.error}); {self._remedy()}")
@@ -123,7 +130,7 @@ class Ssh:
     def _start(self, client: Client, folder: str) -> None:
         here = shlex.quote(folder)
         said = client.ask(
-            f"cd {here} && {{ nohup {self._python} {_in(folder, AGENT)} {here} </dev/null >agent.log 2>&1 & "
+            f"cd {here} && {{ nohup {self._python} {in_folder(folder, AGENT)} {here} </dev/null >agent.log 2>&1 & "
             "echo $! >agent.pid; }"
         )
         if not said.ok:
@@ -133,9 +140,9 @@ class Ssh:
         """Until the hash of the result is there, which is returned; a connection that fails is tried again."""
         look, cut = LOOK_S, False
         question = (
-            f"cat {_in(folder, RESULT_SHA256)} 2>/dev/null && exit 0; "
-            f'kill -0 "$(cat {_in(folder, "agent.pid")})" 2>/dev/null && echo alive && exit 0; '
-            f"cat {_in(folder, RESULT_SHA256)} 2>/dev/null || echo ended"  # it may have ended between the two
+            f"cat {in_folder(folder, RESULT_SHA256)} 2>/dev/null && exit 0; "
+            f'kill -0 "$(cat {in_folder(folder, "agent.pid")})" 2>/dev/null && echo alive && exit 0; '
+            f"cat {in_folder(folder, RESULT_SHA256)} 2>/dev/null || echo ended"  # it may have ended between the two
         )
         while time.monotonic() < end:
             try:
@@ -147,7 +154,7 @@ class Ssh:
             else:
                 cut = False
                 if said.text == "ended":
-                    words = last_words(client.ask(f"tail -n 5 {_in(folder, 'agent.log')}").out)
+                    words = last_words(client.ask(f"tail -n 5 {in_folder(folder, 'agent.log')}").out)
                     raise Failed(f"{self.name}: the agent ended without a result: {words}")
                 if said.text != "alive":
                     return said.text
@@ -166,7 +173,7 @@ class Ssh:
             return
         here = shlex.quote(folder)
         ends = (
-            f'p=$(cat {_in(folder, "agent.pid")} 2>/dev/null); if [ -n "$p" ] && '
+            f'p=$(cat {in_folder(folder, "agent.pid")} 2>/dev/null); if [ -n "$p" ] && '
             f'{{ [ ! -r "/proc/$p/cmdline" ] || tr "\\0" " " <"/proc/$p/cmdline" | grep -qF {here}; }}; '
             f'then kill -9 "$p" 2>/dev/null; fi; rm -rf {here}'
         )
@@ -176,7 +183,8 @@ class Ssh:
             return
 
 
-def _in(folder: str, name: str) -> str:
+def in_folder(folder: str, name: str) -> str:
+    """The path of a file on the device, quoted for its shell."""
     return shlex.quote(f"{folder}/{name}")
 
 

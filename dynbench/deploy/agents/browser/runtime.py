@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 from dynbench.errors import UserError
 from dynbench.files import make_folder, write_bytes
 from dynbench.paths import cache_dir
+from dynbench.scratch import scratch
 
 PACKAGE = "onnxruntime-web"
 TESTED = "1.30.0"
@@ -44,7 +44,7 @@ SHA256 = {
     "ort-wasm-simd-threaded.asyncify.wasm": "39f9f0894d478800487ed9f7dbe92618498db320cf55c8e3d89adff8dce658da",
 }
 REMEDY = (
-    f"run `npm install {PACKAGE}@{TESTED}` in this folder, or name the folder of the package with --runtime-folder or "
+    f"run `npm install {PACKAGE}@{TESTED}` in this folder, or name the folder of the package by `runtime_folder` or "
     f"{FOLDER_VARIABLE}"
 )
 
@@ -89,7 +89,7 @@ def find(folder: Path | None = None, near: Path | None = None) -> Runtime | None
     """
     named = os.environ.get(FOLDER_VARIABLE)
     if folder is not None:
-        return _named(folder, "--runtime-folder")
+        return _named(folder, "runtime_folder")
     if named:
         return _named(Path(named), FOLDER_VARIABLE)
     for place, source in _usual(near if near is not None else Path.cwd()):
@@ -112,9 +112,9 @@ def obtain(say: Callable[[str], None] = lambda _: None) -> Runtime:
         raise UserError(f"{PACKAGE} is not installed and npm is missing, which would download it: {REMEDY}")
     say(f"downloading {PACKAGE} {TESTED} by npm (33 MB, once)")
     make_folder(cache_dir())
-    with tempfile.TemporaryDirectory(prefix="npm-", dir=cache_dir()) as scratch:
-        _pack(npm, Path(scratch))
-        files = _unpacked(Path(scratch))
+    with scratch("npm", cache_dir()) as folder:
+        _pack(npm, folder)
+        files = _unpacked(folder)
     make_folder(_cached() / "dist")
     write_bytes(_cached() / "package.json", json.dumps({"name": PACKAGE, "version": TESTED}).encode())
     for name, content in files.items():
