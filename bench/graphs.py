@@ -95,7 +95,9 @@ def found_out(name: str) -> dict[str, Any]:
     except DynbenchError as e:
         return found | {"reason": str(e), "cpu_s": round(time.process_time() - begin, 1)}
     nodes = [node for proof in proofs for node in _nodes(proof.graph.model.graph)]
-    racing = sum(n.op_type == "ScatterND" and any(a.name == "reduction" and a.s != b"none" for a in n.attribute) for n in nodes)
+    racing = sum(
+        n.op_type == "ScatterND" and any(a.name == "reduction" and a.s != b"none" for a in n.attribute) for n in nodes
+    )
     return found | {
         "graph": racing == 0,
         "reason": f"{racing} ScatterND add to rows that may occur again" if racing else "",

@@ -78,12 +78,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in one step.
+    r"""Writes a text file in UTF-8 in one step; what a path has that is not UTF-8 is written `\udcff`, as in JSON.
 
     Raises:
         UserError: the folder is not writable, or the disk is full.
     """
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def remove_leftovers(folder: Path, *, deep: bool = True) -> None:
@@ -108,7 +108,7 @@ def append_line(path: Path, line: str) -> None:
         new = not path.exists()
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         with os.fdopen(descriptor, "ab") as file:
-            file.write(line.encode() + b"\n")  # in one write: a crash can only cut it short
+            file.write(line.encode(errors="backslashreplace") + b"\n")  # in one write: a crash can only cut it short
             file.flush()
             os.fsync(file.fileno())
         if new:

@@ -35,6 +35,7 @@ from dynbench.version import __version__
 __all__ = ["main"]
 
 LONGEST = 1000  # characters of a message
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory")  # in an error of torch, which has no class for it on a CPU
 
 
 class _Failure(click.ClickException):
@@ -61,6 +62,12 @@ class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order in which a new user needs them
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for arg in args:  # results name them, in files whose text is UTF-8
+            if not arg.isascii() and arg != arg.encode("utf-8", "replace").decode():
+                raise _Refusal(UserError(f"{arg!r} is not UTF-8; rename that file or folder"))
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -68,6 +75,11 @@ class _Commands(click.Group):
             raise _Refusal(e) from e
         except DynbenchError as e:
             raise _Failure(e) from e
+        except (MemoryError, RuntimeError) as e:
+            if not isinstance(e, MemoryError) and not any(words in str(e) for words in OUT_OF_MEMORY):
+                raise
+            first = (str(e).splitlines() or [""])[0]
+            raise _Refusal(UserError(f"this needs more memory than there is: {first or 'no more could be had'}")) from e
         except click.UsageError as e:
             e.ctx = None
             raise

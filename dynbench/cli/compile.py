@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dynbench.cli import completion
-from dynbench.cli.common import data_option
+from dynbench.cli.common import data_option, echo
 from dynbench.errors import DynbenchError, UserError
 
 if TYPE_CHECKING:
@@ -59,25 +59,25 @@ def _tell(written: Written, seconds: float) -> None:
             line += f"  {graph.flops_per_item / 1e6:10.2f} MFLOP per item"
             if dense and graph.network == "dynamic":
                 line += f" ({graph.flops_per_item / dense:.0%} of {manifest.primary})"
-        click.echo(line)
+        echo(line)
     for name, why in manifest.left_out.items():
-        click.echo(f"left out: {name}: {why}")
+        echo(f"left out: {name}: {why}")
     proofs = [proof for graph in manifest.graphs for proof in graph.proofs]
     kinds = ", ".join(dict.fromkeys(proof.decisions for proof in proofs if proof.decisions != "-"))
     sizes = ", ".join(map(str, sorted({proof.items for proof in proofs})))
-    click.echo(f"proved with decisions {kinds} at batch {sizes}; {seconds:.1f} s")
-    click.echo(f"bundle: {written.folder} (python {written.folder / 'run.py'})")
+    echo(f"proved with decisions {kinds} at batch {sizes}; {seconds:.1f} s")
+    echo(f"bundle: {written.folder} (python {written.folder / 'run.py'})")
 
 
 def _check(folder: Path) -> None:
     from dynbench.deploy.bundle import check
 
     failed = []
-    for found in check(folder, lambda file: click.echo(f"{file:<24} not checked: it is for another kind of machine")):
+    for found in check(folder, lambda file: echo(f"{file:<24} not checked: it is for another kind of machine")):
         same = "same" if found.ok else "DIFFERENT"
         if found.decisions_differ:
             same += f", {found.decisions_differ} of {found.decisions} decisions differ"
-        click.echo(f"{found.file:<24} batch {found.items:>4}  {found.error:8.1e} (at most {found.tolerance:g})  {same}")
+        echo(f"{found.file:<24} batch {found.items:>4}  {found.error:8.1e} (at most {found.tolerance:g})  {same}")
         if not found.ok:
             failed.append(found)
     if failed:

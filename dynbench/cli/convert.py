@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from dynbench.cli.common import echo
+
 
 @click.command("convert", short_help="Weights from .pt, .pth, .bin, .ckpt to safetensors.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -21,6 +23,6 @@ def command(file: Path, key: str | None, out: Path | None, force: bool) -> None:
 
     done = convert(file, out, key=key, force=force)
     where = f", from {done.key!r}" if done.key else ""
-    click.echo(f"{done.file}: {done.tensors} tensors, {done.bytes:,} bytes{where}")
+    echo(f"{done.file}: {done.tensors} tensors, {done.bytes:,} bytes{where}")
     if done.left_out:
-        click.echo(f"left out, as they are no tensors: {', '.join(done.left_out)}")
+        echo(f"left out, as they are no tensors: {', '.join(done.left_out)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
@@ -90,6 +91,9 @@ def _value(text: str) -> Any:
         return text
 
 
+MOST_NUMBERS = 1 << 30  # of an item: 4 GiB in float32
+
+
 def shape_of(text: str) -> tuple[int, ...]:
     """The shape that `--input 3x32x32` means.
 
@@ -97,9 +101,12 @@ def shape_of(text: str) -> tuple[int, ...]:
         UserError: the text is malformed.
     """
     sizes = text.split("x")
-    if not all(s.isdecimal() and int(s) > 0 for s in sizes):
+    if not all(s.isdecimal() and len(s) < 20 and int(s) > 0 for s in sizes):
         raise UserError(f"--input {text}: give whole numbers from 1 joined by x, such as 3x32x32")
-    return tuple(int(s) for s in sizes)
+    shape = tuple(int(s) for s in sizes)
+    if (numbers := math.prod(shape)) > MOST_NUMBERS:
+        raise UserError(f"--input {text}: that is {numbers:.3g} numbers; at most {MOST_NUMBERS:.3g} are accepted")
+    return shape
 
 
 def _cost(

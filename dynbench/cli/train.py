@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from dynbench.cli import completion
 from dynbench.cli.common import data_option, device_option, echo
 from dynbench.errors import DynbenchError, UserError
 
@@ -13,7 +14,7 @@ MOST_EPOCHS = 1_000_000
 
 
 @click.command("train", short_help="Train a workload's weights.")
-@click.argument("workload", metavar="WORKLOAD|FILE.toml")
+@click.argument("workload", metavar="WORKLOAD|FILE.toml", shell_complete=completion.workload)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

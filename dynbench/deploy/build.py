@@ -20,6 +20,7 @@ from dynbench.deploy.bundle import EXPECTED, INPUTS, MANIFEST, Decided, GraphFil
 from dynbench.dynamic import Execution, Trace, points
 from dynbench.dynamic.items import tensors
 from dynbench.errors import UserError
+from dynbench.escape import terminal
 from dynbench.experiment.alike import decided_alike, same_rows
 from dynbench.experiment.build import Prepared, Source, prepare
 from dynbench.experiment.build import sha256 as file_sha256
@@ -218,7 +219,7 @@ def _contents(p: Prepared) -> tuple[dict[str, bytes], Manifest]:
     files |= {INPUTS: _npy(x.numpy()), EXPECTED: _npz(expected)}
     files["run.py"] = (resources.files("dynbench.deploy") / "example.py").read_bytes()
     files["README.txt"] = README.format(
-        title=p.spec.title, version=__version__, items=len(x), onnxruntime=version("onnxruntime")
+        title=terminal(p.spec.title), version=__version__, items=len(x), onnxruntime=version("onnxruntime")
     ).encode()
     return files, _manifest(p, trace, entries, left_out, files, graphs["dynamic.onnx"].model.ir_version)
 

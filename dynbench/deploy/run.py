@@ -190,20 +190,27 @@ def _unmeasured(sitting: _Sitting) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the run as an exception does, so that nothing is left running on a device."""
+    """SIGTERM and SIGINT end the run as exceptions do, so that nothing is left running on a device.
+
+    Also where the shell has SIGINT ignored, as for a command in the background.
+    """
 
     def end(*_: object) -> None:
         raise Terminated("ended by SIGTERM; what is measured is kept, --resume goes on")
 
     try:
-        before = signal.signal(signal.SIGTERM, end)
+        before = {
+            signal.SIGTERM: signal.signal(signal.SIGTERM, end),
+            signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        }
     except ValueError:  # not in the main thread, which alone gets signals
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _open(out: Path, asked: Devices, specs: list[Workload], command: list[str], resume: bool) -> RunWriter:

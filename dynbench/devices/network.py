@@ -14,7 +14,7 @@ from dynbench.errors import UserError, suggestion
 from dynbench.paths import project_dir
 from dynbench.reading import read_toml
 
-MOST = 1e12  # of any figure
+LEAST, MOST = 1e-9, 1e12  # of any figure that is not 0
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,11 @@ class Network:
             value, least = getattr(self, key), "0 or more" if key.endswith("_ms") else "above 0"
             if value is None:
                 continue
-            right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST
+            right = type(value) in (int, float) and (value == 0 or LEAST <= value <= MOST)
             if not right or (value == 0 and key.endswith("mbit_s")):
                 raise UserError(
                     f"network {self.name!r}: {key} = {value!r}; it must be a number {least}, up to {MOST:g}"
+                    + (f", from {LEAST:g}" if isinstance(value, float) and 0 < value < LEAST else "")
                 )
         for key in ("name", "title", "source", "status"):
             if not isinstance(getattr(self, key), str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,22 +23,22 @@ def instead_of(given: str, known: Mapping[str, Path]) -> str:
     file, _, function = given.partition(":")
     if file.endswith(".py"):
         return _of_python(Path(file), function)
-    path = Path(given)
+    path, none = Path(given), f"no workload {given!r}, and no such file"
     if path.suffix == ".toml":
         if path.stem in known:
-            return f"no workload file {given}; the workload that comes with dynbench is {path.stem}, without .toml"
+            return f"{none}; the workload that comes with dynbench is {path.stem}, without .toml"
         near = suggestion(given, sorted(str(other) for other in path.parent.glob("*.toml")))
-        return f"no workload file {given}" + (f"; {near}" if near.startswith("did you mean") else "")
-    if (path / "manifest.json").is_file():
+        return none + (f"; {near}" if near.startswith("did you mean") else "")
+    if os.path.isfile(path / "manifest.json"):
         return (
             f"{given} is a run directory, no workload; `--resume {given}` goes on with it, `dynbench report` shows it"
         )
-    return f"no workload {given!r}, and no such file; {_near(given, known)}"
+    return f"{none}; {_near(given, known)}"
 
 
 def _of_python(file: Path, function: str) -> str:
     """What to write for a model in a file of the user's own; the file is read, not run."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         return f"there is no file {file}; a workload is a TOML file that names the model as {file.name}:FUNCTION"
     there = _functions(file)
     model = function or (there[0] if len(there) == 1 else "FUNCTION")

@@ -135,7 +135,7 @@ def _guarded(arm: RunningArm, work: Callable[[], Any]) -> Any:
 
 
 def _warm_up(arm: RunningArm, warm: bool) -> None:
-    """Until steady; one pass where another group has done so with the same shapes (`warm`)."""
+    """Until steady; one pass where another group, or the tournament, has done so with the same shapes (`warm`)."""
     before, begin = 0, time.monotonic()
     few = arm.batches[: min(WARM_UP_BATCHES, max(WARM_UP_ITEMS // len(arm.batches[0][1]), 1))]
     for n in range(WARM_UP_MAX):
@@ -183,13 +183,14 @@ def measure_group(
         planned += _controls_of_fastest(p, source, batch_size, planned)
     untimed = [c for c in planned if c.status == "failed"]  # networks that the tournament could not time in any way
     planned = [c for c in planned if c.status == "planned"]
+    timed = {c.arm for cell in planned for c in cell.candidates if c.ratio is not None}  # in the tournament
     arms, unmade = _with_controls(p, source, planned, device)
     untimed += unmade
     arms = [arm for arm in arms if arm.arm.key not in without]
     for arm in arms:
         arm.written = arm.arm.model_copy(update={"again": False}) in written
         tell("arm", name=arm.arm.key)
-        _guarded(arm, partial(_warm_up, arm, source.sweep))
+        _guarded(arm, partial(_warm_up, arm, source.sweep or arm.arm in timed))
     watch, samples = Watch(device), Samples(process)
     timed_s, stopped_by = _rounds(p, source, arms, samples, tell, stop, watch)
     noises = Noises.of(p, arms, Witnesses(**watch.end()._asdict()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -259,7 +260,7 @@ def load_spec(workload: str) -> Workload:
 def _read(workload: str) -> Workload:
     known = workload_files()
     path = known.get(workload, Path(workload))
-    if path.suffix == ".py" or not path.is_file():
+    if path.suffix == ".py" or not os.path.isfile(path):  # which says no of a name that is too long as well
         raise UserError(instead_of(workload, known))
     return parse_spec(read_toml(path), path)
 
@@ -268,7 +269,7 @@ def _variants(workload: str) -> list[Workload]:
     """A workload, or each of 'WORKLOAD@ARGUMENT=V1,V2'."""
     name, at, variation = workload.rpartition("@")
     argument, equals, values = variation.partition("=")
-    if not (at and equals) or Path(workload).is_file():
+    if not (at and equals) or os.path.isfile(workload):
         return [_read(workload)]
     spec = _read(name)
     if argument not in spec.model_args:

@@ -94,7 +94,7 @@ def into_branches(model: ModelProto) -> ModelProto:
     result = ModelProto()
     result.CopyFrom(model)
     del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
-    infos = {v.name: v for v in graph.value_info}  # of choices and blanks: what cannot be inferred
+    infos = _with_item_sizes(graph)  # of choices and blanks: what cannot be inferred
     result.graph.node.extend(_nodes(root, made_in, infos))
     result.graph.value_info.extend(_known_in(root, infos))
     result.graph.initializer.extend(root.weights.values())
@@ -117,6 +117,18 @@ def _without_aliases(graph: GraphProto) -> GraphProto:
             result.node.add().CopyFrom(node)
             result.node[-1].input[:] = [names.get(v, v) for v in node.input]
     return result
+
+
+def _with_item_sizes(graph: GraphProto) -> Infos:
+    """What is known of values: of choices and blanks also the sizes of an item, which the exporter may forget."""
+    infos = {v.name: v for v in graph.value_info}
+    for node in graph.node:
+        for value in node.output if node.op_type in (LAZY_OP, BLANK_OP) else ():
+            if value in infos:
+                dims, rest = infos[value].type.tensor_type.shape.dim, _said(node)["rest"].ints
+                for dim, size in zip(dims[1:], rest, strict=False):
+                    dim.dim_value = size
+    return infos
 
 
 def _ordered(graph: GraphProto) -> list[Unit]:

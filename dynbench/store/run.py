@@ -331,6 +331,7 @@ def _parse(kind: type[R], text: str | bytes, where: str) -> tuple[R, int]:
             return record, SCHEMA_VERSION
     try:
         table = json.loads(text)
+        json.dumps(table, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError) as e:
         raise UserError(f"{where} is corrupt: not JSON: {e}") from e
     if not isinstance(table, dict):

@@ -66,6 +66,12 @@ class Interval(Record):
     confidence: float = 0.95
 
 
+def _of_ratios(value: Interval, info: ValidationInfo) -> Interval:
+    for end in (value.value, value.low, value.high):
+        _positive(end, info)
+    return value
+
+
 class Speedup(Interval):
     """Ratio of stream totals, baseline over this cell; above 1 is faster than `baseline`."""
 
@@ -74,7 +80,7 @@ class Speedup(Interval):
     high: Positive
     baseline: str
     primary: bool
-    resolution: float | None = None  # a ratio nearer to 1 than this share is no difference; None: unknown
+    resolution: NotNegative | None = None  # a ratio nearer to 1 than this share is no difference; None: unknown
 
 
 class Warning_(Record):
@@ -366,7 +372,9 @@ class Cell(Record):
     batch_paths: list[float] = Field(default_factory=list)  # per batch id: the batch's mean path depth
     max_error: float | None = None  # output check: largest difference from the float64 reference, relative
     tolerance: float | None = None
-    again: Interval | None = None  # the primary baseline against itself in the same rounds (A/A); its truth is 1
+    again: Annotated[Interval, AfterValidator(_of_ratios)] | None = (
+        None  # the primary baseline against itself in the same rounds (A/A); its truth is 1
+    )
     witnesses: Witnesses | None = None  # of the group
     startup: Startup | None = None  # of a cell that was measured on a device, by an agent
     own: dict[str, Measured] = Field(default_factory=dict)  # by `OwnQuantity.key`: what the user's own quantities gave

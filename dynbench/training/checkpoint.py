@@ -136,7 +136,8 @@ def _put(part: Stateful, state: dict[str, Any]) -> None:
         return
     part.load_state_dict(state["state"])
     for name, p in part.named_parameters():
-        p.grad = state["gradients"].get(name)
+        gradient = state["gradients"].get(name)
+        p.grad = None if gradient is None else gradient.to(p.device)
 
 
 def _packed(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -41,7 +41,7 @@ class Record:
         folder: of the record; made if necessary.
         asked: plain data; another one cannot go on, unless nothing was kept yet.
         fresh: what is there is removed first.
-        source: a hash of the recipe's text; another one goes on, as a recipe that raised is put right and started again.
+        source: a hash of the recipe's text; another one goes on: a recipe that raised is put right and started again.
 
     Attributes:
         goes_on: something was kept.
@@ -55,6 +55,7 @@ class Record:
         self.folder, self._file = folder, folder / RECORD
         self.asked: dict[str, Any] = json.loads(json.dumps(asked))
         self.finished: list[str] = []
+        make_own_folder(folder)
         if fresh:
             self.remove()
         self.source, self.source_changed = source, False

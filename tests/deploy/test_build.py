@@ -255,3 +255,15 @@ def test_an_older_version_of_a_bundle_is_replaced(bundle: Path, proved_before: N
 def test_a_proof_is_no_negative_number() -> None:
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         Proof(decisions="learned", items=1, error=-1.0)
+
+
+def test_an_older_bundle_that_a_killed_process_laid_aside_is_put_back(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    aside = build._before(out)
+    aside.mkdir()
+    (aside / "only copy").touch()
+    build._settle(out)
+    assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "only copy"]
+    aside.mkdir()  # by one that was killed when the new bundle was in its place
+    build._settle(out)
+    assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "only copy"]

@@ -24,7 +24,7 @@ from dynbench.deploy import build
 from dynbench.deploy.bundle import Checked, Decided, Manifest, _wrong, check, sha256
 from dynbench.errors import UserError
 from dynbench.experiment import graphs
-from dynbench.graph import compiled
+from dynbench.graph import compiled_twice
 
 TINY = Path(__file__).parents[1] / "experiment" / "tiny" / "tiny.toml"
 ALONE = """
@@ -348,11 +348,12 @@ def test_a_network_that_cannot_be_a_graph_is_refused_and_nothing_is_written(tmp_
 
 def test_a_graph_that_answers_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(model: Any, x: Any, **how: Any) -> Any:
-        graph = compiled(model, x, **how)
-        weight(graph.model)
-        return graph
+        found = compiled_twice(model, x, **how)
+        for graph in found:
+            weight(graph.model)
+        return found
 
-    monkeypatch.setattr(graphs, "compiled", wrong)
+    monkeypatch.setattr(graphs, "compiled_twice", wrong)
     result = call("compile", TINY, "--out", tmp_path / "out")
     assert result.exit_code == 1 and "than per_sample" in result.output
     assert not (tmp_path / "out").exists()

@@ -60,10 +60,18 @@ def test_a_file_that_is_no_python_is_named_all_the_same(code: str, tmp_path: Pat
 
 
 def test_a_missing_file_leads_to_one_of_nearly_its_name(tmp_path: Path) -> None:
-    assert said(tmp_path / "missing.toml") == f"no workload file {tmp_path / 'missing.toml'}"
+    assert said(tmp_path / "missing.toml") == f"no workload {str(tmp_path / 'missing.toml')!r}, and no such file"
     (tmp_path / "mine.toml").touch()
     assert said(tmp_path / "mien.toml").endswith(f"did you mean {tmp_path / 'mine.toml'}?")
     assert said("idk_digits.toml").endswith("comes with dynbench is idk_digits, without .toml")
+
+
+@pytest.mark.parametrize(
+    "given", ["a" * 3000, "a" * 3000 + ".py", "a" * 3000 + ".toml", "a" * 3000 + "@b=1", "", ".", ":"]
+)
+def test_whatever_is_given_is_refused_in_a_sentence(given: str) -> None:
+    result = call("run", given)
+    assert result.exit_code == 2 and result.output.lstrip().startswith("Error: ")
 
 
 def test_a_run_directory_is_known_as_one(tmp_path: Path) -> None:

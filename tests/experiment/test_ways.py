@@ -115,7 +115,7 @@ def test_a_network_that_cannot_be_a_graph_is_deployed_as_something_else(
     def refuse(*_: Any, **__: Any) -> Any:
         raise CannotTrace("Skip 'block0' cannot be a graph")
 
-    monkeypatch.setattr(graphs, "compiled", refuse)
+    monkeypatch.setattr(graphs, "compiled_twice", refuse)
     (dynamic,) = (c for c in played(tiny, 4) if c.arm.kind == "strategy")
     assert dynamic.arm.control == "host"
     (graph,) = (c for c in dynamic.candidates if c.arm.control == "graph")
@@ -127,8 +127,8 @@ def test_a_graph_that_answers_otherwise_is_not_timed(tiny: Prepared, monkeypatch
     with torch.no_grad():
         other.model.exits.heads[1].bias += 1  # type: ignore[operator, union-attr]
         other.baselines["plain"][2].bias += 1  # type: ignore[index]
-    made, made_static = graphs.compiled, graphs.static_graph
-    monkeypatch.setattr(graphs, "compiled", lambda model, x, **how: made(other.model, x, **how))
+    made, made_static = graphs.compiled_twice, graphs.static_graph
+    monkeypatch.setattr(graphs, "compiled_twice", lambda model, x, **how: made(other.model, x, **how))
     monkeypatch.setattr(graphs, "static_graph", lambda model, x: made_static(other.baselines["plain"], x))
     for cell in played(tiny, 4):
         (graph,) = (c for c in cell.candidates if c.arm.control == "graph")

@@ -87,6 +87,7 @@ def _read_run(here: Path) -> list[tuple[object, ...]]:
     return [
         ("export", run, "--out", here / "out"),
         ("compare", run, whole),
+        ("history", "add", run, "--db", here / "out" / "history.db"),
         ("report", run, "--format", "md", "--out", here / "out"),
     ]
 

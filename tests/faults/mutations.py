@@ -189,6 +189,7 @@ def remove(path: Path) -> None:
     else:
         path.unlink(missing_ok=True)
 
+
 JSON: tuple[Mutation, ...] = (*TEXT, json_value, json_value, json_value, json_value)
 TOML: tuple[Mutation, ...] = (*TEXT, toml_value, toml_value, toml_value)
 

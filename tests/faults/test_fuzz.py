@@ -111,3 +111,34 @@ def test_an_amount_that_nothing_can_have_is_refused(value: str, ready: Path, tmp
     cells.write_text(text)
     code, output = fuzz.call("report", run, "--format", "md", "--out", tmp_path / "out")
     assert code == 2 and "stream_ms" in output and "a number between 1e-30 and 1e+30 is expected" in output
+
+
+@pytest.mark.parametrize(
+    ("pattern", "to", "said"),
+    [
+        (rb'"label": ?"', b'"label":"\xed\xa0\x80', "corrupt"),
+        (rb'"label": ?"', b'"label":"\\ud800', "corrupt"),
+        (rb'"resolution": ?[0-9.e+-]+', b'"resolution":-1', "from 0 on"),
+        (rb'("again": ?\{"value": ?)[0-9.e+-]+', rb"\g<1>-1", "above 0"),
+    ],
+    ids=["half a character", "half a pair", "a resolution below 0", "a ratio below 0"],
+)
+def test_a_cell_that_nobody_measured_is_refused(
+    pattern: bytes, to: bytes, said: str, ready: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(ready / "whole", run)
+    cells = run / "cells.jsonl"
+    content, changed = re.subn(pattern, to if to.startswith(rb"\g") else lambda _: to, cells.read_bytes())
+    assert changed
+    cells.write_bytes(content)
+    for command in (("export", run, "--out", tmp_path / "out"), ("compare", run, ready / "whole")):
+        code, output = fuzz.call(*command)
+        assert code == 2 and "cells.jsonl:" in output and said in output
+
+
+def test_a_network_slower_than_any_is_refused(ready: Path, here: Here, tmp_path: Path) -> None:
+    line = tmp_path / "line.toml"
+    line.write_text("round_trip_ms = 1e-320\njitter_ms = 2.5\n")
+    code, output = fuzz.call("partition", ready / "net.toml", "--network", line, "--rounds", 1)
+    assert code == 2 and "round_trip_ms" in output and "from 1e-09" in output

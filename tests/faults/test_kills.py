@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from bench.kills import net
 from bench.kills.leftovers import processes
 from bench.kills.scene import KINDS, Scene
 from bench.kills.table import readme
 from bench.kills.trial import Trial, carry_out, drawn
+from dynbench.scratch import make_scratch
+from dynbench.store.lock import locked
+from tests.cli import call
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +80,25 @@ def test_what_is_lost_and_what_is_left_is_seen(
     assert len(trial.processes) == 1 and "time.sleep(60)" in trial.processes[0]
     text = readme([trial], scene, "python -m bench.kills", 1, 20.0)
     assert "1 x SIGKILL, no other signal" in text and trial.lost[0] in text
+
+
+def test_a_run_removes_what_dead_processes_left_and_not_what_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary, out = tmp_path / "tmp", tmp_path / "run"
+    temporary.mkdir()
+    out.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    left = [sys.executable, "-c", "from dynbench.scratch import make_scratch; print(make_scratch('forks'))"]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    folder = subprocess.run(left, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+    mine = make_scratch("graph")
+    assert Path(folder).name not in (path.name for path in temporary.iterdir())  # the next folder sweeps already
+    Path(folder).mkdir()
+    with locked(out):  # so that nothing is measured
+        result = call("run", Path(net.__file__).with_name("net.toml"), "--out", out)
+    assert result.exit_code == 2 and "is being written by" in result.output
+    assert list(temporary.iterdir()) == [mine]
 
 
 def test_what_is_drawn_depends_on_the_seed_and_the_number_only() -> None:

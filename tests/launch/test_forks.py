@@ -64,6 +64,15 @@ def test_a_preload_that_fails_is_told_with_its_last_words(tmp_path: Path) -> Non
     assert (caught.value.cause, caught.value.exit_code) == ("ended", 1)
 
 
+def test_the_path_of_its_folder_may_be_longer_than_that_of_a_socket(tmp_path: Path) -> None:
+    inside = tmp_path / ("long" * 30)
+    inside.mkdir()
+    server = ForkServer(LocalLauncher(), [MODULE], environment={"PYTHONPATH": ROOT}, inside=inside)
+    assert asked(server.fork(f"{MODULE}:serve"), "echo", what=1) == {"echo": 1}
+    server.close()
+    assert list(inside.iterdir()) == []
+
+
 def test_nothing_is_left_when_its_parent_is_killed(tmp_path: Path) -> None:
     script = (
         "import time\nfrom dynbench.launch import ForkServer, LocalLauncher\n"

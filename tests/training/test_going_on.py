@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dynbench.errors import UserError
 from dynbench.training import train_workload
+from dynbench.training.cascade import RuleSettings
 from dynbench.training.interrupts import Interrupts
 from dynbench.training.session import Session, Settings, cross_entropy
 from tests.training.test_dmasking import WORKLOAD as SEARCH
@@ -108,7 +110,7 @@ def _without_times(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", RECIPES)
-def test_killed_after_every_third_step_it_makes_the_same_files(
+def test_killed_after_every_fourth_step_it_makes_the_same_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -116,13 +118,13 @@ def test_killed_after_every_third_step_it_makes_the_same_files(
     sittings, done = 0, False
     while not done:
         sittings += 1
-        killed_after(monkeypatch, 3)
+        killed_after(monkeypatch, 4)
         try:
             train_workload(RECIPES[kind], parts, progress=False, keep_every_s=0)
             done = True
         except Killed:
             assert (parts / "unfinished" / "training.json").is_file() and sittings < 100
-    assert sittings > 2
+    assert sittings > 1
     assert made(parts) == made(whole)
 
 
@@ -164,6 +166,64 @@ def test_a_loss_s_own_state_and_what_was_lost_since_the_last_checkpoint_come_bac
         session(out, every_s, resume=True).fit("net", again, after, settings)
         assert after.calls == loss.calls == 6 and torch.equal(after.mean, loss.mean)
         assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_gradients_that_nothing_learns_from_but_clipping_counts_come_back(tmp_path: Path) -> None:
+    def frozen() -> nn.Module:
+        net = network()
+        net.register_parameter("still", nn.Parameter(torch.zeros(1), requires_grad=False))
+        net.still.grad = torch.full((1,), 100.0)
+        return net
+
+    def killed(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if float(model.still.grad) < 100:  # the second step
+            raise Killed
+        return cross_entropy(model, x, y)
+
+    settings = Settings(epochs=1, items=96, batch_size=32)
+    whole, again = frozen(), frozen()
+    session(tmp_path / "whole").fit("net", whole, cross_entropy, settings)
+    with pytest.raises(Killed):
+        session(tmp_path / "parts", 0.0).fit("net", frozen(), killed, settings)
+    session(tmp_path / "parts", 0.0, resume=True).fit("net", again, cross_entropy, settings)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"lr": 0.5}, r"another settings\.lr: 0\.2 then, 0\.5 now"),
+        ({"seed": 1}, r"another settings\.seed: 0 then, 1 now"),
+        ({"items": 32}, r"another settings\.items: 96 then, 32 now"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    settings: dict[str, Any] = {"epochs": 1, "items": 96, "batch_size": 32}
+    with pytest.raises(Killed):
+        session(tmp_path, 0.0).fit("net", network(), Remembers(2), Settings(**settings))
+    with pytest.raises(UserError, match=says):
+        session(tmp_path, resume=True).fit("net", network(), Remembers(), Settings(**{**settings, **change}))
+
+
+def test_other_data_under_the_same_settings_are_refused(tmp_path: Path) -> None:
+    settings = Settings(epochs=1, items=96, batch_size=32)
+    with pytest.raises(Killed):
+        session(tmp_path, 0.0).fit("net", network(), Remembers(2), settings)
+    other = session(tmp_path, resume=True)
+    other.workload["inputs"] = {"name": "digits", "options": {"size": 16}}
+    with pytest.raises(UserError, match="of a training with another data"):
+        other.fit("net", network(), Remembers(), settings)
+
+
+def test_epochs_are_those_asked_for_but_a_rule_s_steps_stay(tmp_path: Path) -> None:
+    table = RECIPES["learned rules"]
+    train_workload(table, tmp_path, progress=False, epochs=3)
+    card = json.loads((tmp_path / "resnet8_tiny.json").read_text())
+    assert card["epochs"] == 3 and card["recipe"] == "dynbench train idk_tiny --epochs 3"
+    made = session(tmp_path)
+    made.epochs = 7
+    assert made.settings(Settings, "resnet", epochs=2).epochs == 7
+    assert made.settings(RuleSettings, "rule", epochs=2).epochs == 2
 
 
 def session(out: Path, every_s: float = 30.0, resume: bool = False) -> Session:

@@ -128,13 +128,13 @@ def test_only_files_of_a_training_are_removed_and_no_link_is_followed(tmp_path: 
     record.remove()
     assert [p.name for p in mine.parent.iterdir()] == ["notes.txt"]
     elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "x.checkpoint").write_text("")
+    Record(elsewhere, {}).finish("net")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "unfinished").symlink_to(elsewhere)
-    with pytest.raises(UserError, match="symbolic link"):
-        Record(tmp_path / "out" / "unfinished", {})
-    assert [p.name for p in elsewhere.iterdir()] == ["x.checkpoint"]
+    for fresh in (False, True):
+        with pytest.raises(UserError, match="symbolic link"):
+            Record(tmp_path / "out" / "unfinished", {}, fresh)
+    assert [p.name for p in elsewhere.iterdir()] == ["training.json"]
 
 
 def test_batches_are_a_pass_over_all_rows_in_the_order_of_a_permutation() -> None:
