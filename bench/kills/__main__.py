@@ -11,12 +11,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import bench.kills
-from bench.kills.scene import KINDS, SETTLE_S, Scene
+from bench.kills import leftovers
+from bench.kills.scene import KINDS, SETTLE_S, Kind, Scene
 from bench.kills.table import readme
 from bench.kills.trial import Trial, carry_out, drawn
 from dynbench.files import write_text
 
 RESULTS, README = "results.json", "README.md"
+INTERRUPTED = 130
 
 
 def main() -> int:
@@ -37,7 +39,24 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     trials = _read(options.out / RESULTS, about)
     scene = Scene(options.out / "scene")
-    scene.prepare(kinds)
+    try:
+        scene.prepare(kinds)
+        _go_on(options, trials, kinds, about, scene, begun)
+    except KeyboardInterrupt:
+        leftovers.end_processes(scene.mark)
+        return INTERRUPTED
+    return int(any(trial.landed and not trial.clean for trial in trials))
+
+
+def _go_on(
+    options: argparse.Namespace,
+    trials: list[Trial],
+    kinds: list[Kind],
+    about: dict[str, object],
+    scene: Scene,
+    begun: float,
+) -> None:
+    """Carries out trials, adds them to the list and writes all of them down."""
     while sum(trial.landed and trial.signal == "SIGKILL" for trial in trials) < options.kills:
         if options.seconds is not None and time.monotonic() - begun > options.seconds:
             break
@@ -46,10 +65,8 @@ def main() -> int:
         trials.append(trial)
         _write(options.out, trials, about, scene, options.kills)
         verdict = "not hit" if not trial.landed else "clean" if trial.clean else "NOT CLEAN"
-        print(
-            f"{trial.index}: {trial.command}, {trial.signal}, {trial.to}, {trial.fraction:.2f}: {verdict}", flush=True
-        )
-    return int(any(trial.landed and not trial.clean for trial in trials))
+        what = f"{trial.command}, {trial.signal}, {trial.to}, {trial.fraction:.2f}"
+        print(f"{trial.index}: {what}: {verdict}", flush=True)
 
 
 def _read(file: Path, about: dict[str, object]) -> list[Trial]:

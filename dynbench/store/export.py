@@ -175,7 +175,7 @@ def _document(run: Run, out: Path) -> Path:
     """A line for every cell, so that the file can be read by people, too, and is written fast."""
     described = [{name: getattr(q, name) for name in DESCRIBED} for q in quantities(run.manifest.workloads.values())]
     with write_aside(out / "run.json") as file:
-        text = codecs.getwriter("utf-8")(file, errors="backslashreplace")
+        text = codecs.getwriter("utf-8")(file, "backslashreplace")
         text.write(f'{{"schema_version": {SCHEMA_VERSION},\n"manifest": {to_json(run.manifest)},\n"cells": [')
         text.writelines(f"{',' if i else ''}\n{to_json(cell)}" for i, cell in enumerate(run.cells))
         warnings = ",".join(to_json(w) for w in run.warnings)
@@ -185,7 +185,7 @@ def _document(run: Run, out: Path) -> Path:
 
 def _csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
     with write_aside(path) as file:
-        writer = csv.writer(codecs.getwriter("utf-8")(file, errors="backslashreplace"), lineterminator="\n")
+        writer = csv.writer(codecs.getwriter("utf-8")(file, "backslashreplace"), lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
     return path

@@ -330,8 +330,7 @@ def _parse(kind: type[R], text: str | bytes, where: str) -> tuple[R, int]:
         if record.schema_version == SCHEMA_VERSION:
             return record, SCHEMA_VERSION
     try:
-        table = json.loads(text)
-        json.dumps(table, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        table = _json(text)
     except (ValueError, RecursionError) as e:
         raise UserError(f"{where} is corrupt: not JSON: {e}") from e
     if not isinstance(table, dict):
@@ -348,6 +347,13 @@ def _parse(kind: type[R], text: str | bytes, where: str) -> tuple[R, int]:
         raise UserError(f"{where} is corrupt: {first_fault(e)}") from e
     except ValueError as e:
         raise UserError(f"{where} is corrupt: {e}") from e
+
+
+def _json(text: str | bytes) -> Any:
+    """What JSON says; half of a surrogate pair, which no file can hold, is a ValueError like all that is no JSON."""
+    found = json.loads(text)
+    json.dumps(found, ensure_ascii=False).encode()
+    return found
 
 
 def _refuse_newer(version: int, where: str) -> None:

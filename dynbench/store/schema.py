@@ -72,6 +72,9 @@ def _of_ratios(value: Interval, info: ValidationInfo) -> Interval:
     return value
 
 
+OfRatios = Annotated[Interval, AfterValidator(_of_ratios)]
+
+
 class Speedup(Interval):
     """Ratio of stream totals, baseline over this cell; above 1 is faster than `baseline`."""
 
@@ -372,9 +375,7 @@ class Cell(Record):
     batch_paths: list[float] = Field(default_factory=list)  # per batch id: the batch's mean path depth
     max_error: float | None = None  # output check: largest difference from the float64 reference, relative
     tolerance: float | None = None
-    again: Annotated[Interval, AfterValidator(_of_ratios)] | None = (
-        None  # the primary baseline against itself in the same rounds (A/A); its truth is 1
-    )
+    again: OfRatios | None = None  # the primary baseline against itself in the same rounds (A/A); its truth is 1
     witnesses: Witnesses | None = None  # of the group
     startup: Startup | None = None  # of a cell that was measured on a device, by an agent
     own: dict[str, Measured] = Field(default_factory=dict)  # by `OwnQuantity.key`: what the user's own quantities gave

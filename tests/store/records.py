@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from dynbench.store.run import COLUMNS, write_samples
 from dynbench.store.schema import (
+    LEAST,
+    MOST,
     Accuracy,
     Arm,
     Cell,
@@ -26,7 +28,7 @@ from dynbench.store.schema import (
 )
 from dynbench.unavailable import Unavailable
 
-number = st.floats(0, exclude_min=True, allow_nan=False, allow_infinity=False)
+number = st.floats(LEAST, MOST)
 text = st.text(st.characters(codec="utf-8"), max_size=12)  # line separators, NUL and quotes among them
 quantity = number | st.builds(Unavailable, unavailable=text)
 count = st.integers(1, 2**53)
