@@ -171,7 +171,7 @@ def _of_control(p: Prepared, source: Source, arm: RunningArm, facts: Facts) -> W
     accounted = Unavailable(unavailable="a paper counts no controls")
     columns: dict[str, Any] = {"operator_calls": calls}
     if leaves_out_bodies(executed, facts.required_region):
-        columns |= {"status": "failed", "reason": "it leaves out bodies too, whose answers nothing follows from"}
+        columns |= {"status": "refused", "reason": "it leaves out bodies too, whose answers nothing follows from"}
     return Work(executed, facts.required_region, facts.required_total, accounted, None, columns)
 
 

@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def measured(folder: Path, **options: Any) -> Run:
-    run_experiment(["tiny.toml"], Options(**QUICK | options), folder / "run", command=[])
+    run_experiment(["tiny.toml"], Options(**QUICK | {"controls": "none"} | options), folder / "run", command=[])
     return Run.open(folder / "run")
 
 

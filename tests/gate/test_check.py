@@ -58,7 +58,7 @@ def checked(root: Path, **changes: object) -> Gate:
 
 
 def nothing_is_left(root: Path) -> bool:
-    folders = list(Path(tempfile.gettempdir()).glob(f"dynbench-*-{os.getpid()}-*"))
+    folders = list(Path(tempfile.gettempdir()).glob(f"dynbench-check-*-{os.getpid()}-*"))
     return not folders and len(git(root, "worktree", "list").splitlines()) == 1
 
 

@@ -18,7 +18,7 @@ OWN = {  # page -> what its run is to have measured
     "add-a-load": lambda cell: cell.arm.load == "paced 2 ms",
     "add-a-target": lambda cell: cell.arm.strategy == "compaction",
     "add-a-quantity": lambda cell: cell.own.get("answer_bytes_per_item") == 40,
-    "add-a-model": lambda cell: cell.flops is not None and cell.flops.accounted > 0,
+    "add-a-model": lambda cell: cell.arm.kind == "strategy" and cell.flops is not None and cell.flops.accounted > 0,
 }
 
 
