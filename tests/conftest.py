@@ -7,6 +7,7 @@ CI installs.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from typing import Any
 
@@ -19,6 +20,8 @@ CI = os.environ.get("DYNBENCH_CI") == "1"
 settings.register_profile("dynbench", derandomize=True, deadline=None, max_examples=20, database=None)
 settings.load_profile("dynbench")
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell: tests that interrupt need it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
