@@ -9,7 +9,7 @@ from dynbench.analysis.formatting import percent, significant, times
 from dynbench.analysis.headline import of_one_device
 from dynbench.analysis.overview import Batch, Standing, Summary, by_batch_size, summarise
 from dynbench.report.answer import Answer
-from dynbench.report.answers import answers
+from dynbench.report.answers import CAUSES, answers
 from dynbench.report.background import (
     environment_section,
     legend,
@@ -198,7 +198,7 @@ def _loss(judged: Standing) -> Value:
     if judged.largest_loss is None or judged.efficiency is None or judged.efficiency >= 0.95:
         return Value(NOTHING)
     cause, factor = judged.largest_loss
-    return Value(f"{cause} {times(factor)}", factor)
+    return Value(f"{CAUSES.get(cause, cause)} {times(factor)}", factor)
 
 
 def _verdict(judged: Standing) -> str:

@@ -40,8 +40,8 @@ _COLUMNS = [
         "largest_loss",
         "largest loss",
         "factor",
-        "The cause that costs the best strategy most as written, from counters and profile; a dash where 95 % of the "
-        f"ideal is reached. {_JUDGED}",
+        "The cause that costs the best strategy most as written, by controls, else by counters and profile; a dash "
+        f"where 95 % of the ideal is reached. {_JUDGED}",
         kind="text",
     ),
     Column(
