@@ -3,7 +3,7 @@
 #   make run       measure and write a report        make run ARGS="--device cuda"
 #   make report    write the report of the newest run again
 #   make test      the tests                         make test ARGS="tests/cli -k help"
-#   make test-devices  the tests with real peers: browsers, an ssh server, adbd
+#   make test-devices  the tests with real peers: browsers, an ssh server, adbd, qemu
 #   make fuzz      damaged files through the commands, for 2 minutes; make fuzz ARGS="--seconds 3600 --seed 7"
 #   make lint      style, types, layers
 #   make verify-all    check that all workloads give the same answers under all strategies
@@ -29,7 +29,8 @@ report: $(INSTALLED)
 
 # One thread per process: small tensors do not gain from more, and the processes do not compete for cores.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/peers $(ARGS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+		--ignore tests/peers $(ARGS)
 
 # Slow ones, one after the other: each starts a browser or another peer.
 test-devices: $(INSTALLED)

@@ -1,7 +1,8 @@
 """Which of the workloads that come with dynbench are a graph: for any batch and for a single item, proved.
 
 `python -m bench.graphs [NAME ...]` prints one JSON line per workload as it is found, then the count.
-Each is made in a process of its own, one after the other: some take much memory.
+Each is made in a process of its own, one after the other: some take much memory. With `--out FILE` a later call goes on
+where an earlier one ended. The table of all is in reports/2026-11-26-graphs.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ def main() -> int:
     parser.add_argument("workloads", nargs="*", metavar="NAME", help="only these [default: all]")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a line for each as it is found; go on there")
     parser.add_argument("--limit", type=float, default=600.0, metavar="S", help="for each [default: 600]")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of data sets, as of `dynbench run`")
     parser.add_argument("--one", metavar="NAME", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(found_out(options.one)))
+        print(json.dumps(found_out(options.one, options.data)))
         return 0
     from dynbench.paths import workload_files
 
@@ -36,7 +38,7 @@ def main() -> int:
     for name in names:
         if name in lines:
             continue
-        lines[name] = line = _in_process(name, options.limit)
+        lines[name] = line = _in_process(name, options.limit, options.data)
         print(json.dumps(line), flush=True)
         if options.out:
             with options.out.open("a", encoding="utf-8") as file:
@@ -57,8 +59,8 @@ def _read(file: Path | None) -> dict[str, dict[str, Any]]:
     return {line["workload"]: line for line in lines}
 
 
-def _in_process(name: str, limit_s: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.graphs", "--one", name]
+def _in_process(name: str, limit_s: float, data: Path | None) -> dict[str, Any]:
+    command = [sys.executable, "-m", "bench.graphs", "--one", name, *(() if data is None else ("--data", str(data)))]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
     except subprocess.TimeoutExpired:
@@ -70,7 +72,7 @@ def _in_process(name: str, limit_s: float) -> dict[str, Any]:
     return answer
 
 
-def found_out(name: str) -> dict[str, Any]:
+def found_out(name: str, data: Path | None = None) -> dict[str, Any]:
     """One workload: whether it is a graph, how often it was compared, CPU seconds, peak memory."""
     import torch
 
@@ -87,7 +89,7 @@ def found_out(name: str) -> dict[str, Any]:
         (spec,) = load_specs([name])
         if spec.model_kind == "opaque":
             return found | {"reason": "it is opaque: its network shows no decision points"}
-        p = prepare(spec, Options())
+        p = prepare(spec, Options(data_dir=data))
         prepared = time.process_time()
         source = Source(Decisions(source="learned", label="learned"))
         with torch.inference_mode():

@@ -1,5 +1,21 @@
-"""`python -m dynbench`: the same as the command `dynbench`."""
+"""The command `dynbench`, also as `python -m dynbench`."""
 
-from dynbench.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Calls the command; Ctrl-C while its modules are still being read ends it without a traceback."""
+    try:
+        from dynbench.cli import main as command
+
+        command()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

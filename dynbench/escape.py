@@ -10,8 +10,8 @@ import html as _html
 import re
 import unicodedata
 
-# An underscore within a word is none, and an '&' that begins no entity stays as it is.
-_MARKDOWN = re.compile(r"[\\`*\[\]<|~$]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)")
+# An underscore within a word is none, and an '&' that begins no entity stays as it is. A text may begin a line.
+_MARKDOWN = re.compile(r"^(?:[#>]|[-+](?= ))|[\\`*\[\]<|~$]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)")
 _NOT_PLAIN = re.compile(r"[^\n\t -~]")
 _ENTITIES = {"<": "&lt;", "&": "&amp;"}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -29,6 +31,16 @@ def make_folder(path: Path) -> None:
         raise UserError(f"cannot write to {path}: Permission denied")
 
 
+def make_place(path: Path) -> None:
+    """Makes the folder of a file that is to be written later, so that what can be refused is refused now.
+
+    Raises:
+        UserError: the folder cannot be made or written to, or a folder, pipe or device is where the file is to be.
+    """
+    make_folder(path.parent)
+    _refuse_special(path)
+
+
 def make_own_folder(path: Path) -> None:
     """Makes a folder in one that somebody else may have prepared: a symbolic link to another place is not followed.
 
@@ -48,8 +60,9 @@ def write_aside(path: Path) -> Iterator[BinaryIO]:
     its target is left alone. What processes that were killed left beside it is removed first.
 
     Raises:
-        UserError: the folder is not writable, or the disk is full.
+        UserError: a folder, pipe or device is there, the folder around it is not writable, or the disk is full.
     """
+    _refuse_special(path)
     aside = path.with_name(f".{owned('aside')}{secrets.token_hex(8)}.part")
     try:
         remove_abandoned(path.parent)
@@ -102,19 +115,41 @@ def append_line(path: Path, line: str) -> None:
     """Adds a line and waits until it is on the disk.
 
     Raises:
-        UserError: the file is a symbolic link or not writable, or the disk is full.
+        UserError: the file is a link, no ordinary file or not writable, or the disk is full.
+    """
+    append_text(path, line + "\n")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds a text to a file, which may be new, and waits until it is on the disk.
+
+    Raises:
+        UserError: the file is a link, no ordinary file or not writable, or the disk is full.
     """
     try:
         new = not path.exists()
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        with os.fdopen(descriptor, "ab") as file:
-            file.write(line.encode(errors="backslashreplace") + b"\n")  # in one write: a crash can only cut it short
+        with os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "ab") as file:
+            file.write(text.encode(errors="backslashreplace"))  # in one write: a crash can only cut it short
             file.flush()
             os.fsync(file.fileno())
         if new:
             sync_folder(path.parent)
     except OSError as e:
         raise _cannot(path, e) from e
+
+
+def open_own(path: Path, flags: int) -> int:
+    """A descriptor of an ordinary file that has this one name; made if it is not there. Never waits.
+
+    Raises:
+        OSError: a link (symbolic, or a second name of another file), pipe or device is there, or it cannot be opened.
+    """
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:  # 0: removed in this moment
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EPERM, "it is a link or no ordinary file")
 
 
 def sync_folder(path: Path) -> None:
@@ -124,6 +159,21 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _refuse_special(path: Path) -> None:
+    """Raises where a folder, pipe or device is, or in a folder of such: nothing can be put in its place.
+
+    Raises:
+        UserError: what is there.
+    """
+    try:
+        special = path.exists() and not path.is_file()
+        parent = os.path.realpath(path.parent)
+    except (OSError, ValueError) as e:  # a loop of symbolic links; a name with a null character
+        raise UserError(f"cannot write to {path}: {getattr(e, 'strerror', None) or e}") from e
+    if special or parent == "/dev" or f"{parent}/".startswith(("/proc/", "/sys/")):
+        raise UserError(f"cannot write to {path}: it is {'a folder' if path.is_dir() else 'no ordinary file'}")
 
 
 def _cannot(path: Path, error: OSError) -> UserError:

@@ -8,20 +8,34 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 
+from tests import zygote
+
 CI = os.environ.get("DYNBENCH_CI") == "1"
+LONGEST = (
+    *("gate/test_check.py", "project/test_packaging.py", "faults/test_kills.py", "faults/test_runs.py"),
+    *("project/test_docs.py", "training/test_going_on.py", "experiment/test_ways.py", "experiment/test_run.py"),
+)
+"""Files that come first: when all others are given out, no worker has to wait long for one of them."""
 
 settings.register_profile("dynbench", derandomize=True, deadline=None, max_examples=20, database=None)
 settings.load_profile("dynbench")
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell: tests that interrupt need it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def processes_are_forked() -> Iterator[None]:
+    """Processes of dynbench need no imports; not in `tests/launch`."""
+    with zygote.forks():
+        yield
 
 
 @pytest.fixture
@@ -31,7 +45,8 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips tests marked `cuda` where torch finds no GPU."""
+    """Moves the longest files to the front, and skips tests marked `cuda` where torch finds no GPU."""
+    items.sort(key=lambda item: not item.nodeid.partition("::")[0].endswith(LONGEST))
     if torch.cuda.is_available():
         return
     for item in items:

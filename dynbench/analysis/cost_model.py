@@ -7,7 +7,7 @@ The time of one pass over the stream is a sum of terms, each with a factor that 
     moving     rows gathered and put back: calls and bytes
     operators  other operators between regions: calls and bytes
     waiting    times that the host looks at a value
-    points     visits to decision points: Python
+    points     Python at decision points and around calls of regions
 
 A factor of 1 is what the measurements of T(n) and of constants say by themselves. Factors are fitted on some cells,
 close to 1 unless these say otherwise, and judged on others, which the fit never sees (`held_out`).
@@ -21,7 +21,7 @@ from itertools import groupby
 
 import numpy as np
 
-from dynbench.store.scaling import Constants, Network, Part, Scaling, Usage
+from dynbench.store.scaling import Between, Constants, Network, Part, Scaling, Usage
 from dynbench.store.schema import Arm, Cell
 
 TERMS = ("body", "decide", "moving", "operators", "waiting", "points")
@@ -82,35 +82,39 @@ def time_of(part: Part, n: int, constants: Constants, levers: Levers = NONE) -> 
 
 
 def terms(
-    usage: Usage, network: Network, constants: Constants, control: str, levers: Levers = NONE
+    usage: Usage, network: Network, constants: Constants, levers: Levers = NONE, between: Between | None = None
 ) -> dict[str, float]:
     """The terms of one pass over the stream, in us, before any factor.
 
+    In a graph no Python runs at points, and nothing waits; what lies between its regions has a T(n) of its own.
+
     Args:
         usage: what the arm does.
-        network: what it runs.
+        network: what it runs; a region that it does not know takes no time.
         constants: of the device.
-        control: 'host', or 'graph': there no Python runs at points, and nothing waits.
         levers: what is taken away, and where.
-
-    Raises:
-        KeyError: a region was called whose T(n) is not known.
+        between: what lies between regions, in place; None: visits to points and bytes as the constants have them.
     """
     parts = {part.name: part for part in network.parts}
     found = dict.fromkeys(TERMS, 0.0)
     for name, sizes in usage.calls.items():
-        part = parts[name]
-        for n, calls in sizes.items():
-            found[part.role] += calls * time_of(part, n, constants, levers)
-    constants = levers.on or constants
-    us_per_byte = 1e6 / constants.moved_bytes_per_s
-    in_graph = control == "graph"
-    call = 0.0 if levers.no_launch or in_graph else 1.0
-    found["moving"] = usage.movings * call * constants.gather_us + usage.moved_bytes * us_per_byte
-    found["operators"] = usage.operators * call * constants.operator_us
-    found["operators"] += 0.0 if in_graph else usage.operator_bytes * us_per_byte
-    found["waiting"] = 0.0 if in_graph else usage.waits * constants.wait_us
-    found["points"] = usage.points * (constants.region_us if in_graph else constants.point_us)
+        if (part := parts.get(name)) is not None:
+            found[part.role] += sum(calls * time_of(part, n, constants, levers) for n, calls in sizes.items())
+    if network.control == "graph":
+        for part in network.parts:
+            if part.role in ("moving", "points"):
+                passes = usage.items / usage.batch_size
+                found[part.role] += passes * time_of(part, usage.batch_size, constants, levers)
+    else:
+        here, call = levers.on or constants, 0.0 if levers.no_launch else 1.0
+        us_per_byte = 1e6 / constants.moved_bytes_per_s if between is None else between.us_per_byte
+        us_per_byte *= constants.moved_bytes_per_s / here.moved_bytes_per_s
+        calls = sum(sum(sizes.values()) for sizes in usage.calls.values())
+        python_us = usage.points * constants.point_us if between is None else calls * between.call_us
+        found["moving"] = usage.movings * call * here.gather_us + usage.moved_bytes * us_per_byte
+        found["operators"] = usage.operators * call * here.operator_us + usage.operator_bytes * us_per_byte
+        found["waiting"] = usage.waits * here.wait_us
+        found["points"] = python_us * here.point_us / constants.point_us
     if levers.free_gather:
         found["moving"] = 0.0
     if levers.no_wait or levers.known_ahead:
@@ -163,7 +167,7 @@ class Errors:
         p90: 90 % are nearer than this.
         near: share within 25 %.
         bias: median of predicted / measured.
-        worst: the term that explains most of what is off, by the size of its share where errors are large.
+        worst: the term whose share goes best with what is off; it says where, not why: see `misses` for that.
     """
 
     cells: int
@@ -190,13 +194,20 @@ class Model:
     predictions: list[Prediction] = field(default_factory=list)
     fitted: dict[Family, int] = field(default_factory=dict)
 
-    def predict(self, arm: Arm, usage: Usage, levers: Levers = NONE) -> Prediction | None:
-        """What an arm takes for a pass over the stream; None where T(n) of its network is not known."""
+    def predict(self, arm: Arm, usage: Usage, levers: Levers = NONE, *, pace: float = 1.0) -> Prediction | None:
+        """What an arm takes for a pass over the stream; None where T(n) of its network is not known.
+
+        Args:
+            arm: which.
+            usage: what it does.
+            levers: what is taken away, and where.
+            pace: how much longer things take than in the middle of the run.
+        """
         found = _terms(self.scaling, arm, usage, levers)
         if found is None:
             return None
         factors = self.factors.get((arm.engine, arm.control), dict.fromkeys(TERMS, 1.0))
-        parts = {name: factors[name] * us for name, us in found.items()}
+        parts = {name: pace * factors[name] * us for name, us in found.items()}
         return Prediction(self.scaling.workload, arm, usage, sum(parts.values()), parts)
 
     def static_us(self, baseline: str, batch_size: int, items: int, arm: Arm, levers: Levers = NONE) -> float | None:
@@ -222,7 +233,8 @@ def model_of(cells: Sequence[Cell], scaling: Scaling) -> Model:
     for cell, usage in seen:
         found = _terms(scaling, cell.arm, usage)
         if found is not None and cell.cell_id not in out:
-            by_family.setdefault((cell.arm.engine, cell.arm.control), []).append((_us(cell, usage), found))
+            us = _us(cell, usage) / scaling.pace(cell)
+            by_family.setdefault((cell.arm.engine, cell.arm.control), []).append((us, found))
     factors = {
         family: fit([t for _, t in rows], [us for us, _ in rows])
         for family, rows in by_family.items()
@@ -230,7 +242,7 @@ def model_of(cells: Sequence[Cell], scaling: Scaling) -> Model:
     }
     model = Model(scaling, factors, [], {family: len(by_family[family]) for family in factors})
     for cell, usage in seen:
-        prediction = model.predict(cell.arm, usage)
+        prediction = model.predict(cell.arm, usage, pace=scaling.pace(cell))
         if prediction is not None and (cell.arm.engine, cell.arm.control) in factors:
             model.predictions.append(replace(prediction, measured_us=_us(cell, usage), held_out=cell.cell_id in out))
     return model
@@ -383,10 +395,16 @@ def crossing(points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def _terms(scaling: Scaling, arm: Arm, usage: Usage, levers: Levers = NONE) -> dict[str, float] | None:
-    network = scaling.network(None, arm.engine, arm.form)
-    if network is None or not usage.calls.keys() <= {part.name for part in network.parts}:
+    """None: T(n) of its network is not known, or not of a region that calls operators."""
+    single = arm.control == "graph" and usage.batch_size == 1
+    network = scaling.network(None, arm.engine, arm.form, control=arm.control, single=single)
+    written = scaling.network(None, "eager", "plain")
+    if network is None or written is None:
         return None
-    return terms(usage, network, scaling.constants, arm.control, levers)
+    unknown = usage.calls.keys() - {part.name for part in network.parts}
+    if unknown - {part.name for part in written.parts if not part.operators}:
+        return None
+    return terms(usage, network, scaling.constants, levers, scaling.between)
 
 
 def _us(cell: Cell, usage: Usage) -> float:

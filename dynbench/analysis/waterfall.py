@@ -13,6 +13,8 @@ which are surplus work, fewer items per call, moving, deciding, waiting, and a r
 A control that is missing leaves its factor to the next one, or to the rest. Values are medians of paired rounds; their
 product would miss the whole by the little by which a median of products differs from a product of medians, and the
 rest takes that in, so that the product is exact.
+
+The same holds for joules in the place of times; the rounds are then parts of each arm's window of the counter.
 """
 
 from __future__ import annotations
@@ -47,9 +49,12 @@ IN_WORDS = {
 
 @dataclass(frozen=True)
 class Timed:
-    """One arm: [rounds] times of the whole stream in ns, and the FLOPs per item that it executed; None: unknown."""
+    """One arm: [rounds] what the whole stream takes, in ns or in J, and the FLOPs per item that it executed.
 
-    totals_ns: NDArray[np.int64]
+    FLOPs of None are unknown.
+    """
+
+    totals: NDArray[np.int64] | NDArray[np.float64]
     flops: float | None = None
 
 
@@ -66,6 +71,7 @@ class Arms:
         required: FLOPs per item that the decisions ask for, gates and heads left out.
         waits: the host waits for decisions of the dynamic arm: what no control takes apart is deciding and waiting.
         surplus: executed over required FLOPs of the dynamic arm, where no control without everything tells them.
+        of: what is explained: 'time' or 'energy'.
     """
 
     name: str
@@ -76,6 +82,7 @@ class Arms:
     required: float
     waits: bool = True
     surplus: float | None = None
+    of: Literal["time", "energy"] = "time"
 
 
 def waterfall(arms: Arms, phases: Phases | None = None) -> Waterfall | None:
@@ -92,7 +99,7 @@ def waterfall(arms: Arms, phases: Phases | None = None) -> Waterfall | None:
     if not arms.without or not dense or arms.required <= 0:
         return None
     ideal = dense / arms.required
-    speedups = ratio_of_totals(arms.baseline.totals_ns, arms.dynamic.totals_ns)
+    speedups = ratio_of_totals(arms.baseline.totals, arms.dynamic.totals)
     speedup = median_interval(speedups).value
     factors = [*_of_work(arms), *_overheads(arms, {} if phases is None else phase_shares(phases))]
     left = np.full(len(speedups), ideal) / speedups
@@ -109,7 +116,7 @@ def waterfall(arms: Arms, phases: Phases | None = None) -> Waterfall | None:
 def _of_work(arms: Arms) -> list[tuple[Ratios, Factor]]:
     """Surplus work, and fewer items per call."""
     found = []
-    rounds = len(arms.dynamic.totals_ns)
+    rounds = len(arms.dynamic.totals)
     bare = arms.without.get("everything")
     counted = bare is not None and bool(bare.flops)
     surplus = bare.flops / arms.required if bare is not None and bare.flops else arms.surplus
@@ -120,9 +127,9 @@ def _of_work(arms: Arms) -> list[tuple[Ratios, Factor]]:
     if bare is not None and bare.flops:
         whole = arms.baseline if arms.twin is None or not arms.twin.flops else arms.twin
         assert whole.flops
-        ratios = ratio_of_totals(bare.totals_ns, whole.totals_ns) * (whole.flops / bare.flops)
+        ratios = ratio_of_totals(bare.totals, whole.totals) * (whole.flops / bare.flops)
         against = arms.name if whole is arms.baseline else "the static twin"
-        how = f"dense at the active count over {against}, time per FLOP"
+        how = f"dense at the active count over {against}, {arms.of} per FLOP"
         found.append((ratios, Factor(**median_interval(ratios).model_dump(), name="fewer_items", how=how)))
     return found
 
@@ -146,14 +153,14 @@ def _overheads(arms: Arms, profile: Mapping[str, float]) -> list[tuple[Ratios, F
             continue
         if below is not None:
             of, beneath = below
-            ratios = ratio_of_totals(arm.totals_ns, beneath.totals_ns)
-            shares = (arm.totals_ns - beneath.totals_ns) / arms.dynamic.totals_ns
+            ratios = ratio_of_totals(arm.totals, beneath.totals)
+            shares = (arm.totals - beneath.totals) / arms.dynamic.totals
             seen = median_interval(ratios)
             low, high = _spread(shares)
             also = f"; {' and '.join(IN_WORDS[c] for c in covered)} together" if len(covered) > 1 else ""
             if name == "moving" and (still := arms.without.get("moving")) is not None:
-                alone = float(np.median(1 - still.totals_ns / arms.dynamic.totals_ns))
-                also += f"; leaving out moving alone saves {100 * alone:.0f} % of the time"
+                alone = float(np.median(1 - still.totals / arms.dynamic.totals))
+                also += f"; leaving out moving alone saves {100 * alone:.0f} % of the {arms.of}"
             by_profile = sum(profile.get(p, 0.0) for c in covered for p in PHASES[c]) if profile else None
             factor = Factor(
                 **seen.model_dump(),
@@ -180,7 +187,7 @@ def _rest_in_words(arms: Arms, known: list[str]) -> str:
         gone = [IN_WORDS["fewer_items"]] + ([IN_WORDS["moving"]] if "moving" not in known else [])
         return f"{' and '.join(gone)}: no control tells them apart here"
     if arms.twin is not None:
-        return f"the static twin over {arms.name}, time per FLOP"
+        return f"the static twin over {arms.name}, {arms.of} per FLOP"
     return "what the product of medians leaves"
 
 
@@ -208,16 +215,18 @@ def disagreements(found: Waterfall, resolution: float | None) -> list[Warning_]:
     return [Warning_(id="DB-WHY-01", text="; ".join(said), remedy=remedy)]
 
 
-def sentence(who: str, found: Waterfall) -> str:
+def sentence(who: str, found: Waterfall, of: Literal["time", "energy"] = "time") -> str:
     """What an arm reached of the ideal, and where most of the rest went."""
     reached = f"Of an ideal of {times(found.ideal)}, {who} reached {times(found.speedup)} against {found.baseline}"
+    reached += " in joules" if of == "energy" else ""
     if (worst := largest_loss(found)) is None:
         return f"{reached}; controls tell no loss apart from none."
     lost = f"{times(worst.value, digits_of(worst))}"
     cause = f"the rest ({worst.how})" if worst.name == "rest" else IN_WORDS[worst.name]
     if worst.name != "surplus":  # that one is counted, not timed
         lost += f" (95 % CI {interval(worst)})"
-    return f"{reached}; by controls in the same rounds the largest loss is {cause}: {lost}."
+    where = "by controls in the same rounds" if of == "time" else "by controls"
+    return f"{reached}; {where} the largest loss is {cause}: {lost}."
 
 
 def largest_loss(found: Waterfall) -> Factor | None:

@@ -79,12 +79,12 @@ def what_if(
         usage = usage_of(cell, model.scaling)
         if usage is None or cell.arm.kind != "strategy" or cell.static_twin or cell.decisions.sweep:
             continue
-        base = model.predict(cell.arm, usage)
+        base = model.predict(cell.arm, usage, pace=model.scaling.pace(cell))
         if base is None or cell.latency is None:
             continue
 
         def won(asked: Levers, cell: Cell = cell, usage: object = usage, base_us: float = base.predicted_us) -> float:
-            there = model.predict(cell.arm, usage, asked)  # type: ignore[arg-type]
+            there = model.predict(cell.arm, usage, asked, pace=model.scaling.pace(cell))  # type: ignore[arg-type]
             assert there is not None
             return base_us / max(there.predicted_us, 1e-9)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -28,12 +32,14 @@ from dynbench.cli import (
     verify,
     whatif,
 )
+from dynbench.cli.common import echo, silence_stdout
 from dynbench.errors import DynbenchError, UserError
 from dynbench.escape import terminal
 from dynbench.version import __version__
 
 __all__ = ["main"]
 
+INTERRUPTED = 130  # exit code after Ctrl-C
 LONGEST = 1000  # characters of a message
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory")  # in an error of torch, which has no class for it on a CPU
 
@@ -56,6 +62,31 @@ class _Refusal(_Failure):
     exit_code = 2
 
 
+@contextlib.contextmanager
+def _system_explained() -> Iterator[None]:
+    """Says in one sentence that standard output is full, or that the folder is gone in which the command was started.
+
+    What reads and writes files says itself which could not be read or written.
+    """
+    try:
+        yield
+    except OSError as e:
+        if not _has_folder():
+            raise _Refusal(UserError("the current folder was removed; change to one that is there")) from e
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        silence_stdout()
+        raise _Refusal(UserError(f"cannot write: {e.strerror}")) from e
+
+
+def _has_folder() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
+
+
 class _Commands(click.Group):
     """Reports a user's error in one sentence, without usage and without a traceback."""
 
@@ -63,14 +94,18 @@ class _Commands(click.Group):
         return list(self.commands)  # in the order in which a new user needs them
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "" in args and not ctx.resilient_parsing:  # `--out "$OUT"` would write into the current folder
+            raise _Refusal(UserError("an argument is empty; is a variable of the shell not set?"))
         for arg in args:  # results name them, in files whose text is UTF-8
             if not arg.isascii() and arg != arg.encode("utf-8", "replace").decode():
                 raise _Refusal(UserError(f"{arg!r} is not UTF-8; rename that file or folder"))
-        return super().parse_args(ctx, args)
+        with _system_explained():
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _system_explained():
+                return super().invoke(ctx)
         except UserError as e:
             raise _Refusal(e) from e
         except DynbenchError as e:
@@ -83,6 +118,9 @@ class _Commands(click.Group):
         except click.UsageError as e:
             e.ctx = None
             raise
+        except KeyboardInterrupt:
+            echo("interrupted", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -32,10 +32,13 @@ def command(device: str, threads: int, out: Path | None, thorough: bool, as_json
     from dynbench.devices.profiles import write_profile
     from dynbench.errors import UserError
     from dynbench.experiment.calibrate import calibrate
+    from dynbench.files import make_place
     from dynbench.paths import own_hardware_dir
 
     if out is not None and out.suffix != ".toml":
         raise UserError(f"--out {out}: a profile is a file NAME.toml")
+    if out is not None:
+        make_place(out)
     profile, rates, why = calibrate(device, threads, thorough=thorough)
     if out is None:
         name = re.sub(r"[^a-z0-9]+", "-", f"{profile.name}-{threads}-threads".lower()).strip("-")

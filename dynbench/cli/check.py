@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dynbench.cli import completion
-from dynbench.cli.common import Finite, Names, Sizes, data_option, device_option, echo, flat, threads_option
+from dynbench.cli.common import (
+    Finite,
+    Names,
+    Sizes,
+    data_option,
+    device_option,
+    echo,
+    flat,
+    silence_stdout,
+    threads_option,
+)
 from dynbench.errors import DynbenchError, UserError
 
 if TYPE_CHECKING:
@@ -105,7 +114,7 @@ def command(
     """  # noqa: D301
     from dynbench import devices
     from dynbench.experiment.spec import Options, load_spec
-    from dynbench.files import make_folder
+    from dynbench.files import make_place
     from dynbench.gate import check as gate_check
     from dynbench.gate.trees import CannotTell
     from dynbench.store.history import History
@@ -120,7 +129,7 @@ def command(
         data_dir=data_dir,
     )
     for file in filter(None, (save, *outputs.values())):  # before anything is measured
-        make_folder(file.parent)
+        make_place(file)
     database = None if history is None else History.open(history, create=True)
     try:
         gate = gate_check.check(
@@ -175,7 +184,7 @@ def _told(failed: list[str]) -> Iterator[None]:
 
 def _write(gate: Gate, outputs: dict[str, Path | None], failed: list[str]) -> None:
     """Prints the summary and writes the files that were asked for; adds what cannot be written to `failed`."""
-    from dynbench.files import write_text
+    from dynbench.files import append_text, write_text
     from dynbench.report import gate as forms
 
     renderers: dict[str, Callable[[Gate], str]] = {
@@ -192,8 +201,8 @@ def _write(gate: Gate, outputs: dict[str, Path | None], failed: list[str]) -> No
             with _told(failed):
                 write_text(file, render(gate))
     if page := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with _told(failed), Path(page).open("a", encoding="utf-8") as summary:
-            summary.write(forms.to_markdown(gate))
+        with _told(failed):
+            append_text(Path(page), forms.to_markdown(gate))
 
 
 def _print(summary: str) -> None:
@@ -205,6 +214,5 @@ def _print(summary: str) -> None:
     try:
         click.echo(summary, nl=False)
     except OSError as e:
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()
         raise UserError(f"cannot print the summary: {e.strerror or e}") from e

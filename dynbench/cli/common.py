@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,9 +80,20 @@ def newest_run() -> Path:
     return found[-1].parent
 
 
-def echo(text: object = "", *, err: bool = False) -> None:
-    """Prints lines that may hold names, paths or messages from outside."""
-    click.echo("\n".join(map(terminal, str(text).split("\n"))), err=err)
+def echo(*lines: object, err: bool = False) -> None:
+    """Prints lines that may hold names, paths or messages from outside: a line break in one of them begins no line."""
+    click.echo("\n".join(in_a_line(line) for line in lines), err=err)
+
+
+def silence_stdout() -> None:
+    """Makes standard output the null device: it is closed or full, and Python flushes it again at its end."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def in_a_line(text: object) -> str:
+    """A text from outside as a line of a terminal."""
+    return terminal(re.sub(r"\s*\n\s*", " ", str(text)))
 
 
 def print_json(value: Any) -> None:

@@ -57,11 +57,11 @@ def command(run_a: Path, run_b: Path, allow: tuple[list[str], ...], matters: flo
         print_table([_row(c) for c in changes])
         for change in changes:
             if change.judged.outcome != "SAME" or change.exact:
-                echo(f"\n{change.cell.cell_id}: {change.judged.outcome}: {change.judged.reason}")
+                echo("", f"{change.cell.cell_id}: {change.judged.outcome}: {change.judged.reason}")
                 for line in change.exact:
                     echo(f"  {line}")
         if deployed:
-            echo("\nEach network in its fastest way, against the primary baseline in its own:")
+            echo("", "Each network in its fastest way, against the primary baseline in its own:")
             print_table([_deployed_row(c) for c in deployed])
             for pair in deployed:
                 if pair.other_way is not None:
@@ -69,7 +69,7 @@ def command(run_a: Path, run_b: Path, allow: tuple[list[str], ...], matters: flo
         for line in [*single, *(f"allowed to differ: {text}" for text in differ)]:
             echo(line)
         outcomes = [c.judged.outcome for c in changes]
-        echo("\n" + ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes)))
+        echo("", ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes)))
     if any(c.judged.outcome == "SLOWER" for c in changes):
         raise click.exceptions.Exit(1)
 

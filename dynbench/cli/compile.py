@@ -21,8 +21,16 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the bundle.")
 @click.option("--check", "checked", type=click.Path(path_type=Path), metavar="DIR", help="Prove a bundle again.")
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Of the choice of inputs that go with it.")
+@click.option("--opset", type=int, metavar="N", help="Version of ONNX's operators, 13 to 20.  [default: 17]")
 @data_option
-def command(workload: str | None, out: Path | None, checked: Path | None, seed: int, data_dir: Path | None) -> None:
+def command(
+    workload: str | None,
+    out: Path | None,
+    checked: Path | None,
+    seed: int,
+    opset: int | None,
+    data_dir: Path | None,
+) -> None:
     """Write a *bundle*: the dynamic network as one ONNX graph, and what proves it right.
 
     It holds a graph for any number of items, one for a single item, the static baselines, inputs, the answers and
@@ -30,22 +38,23 @@ def command(workload: str | None, out: Path | None, checked: Path | None, seed: 
     the network before it is written. Exit code 1: a graph answers or decides otherwise.
     """
     if checked is not None:
-        if workload is not None or out is not None:
-            raise UserError("--check proves the bundle in a folder; give no workload and no --out with it")
+        if workload is not None or out is not None or opset is not None:
+            raise UserError("--check proves the bundle in a folder; give no workload, no --out and no --opset with it")
         _check(checked)
         return
     if workload is None or out is None:
         raise UserError("give a workload and --out DIR, or --check DIR")
-    _compile(workload, out, seed, data_dir)
+    _compile(workload, out, seed, opset, data_dir)
 
 
-def _compile(workload: str, out: Path, seed: int, data_dir: Path | None) -> None:
+def _compile(workload: str, out: Path, seed: int, opset: int | None, data_dir: Path | None) -> None:
     from dynbench.deploy.build import compile_bundle
     from dynbench.experiment import Options, load_specs
+    from dynbench.graph import OPSET
 
     begin = time.monotonic()
     (spec,) = load_specs([workload])
-    written = compile_bundle(spec, out, Options(seed=seed, data_dir=data_dir))
+    written = compile_bundle(spec, out, Options(seed=seed, data_dir=data_dir), OPSET if opset is None else opset)
     _tell(written, time.monotonic() - begin)
 
 

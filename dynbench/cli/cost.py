@@ -153,12 +153,12 @@ def _print(found: dict[str, Any]) -> None:
         value = found[key]
         echo(f"{key:8}{value:>18,}" if isinstance(value, int) else f"{key:8}unavailable: {value['unavailable']}")
     if "required_macs" in found:
-        echo(f"\n{found['required_macs']:,} MACs with its decisions, which always require the same")
+        echo("", f"{found['required_macs']:,} MACs with its decisions, which always require the same")
     if found["exits"]:
-        echo("\nMACs of an input that leaves at an exit, heads included")
+        echo("", "MACs of an input that leaves at an exit, heads included")
         print_table([{"exit": k, "macs": f"{macs:,}"} for k, macs in enumerate(found["exits"])])
     if found["decision_points"]:
-        echo("\nDecision points: MACs of one visit by one item")
+        echo("", "Decision points: MACs of one visit by one item")
         print_table(
             [
                 {**point, "region_macs": f"{point['region_macs']:,}", "gate_macs": f"{point['gate_macs']:,}"}

@@ -15,9 +15,13 @@ from dynbench.cli.common import Names, echo, flat, newest_run
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to write.  [default: RUN/export]")
 def command(run: Path | None, formats: tuple[list[str], ...], out: Path | None) -> None:
     """Write RUN, a run directory, as CSV tables and as one JSON document (default: the newest under runs/)."""
+    from dynbench.files import make_own_folder
     from dynbench.store.export import FORMATS, export
     from dynbench.store.run import Run
 
     folder = run or newest_run()
-    for file in export(Run.open(folder), flat(formats) or FORMATS, out or folder / "export"):
+    found = Run.open(folder)
+    if out is None:
+        make_own_folder(folder / "export")
+    for file in export(found, flat(formats) or FORMATS, out or folder / "export"):
         echo(file)

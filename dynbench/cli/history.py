@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynbench.cli.common import Names, Sizes, echo, flat, json_option, print_json, print_table
+from dynbench.cli.common import Names, Sizes, echo, flat, in_a_line, json_option, print_json, print_table
 from dynbench.errors import UserError, suggestion
 
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ def show(
         return
     for s in chosen:
         k = s.key
-        click.secho(f"\n{k.workload}, {k.decisions}, batch {k.batch_size}: {k.arm.title}", bold=True)
+        title = f"{k.workload}, {k.decisions}, batch {k.batch_size}: {k.arm.title}"
+        click.secho(f"\n{in_a_line(title)}", bold=True)
         against = "the primary baseline itself" if k.baseline == k.arm.name else f"against {k.baseline}"
         echo(f"{against}; {k.device}, {k.dtype}, {k.threads} threads, {k.arm.engine}; {k.machine}")
         print_table(_rows(s, extra))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from dynbench.cli.common import (
     device_option,
     echo,
     flat,
+    in_a_line,
     json_option,
     print_json,
     print_table,
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from dynbench.partition.records import Partition, Settings
 
 AT_LEAST_0 = Finite(min=0)
+MODELLED = (
+    "network_name", "up_mbit_s", "down_mbit_s", "round_trip_ms", "jitter_ms", "slower", "qualities", "arguments",
+    "shape", "device", "cloud",
+)  # fmt: skip
 ABOVE_0 = Finite(min=0, min_open=True)
 
 
@@ -60,6 +66,16 @@ ABOVE_0 = Finite(min=0, min_open=True)
     help="Send N requests each to a second process that plays the cloud, over a shaped loopback.",
 )
 @click.option(
+    "--target",
+    metavar="NAME|FILE.toml",
+    help="Measure the device's part on this device, over the link that there is; the cloud's part is this machine.",
+)
+@click.option(
+    "--cloud-address",
+    metavar="HOST[:PORT]",
+    help="With --target: this machine as the device sees it.  [default: where its connection came from, any port]",
+)
+@click.option(
     "--jpeg",
     "qualities",
     multiple=True,
@@ -92,6 +108,8 @@ def command(
     jitter_ms: float | None,
     slower: float,
     requests: int,
+    target: str | None,
+    cloud_address: str | None,
     qualities: tuple[list[int], ...],
     arguments: tuple[str, ...],
     shape: str | None,
@@ -106,6 +124,8 @@ def command(
 
     Layers are timed on this machine; the network is a model; networks with decisions are cut as their static twins. A
     WORKLOAD also has its baselines cut, JPEG files of its images beside them, and accuracies of what arrives.
+
+    With --target nothing is modelled: device, link and this machine are measured, one by one and together.
     """
     from dynbench import devices
     from dynbench.devices.network import load_network
@@ -130,11 +150,63 @@ def command(
         requests=requests,
         seed=seed,
     )
+    if target is not None:
+        _on_target(what, target, cloud_address, settings, data_dir, as_json=as_json)
+        return
+    if cloud_address is not None:
+        raise UserError("--cloud-address is for a device: give --target, too")
     found = _partitions(what, settings, arguments, shape, data_dir)
     if as_json:
         print_json(_json(settings, found))
     else:
         _print(settings, found)
+
+
+def _on_target(
+    what: str, target: str, address: str | None, settings: Settings, data_dir: Path | None, *, as_json: bool
+) -> None:
+    """The same where nothing is modelled."""
+    from dynbench.deploy.targets.find import find_device
+    from dynbench.errors import UserError
+    from dynbench.experiment import workload_files
+    from dynbench.partition.on_target import REQUESTS, Where, workload_on_target
+    from dynbench.partition.target_words import target_caveats, target_rows, target_sentences
+
+    context = click.get_current_context()
+    source = click.core.ParameterSource.DEFAULT
+    for name in MODELLED:
+        if context.get_parameter_source(name) is not source:
+            option = next(p.opts[0] for p in context.command.params if p.name == name)
+            raise UserError(f"{option} does not go with --target: device and link are measured")
+    if not (what in workload_files() or what.endswith(".toml")):
+        raise UserError(f"--target needs a workload, whose inputs are sent; {what} is none of `dynbench list`")
+    host, port = _host_and_port(address)
+    where = Where(*find_device(target), host, port)
+    found = workload_on_target(what, where, settings, data_dir, lambda text: echo(text, err=True))
+    caveats = target_caveats(where, settings.requests or REQUESTS)
+    if as_json:
+        print_json({"target": where.name, "caveats": caveats, "splits": [split.as_json() for split in found]})
+        return
+    for split in found:
+        click.secho(f"\n{in_a_line(split.network)}, {len(split.cuts)} of {split.cuts_of_all} cuts", bold=True)
+        print_table(target_rows(split))
+        for sentence in target_sentences(split):
+            echo(sentence)
+    echo()
+    for caveat in caveats:
+        echo(f"- {caveat}")
+
+
+def _host_and_port(address: str | None) -> tuple[str | None, int]:
+    """Of HOST, HOST:PORT or [ADDRESS]:PORT."""
+    from dynbench.errors import UserError
+
+    if address is None:
+        return None, 0
+    found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]\s]+))(?::(\d{1,5}))?", address)
+    if found is None or not 0 <= int(found[3] or 0) <= 65535:
+        raise UserError(f"--cloud-address {address}: HOST, or HOST:PORT with a port up to 65535, is accepted")
+    return found[1] or found[2], int(found[3] or 0)
 
 
 def _partitions(
@@ -174,7 +246,7 @@ def _print(settings: Settings, found: list[Partition]) -> None:
 
     echo(network_in_words(settings.network))
     for partition in found:
-        click.secho(f"\n{partition.network}", bold=True)
+        click.secho(f"\n{in_a_line(partition.network)}", bold=True)
         print_table(rows(partition))
         for sentence in sentences(partition, settings.slower):
             echo(sentence)

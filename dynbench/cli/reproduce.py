@@ -85,8 +85,9 @@ def command(source: Path, data_dir: Path | None, out: Path | None, again: Path |
     wrong = [r for r in rows if not r.same]
     place = "another machine" if other_machine else "the same machine"
     echo(
-        f"\n{len(rows) - len(wrong)} of {len(rows)} exact quantities are the same; {len(changes) - len(flagged)} of "
-        f"{len(changes)} times, on {place}, differ by no more than the resolution; the new run: {again}"
+        "",
+        f"{len(rows) - len(wrong)} of {len(rows)} exact quantities are the same; {len(changes) - len(flagged)} of "
+        f"{len(changes)} times, on {place}, differ by no more than the resolution; the new run: {again}",
     )
     if wrong:
         raise click.exceptions.Exit(1)

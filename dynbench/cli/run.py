@@ -81,6 +81,11 @@ class _KeepsArguments(click.Command):
     help="Measure networks as they are written only; do not look for the fastest way to run each.",
 )
 @click.option(
+    "--deployed-sweep",
+    is_flag=True,
+    help="Measure networks in their fastest way in keep-rate sweeps, too.",
+)
+@click.option(
     "--controls",
     type=click.Choice(["none", "default", "all"]),
     default="default",
@@ -265,6 +270,8 @@ def _run(
         **{k: v for k, v in limits.items() if v is not None},
         **others,
     )
+    if options.deployed_sweep and not options.deployed:
+        raise UserError("--deployed-sweep needs networks in their fastest way: leave out --as-written and --engine")
     out = out or RUNS / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{options.device.replace(':', '')}"
     if history is not None and not dry_run:
         _check_history(history)

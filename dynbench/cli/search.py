@@ -85,11 +85,12 @@ def _print(found: Answer) -> None:
     architecture = choice.architecture
     echo(
         f"Picked of {found.networks:,} networks, for at most {budget.max_latency_ms:g} ms for a batch of "
-        f"{budget.batch}:\n"
+        f"{budget.batch}:",
+        "",
     )
     echo(f"resolution = {architecture.resolution}")
     echo(f"channels = {list(architecture.channels)}")
-    echo(f"widths = {list(architecture.widths)}\n")
+    echo(f"widths = {list(architecture.widths)}", "")
     print_table(_rows(found))
     echo()
     if choice.measured_ms > TOLERANCE * budget.max_latency_ms:

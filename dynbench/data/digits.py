@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from dynbench.data.dataset import Dataset
@@ -11,14 +13,21 @@ MEAN, STD = 0.5, 0.25
 SHARES = {"train": (0, 1197), "validation": (1197, 1497), "test": (1497, 1797)}
 
 
-def sources(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The digits of a split: images [n, 8, 8] float32 in 0..1, labels [n] int64. No digit is in two splits."""
+@functools.cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """All digits in the order of the splits: images [1797, 8, 8] in 0..16, labels [1797]. Not to be changed."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    start, stop = SHARES[split]
-    rows = np.random.default_rng(0).permutation(len(digits.target))[start:stop]
-    return (digits.images[rows] / 16).astype(np.float32), digits.target[rows].astype(np.int64)
+    rows = np.random.default_rng(0).permutation(len(digits.target))
+    return digits.images[rows], digits.target[rows]
+
+
+def sources(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The digits of a split: images [n, 8, 8] float32 in 0..1, labels [n] int64. No digit is in two splits."""
+    images, labels = _digits()
+    part = slice(*SHARES[split])
+    return (images[part] / 16).astype(np.float32), labels[part].astype(np.int64)
 
 
 def place(images: np.ndarray, side: np.ndarray, left: np.ndarray, top: np.ndarray, size: int) -> np.ndarray:

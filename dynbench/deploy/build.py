@@ -13,28 +13,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dynbench.deploy.bundle import EXPECTED, INPUTS, MANIFEST, Decided, GraphFile, Machine, Manifest, Proof, sha256
-from dynbench.dynamic import Execution, Trace, points
-from dynbench.dynamic.items import tensors
+from dynbench.deploy.bundle import (
+    EXPECTED,
+    INPUTS,
+    MANIFEST,
+    Control,
+    Decided,
+    GraphFile,
+    Machine,
+    Manifest,
+    Proof,
+    sha256,
+)
+from dynbench.deploy.controls import Steady, known_ahead_controls
+from dynbench.deploy.counted import flops_per_item
+from dynbench.dynamic import Trace, points
 from dynbench.errors import UserError
 from dynbench.escape import terminal
 from dynbench.experiment.alike import decided_alike, same_rows
 from dynbench.experiment.build import Prepared, Source, prepare
 from dynbench.experiment.build import sha256 as file_sha256
-from dynbench.experiment.graphs import TOLERANCE, Proved, WrongGraph, proved_dynamic, proved_static
+from dynbench.experiment.graphs import TOLERANCE, Proved, WrongGraph, proved_dynamic, proved_static, right_of
 from dynbench.experiment.spec import Options, Workload
+from dynbench.experiment.ways import dynamic_ways
 from dynbench.experiment.weights import weight_files
 from dynbench.files import make_folder, write_bytes
-from dynbench.graph import OPSET, CannotTrace, Graph, Session, executed_flops, for_this_machine
+from dynbench.graph import OPSET, OPSETS, CannotTrace, Graph, Right, Session, opset_of
 from dynbench.meters.required import PartCosts
 from dynbench.paths import weights_path
 from dynbench.reading import ordinary
 from dynbench.scratch import make_scratch
 from dynbench.store.schema import Arm, Decisions
-from dynbench.strategies import Dense, PerSample
+from dynbench.strategies import Compaction
 from dynbench.unavailable import Measured, Unavailable
 from dynbench.version import __version__
 
@@ -69,13 +83,14 @@ class Written:
     bytes_by_file: dict[str, int]
 
 
-def compile_bundle(spec: Workload, out: Path, options: Options) -> Written:
+def compile_bundle(spec: Workload, out: Path, options: Options, opset: int = OPSET) -> Written:
     """Writes the bundle of a workload: its network with its own decisions, and its baselines.
 
     Args:
         spec: the workload.
         out: a folder that does not exist, is empty, or holds a bundle, which is replaced as a whole.
         options: of a run; inputs and batch sizes follow from them.
+        opset: version of ONNX's operators.
 
     Raises:
         UserError: the network cannot be a graph, with the operator or the point that is in the way; or the folder
@@ -83,14 +98,22 @@ def compile_bundle(spec: Workload, out: Path, options: Options) -> Written:
         WrongGraph: a graph answers or decides otherwise than the network.
     """
     _refuse_foreign(Path(os.path.abspath(out)))
+    if opset not in OPSETS:
+        raise UserError(f"opset {opset}: graphs are written in opset {OPSETS[0]} to {OPSETS[-1]}")
     if options.device != "cpu":
         raise UserError(f"bundles are made on the CPU, not on {options.device}")
     torch.set_num_threads(options.threads)
-    return compile_prepared(prepare(spec, options), out)
+    return compile_prepared(prepare(spec, options), out, opset=opset)
 
 
-def compile_prepared(p: Prepared, out: Path) -> Written:
+def compile_prepared(p: Prepared, out: Path, *, controls: bool = False, opset: int = OPSET) -> Written:
     """The same of a workload that is prepared on the CPU already.
+
+    Args:
+        p: the workload.
+        out: as of `compile_bundle`.
+        controls: add what shows, beside the network, what deciding takes.
+        opset: version of ONNX's operators.
 
     Raises:
         UserError: as `compile_bundle`.
@@ -103,7 +126,7 @@ def compile_prepared(p: Prepared, out: Path) -> Written:
     if p.dtype_name != "float32":
         raise UserError(f"bundles are made of networks in float32, not in {p.dtype_name}")
     with torch.inference_mode():
-        files, manifest = _contents(p)
+        files, manifest = _contents(p, opset, controls=controls)
     make_folder(out.parent)
     aside = _folder_beside(out)
     try:
@@ -173,16 +196,18 @@ def _folder_beside(out: Path) -> Path:
         raise UserError(f"cannot write to {out.parent}: {e.strerror or e}") from e
 
 
-def _contents(p: Prepared) -> tuple[dict[str, bytes], Manifest]:
+def _contents(p: Prepared, opset: int, *, controls: bool) -> tuple[dict[str, bytes], Manifest]:
     """All files but the manifest, and the manifest."""
     learned = Source(Decisions(source="learned", label="learned"))
+    if isinstance(p.inputs, Tensor):  # first of all items: each smaller batch is the beginning of this
+        right_of(p).of(p.items)
     proved = {
-        "dynamic.onnx": _dynamic(p, learned, single=False),
-        "single.onnx": _dynamic(p, learned, single=True),
+        "dynamic.onnx": _dynamic(p, learned, opset, single=False),
+        "single.onnx": _dynamic(p, learned, opset, single=True),
     }
     graphs = {name: found.graph for name, found in proved.items()}
     x, answers, trace = _steady(p, graphs["dynamic.onnx"])
-    entries = [_entry(p, x, name, "dynamic", found) for name, found in proved.items()]
+    entries = [_entry(p, x, trace, name, "dynamic", found) for name, found in proved.items()]
     expected = {f"dynamic/{name}": a.numpy() for name, a in zip(graphs["dynamic.onnx"].answers, answers, strict=True)}
     for decision in graphs["dynamic.onnx"].decisions:
         label = decision.key[0] + "".join(f"/{size}" for size in decision.key[1])
@@ -199,29 +224,43 @@ def _contents(p: Prepared) -> tuple[dict[str, bytes], Manifest]:
                 f"{p.spec.file}: baseline {baseline.name!r} and another one would both be {name}; rename one"
             )
         arm = Arm(kind="baseline", baseline=baseline.name, form=baseline.form)
+        right_of(p, arm).of(p.items)
         try:
-            static = proved_static(p, arm)
+            static = proved_static(p, arm, opset)
         except WrongGraph:
             raise
         except CannotTrace as e:
             left_out[baseline.name] = str(e)
             continue
         graphs[name] = static.graph
-        entries.append(_entry(p, x, name, baseline.name, static))
-        right = tensors(Execution(Dense()).run(p.as_written(arm), x))
-        pairs = zip(graphs[name].answers, right, strict=True)
+        entries.append(_entry(p, x, trace, name, baseline.name, static))
+        right = (right_of(p, arm) if x is p.inputs else Right(p.as_written(arm), x, static=True)).of(len(x))
+        pairs = zip(static.graph.answers, right.answer, strict=True)
         expected |= {f"{baseline.name}/{answer}": a.numpy() for answer, a in pairs}
     files = {name: graph.model.SerializeToString() for name, graph in graphs.items()}
     for entry in list(entries):
         here = entry.file.replace(".onnx", ".here.onnx")
-        files[here] = for_this_machine(graphs[entry.file].model).SerializeToString()
+        files[here] = graphs[entry.file].here.SerializeToString()
         entries.append(entry.model_copy(update={"file": here, "optimised_for": Machine.here()}))
+    manifest = _manifest(p, trace, entries, left_out, graphs["dynamic.onnx"].model)
+    if controls:
+        labels = frozenset(d.label for entry in entries for d in entry.decisions)
+        steady = Steady(x, answers, trace, manifest.required_region_flops_per_item, labels)
+        found, known, why = _controls(p, learned, steady)
+        files |= {name: graph.model.SerializeToString() for name, graph in known.items()}
+        manifest = manifest.model_copy(update={"controls": found, "no_controls": why})
     files |= {INPUTS: _npy(x.numpy()), EXPECTED: _npz(expected)}
     files["run.py"] = (resources.files("dynbench.deploy") / "example.py").read_bytes()
     files["README.txt"] = README.format(
         title=terminal(p.spec.title), version=__version__, items=len(x), onnxruntime=version("onnxruntime")
     ).encode()
-    return files, _manifest(p, trace, entries, left_out, files, graphs["dynamic.onnx"].model.ir_version)
+    hashes = {name: sha256(content) for name, content in sorted(files.items())}
+    return files, manifest.model_copy(update={"sha256": hashes})
+
+
+def _controls(p: Prepared, source: Source, steady: Steady) -> tuple[list[Control], dict[str, Graph], str | None]:
+    strategy = next((arm.strategy for arm in dynamic_ways(p, source) if arm.control == "graph"), None)
+    return known_ahead_controls(p, source, strategy or Compaction.name, steady)
 
 
 def _steady(p: Prepared, graph: Graph) -> tuple[Tensor, list[Tensor], Trace]:
@@ -234,11 +273,11 @@ def _steady(p: Prepared, graph: Graph) -> tuple[Tensor, list[Tensor], Trace]:
         WrongGraph: more than a quarter of the items are so, or one is answered otherwise after the same decisions.
     """
     inputs = _inputs(p)
-    answers, trace = _right(p.model, inputs)
+    answers, trace, _ = right_of(p).of(p.items)
     if p.batch_scope:
         return inputs, answers, trace
     steady = torch.ones(p.items, dtype=torch.bool)
-    for fast, threads in ((False, 1), (False, 2), (True, 1), (True, 2)):
+    for fast, threads in ((True, 1), (True, 2), (False, 2)):
         got, said = Session(graph, fast=fast, threads=threads).run(inputs)
         decided = decided_alike(said, trace, TOLERANCE)
         for mine, right in zip(got, answers, strict=True):
@@ -255,8 +294,8 @@ def _steady(p: Prepared, graph: Graph) -> tuple[Tensor, list[Tensor], Trace]:
         )
     if steady.all():
         return inputs, answers, trace
-    x = inputs[steady]
-    return x, *_right(p.model, x)
+    kept = Right(p.model, inputs[steady]).of(int(steady.sum()))
+    return inputs[steady], kept.answer, kept.taken
 
 
 def _inputs(p: Prepared) -> Tensor:
@@ -265,31 +304,17 @@ def _inputs(p: Prepared) -> Tensor:
     return p.inputs
 
 
-def _right(model: nn.Module, x: Tensor) -> tuple[list[Tensor], Trace]:
-    """Answers and decisions of `per_sample` for the items x [n, ...]."""
-    execution = Execution(PerSample(), record=True)
-    answers = [t.clone() for t in tensors(execution.run(model, x))]
-    assert execution.trace is not None
-    return answers, execution.trace
-
-
-def _dynamic(p: Prepared, source: Source, *, single: bool) -> Proved:
+def _dynamic(p: Prepared, source: Source, opset: int, *, single: bool) -> Proved:
     try:
-        return proved_dynamic(p, source, single=single, replay=False)
+        return proved_dynamic(p, source, single=single, replay=False, opset=opset)
     except WrongGraph:
         raise
     except CannotTrace as e:
         raise UserError(f"{p.spec.name} cannot be compiled: {e}") from e
 
 
-def _entry(p: Prepared, x: Tensor, file: str, network: str, proved: Proved) -> GraphFile:
+def _entry(p: Prepared, x: Tensor, trace: Trace, file: str, network: str, proved: Proved) -> GraphFile:
     graph = proved.graph
-    session = Session(graph, fast=False)
-    feeds = [session.feeds(x[i : i + 1]) for i in range(len(x))] if graph.single else [session.feeds(x)]
-    try:
-        flops: float | None = executed_flops(graph, feeds) / len(x)
-    except ValueError:  # an operator without a formula
-        flops = None
     known = points(p.model)
     decisions = [
         Decided(
@@ -307,7 +332,7 @@ def _entry(p: Prepared, x: Tensor, file: str, network: str, proved: Proved) -> G
         single=graph.single,
         answers=list(graph.answers),
         decisions=decisions,
-        flops_per_item=flops,
+        flops_per_item=flops_per_item(graph, x, None if p.batch_scope else trace),
         proofs=[Proof(decisions=c.decisions, items=c.items, error=c.error) for c in proved.checks],
     )
 
@@ -317,8 +342,7 @@ def _manifest(
     trace: Trace,
     graphs: list[GraphFile],
     left_out: dict[str, str],
-    files: dict[str, bytes],
-    ir_version: int,
+    model: onnx.ModelProto,
 ) -> Manifest:
     costs = PartCosts(p.model, p.inputs[:1])
     required, (depths, path_label) = costs.required(trace), costs.path_depths(trace)
@@ -331,8 +355,8 @@ def _manifest(
         model=p.spec.model,
         weights=", ".join(w.name for w in weights) or None,
         weights_sha256=", ".join(file_sha256(w) for w in weights) or None,
-        opset=OPSET,
-        ir_version=ir_version,
+        opset=opset_of(model),
+        ir_version=model.ir_version,
         input_dtype=str(_inputs(p).numpy().dtype),
         input_item_shape=list(_inputs(p).shape[1:]),
         items=trace.items,
@@ -347,7 +371,7 @@ def _manifest(
         graphs=graphs,
         left_out=left_out,
         software={name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")},
-        sha256={name: sha256(content) for name, content in sorted(files.items())},
+        sha256={},  # of files that are not there yet
     )
 
 

@@ -98,6 +98,25 @@ class GraphFile(_Record):
     proofs: list[Proof] = Field(min_length=1)
 
 
+class Given(_Record):
+    """Decisions that a graph takes as an input."""
+
+    input: str
+    label: str = Field(description="of the arrays in `expected.npz`: 'decision/LABEL'")
+    rows: PositiveInt = Field(default=1, description="of the array, for each item")
+
+
+class Control(_Record):
+    """The dynamic network with decisions that are known ahead: only in bundles that are made to be measured."""
+
+    file: str
+    single: bool = False
+    answers: list[str] = Field(min_length=1)
+    given: list[Given] = Field(min_length=1)
+    alike: bool = Field(description="its answers are those of the network; else weights of what is chosen are made up")
+    flops_per_item: float | None = None
+
+
 class Manifest(_Record):
     """`manifest.json` of a bundle."""
 
@@ -124,6 +143,8 @@ class Manifest(_Record):
     path_depths: list[float] = Field(default_factory=list)  # of each stored input
     graphs: list[GraphFile]
     left_out: dict[str, str] = Field(default_factory=dict)  # what could not be a graph, and why
+    controls: list[Control] = Field(default_factory=list)
+    no_controls: str | None = None  # why there are none in a bundle that is made to be measured
     software: dict[str, str]
     sha256: dict[str, str]  # of every other file
 
@@ -208,7 +229,7 @@ def read(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
     files = {name: _content(folder, name, right) for name, right in manifest.sha256.items()}
     if len({graph.file for graph in manifest.graphs}) < len(manifest.graphs):
         raise UserError(f"{place} lists a graph twice")
-    for name in (INPUTS, EXPECTED, *(graph.file for graph in manifest.graphs)):
+    for name in (INPUTS, EXPECTED, *(g.file for g in manifest.graphs), *(c.file for c in manifest.controls)):
         if name not in files:
             raise UserError(f"{place} has no hash of {name!r}, so nobody knows whether it was changed")
     if all(graph.optimised_for for graph in manifest.graphs):

@@ -10,8 +10,9 @@ import numpy as np
 
 from dynbench.analysis.resolution import resolution
 from dynbench.analysis.statistics import half_width, median_interval, percentile, ratio_of_totals
+from dynbench.analysis.waterfall import Arms, Timed, waterfall
 from dynbench.deploy.bundle import Manifest
-from dynbench.deploy.job import ArmResult, Job, Result, again
+from dynbench.deploy.job import KNOWN_AHEAD, ArmResult, Job, Result, again
 from dynbench.store.schema import (
     Arm,
     Cell,
@@ -24,6 +25,7 @@ from dynbench.store.schema import (
     Speedup,
     Startup,
     Warning_,
+    Waterfall,
 )
 from dynbench.unavailable import Measured, Unavailable
 
@@ -47,12 +49,20 @@ class Subject:
         decisions: that the network makes for the stored inputs.
         arms: what runs, by network of the bundle.
         job: that was sent.
+        no_controls: why it does not say what deciding takes; None: it does.
     """
 
     manifest: Manifest
     decisions: Decisions
     arms: Mapping[str, Arm]
     job: Job
+    no_controls: str | None = None
+
+    def refused(self, device: str, batch_size: int, threads: int) -> list[Cell]:
+        """The cell of the network that does not decide, where there is none, with the reason."""
+        if self.no_controls is None:
+            return []
+        return [self.cell(KNOWN_AHEAD, batch_size, device, threads, status="refused", reason=self.no_controls)]
 
     def cell(self, network: str, batch_size: int, device: str, threads: int, **fields: Any) -> Cell:
         """A cell with its address."""
@@ -84,7 +94,7 @@ def failed(subject: Subject, device: str, reason: str) -> list[Cell]:
         for size in job.batch_sizes
         for arm in job.arms
         if arm.name in subject.arms
-    ]
+    ] + [cell for size in job.batch_sizes for cell in subject.refused(device, size, job.threads)]
 
 
 def measured(subject: Subject, result: Result, device: str) -> tuple[list[Cell], dict[str, dict[str, list[Any]]]]:
@@ -118,7 +128,9 @@ class _Group:
         """One of each network."""
         told = self._again()
         tells = None if told is None else resolution(told)
-        return [self._cell(arm.name, told, tells) for arm in self.subject.job.arms if arm.name in self.subject.arms]
+        names = [arm.name for arm in self.subject.job.arms if arm.name in self.subject.arms]
+        refused = self.subject.refused(self.device, self.size, self.result.threads)
+        return [self._cell(name, told, tells) for name in names] + refused
 
     def _cell(self, name: str, told: Interval | None, tells: float | None) -> Cell:
         subject, lane = self.subject, self.lanes.get(name)
@@ -133,7 +145,7 @@ class _Group:
             status = "refused" if self.result.emulated else "failed"
             return subject.cell(name, self.size, self.device, self.result.threads, status=status, reason=why, **known)
         assert lane is not None
-        speedups = self._speedups(name, tells)
+        speedups = [] if name == KNOWN_AHEAD else self._speedups(name, tells)
         stopped_by = STOPPED.get(self.result.stopped_by, "time limit")
         cell = subject.cell(
             name,
@@ -150,7 +162,35 @@ class _Group:
             again=told,
             **known,
         )
-        return cell.model_copy(update=self._work(cell) | {"warnings": self._imprecise(speedups, stopped_by)})
+        cell = cell.model_copy(update=self._work(cell) | {"warnings": self._imprecise(speedups, stopped_by)})
+        return cell.model_copy(update={"deployed_waterfall": self._waterfall(cell)})
+
+    def _waterfall(self, cell: Cell) -> Waterfall | None:
+        """What deciding takes, and the rest, of a dynamic network whose decisions were also known ahead."""
+        primary, known = self.subject.manifest.primary, self._totals(KNOWN_AHEAD)
+        if cell.arm.kind != "strategy" or primary is None or known is None or cell.flops is None:
+            return None
+        static, dynamic, flops = self._totals(primary), self._totals("dynamic"), cell.flops
+        if static is None or dynamic is None or isinstance(flops.dense, Unavailable):
+            return None
+        required, total, executed = flops.required_region, flops.required_total, flops.executed
+        if isinstance(required, Unavailable) or required <= 0:
+            return None
+        surplus = None
+        if not isinstance(executed, Unavailable) and not isinstance(total, Unavailable):
+            surplus = (executed - (total - required)) / required
+        rounds = min(len(static), len(dynamic), len(known))
+        arms = Arms(
+            name=primary,
+            baseline=Timed(static[:rounds], flops.dense),
+            dynamic=Timed(dynamic[:rounds]),
+            without={"deciding": Timed(known[:rounds])},
+            twin=None,
+            required=required,
+            waits=False,
+            surplus=surplus if surplus is None or surplus > 0 else None,
+        )
+        return waterfall(arms)
 
     def _why_not(self, lane: ArmResult | None) -> str | None:
         if lane is None:
@@ -216,6 +256,8 @@ class _Group:
 
     def _work(self, cell: Cell) -> dict[str, Any]:
         """FLOPs per item according to the bundle, paths, and what follows from them."""
+        if cell.arm.kind == "control":
+            return {}
         manifest, name = self.subject.manifest, cell.arm.baseline or "dynamic"
         counted = {
             graph.network: graph.flops_per_item

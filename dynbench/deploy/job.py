@@ -29,7 +29,7 @@ from pydantic import (
 
 from dynbench.deploy.bundle import EXPECTED, INPUTS, Decided, Manifest, read, sha256
 from dynbench.errors import UserError
-from dynbench.files import make_folder, write_bytes
+from dynbench.files import make_folder, make_own_folder, write_bytes
 from dynbench.reading import read_json
 from dynbench.store.jsonable import first_fault
 
@@ -79,14 +79,34 @@ class Decision(Decided):
     reached: str
 
 
+class GivenArray(_Record):
+    """A further input of a graph: of each item so many rows of an array [items * rows, ...]."""
+
+    input: str
+    file: str
+    rows: PositiveInt = 1
+
+
 class JobArm(_Record):
-    """What is measured: a network of the bundle."""
+    """What is measured: a network of the bundle.
+
+    Attributes:
+        name: unique in the job.
+        network: of the bundle.
+        graphs: its files.
+        answers: what is right.
+        decisions: that come out, and what is right.
+        given: what goes in beside the stream.
+        compared: False: its answers are wrong on purpose.
+    """
 
     name: Name
     network: str
     graphs: Graphs
     answers: list[Answer] = Field(min_length=1)
     decisions: list[Decision]
+    given: list[GivenArray] = Field(default_factory=list)
+    compared: bool = True
 
 
 class Timing(_Record):
@@ -108,6 +128,23 @@ class Timing(_Record):
     sensors: list[str] | None = None
 
 
+class SplitCut(_Record):
+    """An arm that is the first part of a network; `sends`: outputs that cross, none where it is all of it."""
+
+    arm: Name
+    sends: list[str]
+
+
+class Split(_Record):
+    """Requests to the machine that has the other parts; `host`: None is the one that the device was reached from."""
+
+    host: str | None = None
+    port: Annotated[int, Field(gt=0, le=65535)]
+    secret: Annotated[str, Field(pattern=ID)]
+    requests: PositiveInt
+    cuts: list[SplitCut] = Field(min_length=1)
+
+
 class Job(Timing):
     """`job.json`."""
 
@@ -118,6 +155,7 @@ class Job(Timing):
     input: Input
     tolerance: PositiveFloat
     arms: list[JobArm] = Field(min_length=1)
+    split: Split | None = None
     sha256: dict[str, str]
 
     @model_validator(mode="after")
@@ -126,6 +164,7 @@ class Job(Timing):
         for arm in self.arms:
             named |= {arm.graphs.any, *([arm.graphs.single] if arm.graphs.single else [])}
             named |= {a.file for a in arm.answers} | {f for d in arm.decisions for f in (d.expected, d.reached)}
+            named |= {g.file for g in arm.given}
         if missing := sorted(named - self.sha256.keys()):
             raise ValueError(f"{missing[0]} has no sha256")
         if odd := sorted(name for name in self.sha256 if not _FILE.fullmatch(name)):
@@ -197,6 +236,22 @@ class Sustained(_Record):
     temperature_c: float | None = None
 
 
+class SplitResult(_Record):
+    """Requests for a cut: ns of each, of its part on the device and elsewhere, and of moving the same bytes alone."""
+
+    arm: Name
+    total_ns: list[PositiveInt] = Field(min_length=1)
+    device_ns: list[NonNegativeInt]
+    cloud_ns: list[NonNegativeInt]
+    transfer_ns: list[NonNegativeInt]
+
+    @model_validator(mode="after")
+    def _alike(self) -> SplitResult:
+        if {len(self.device_ns), len(self.cloud_ns), len(self.transfer_ns)} != {len(self.total_ns)}:
+            raise ValueError("numbers of requests differ")
+        return self
+
+
 class Result(_Record):
     """`result.json`."""
 
@@ -216,6 +271,7 @@ class Result(_Record):
     checks: list[Check]
     arms: list[ArmResult]
     sustained: list[Sustained] | None = None
+    split: list[SplitResult] | None = None
     memory_bytes: NonNegativeFloat | None = None
     readings: dict[str, Any] = Field(default_factory=dict)
 
@@ -242,6 +298,9 @@ class Result(_Record):
         """
         if self.job_id != job.job_id:
             raise ValueError("it is a result of another job")
+        cuts = {cut.arm for cut in job.split.cuts} if job.split else set()
+        if unknown := [row.arm for row in self.split or [] if row.arm not in cuts]:
+            raise ValueError(f"the job has no cut {unknown[0]!r}")
         known = {(arm.name, size) for arm in job.arms for size in job.batch_sizes}
         named = [*((c.arm, c.batch_size) for c in self.checks), *((a.name, a.batch_size) for a in self.arms)]
         if others := [pair for pair in named if pair not in known]:
@@ -266,12 +325,15 @@ def read_job(folder: Path) -> Job:
         raise UserError(f"{folder / JOB} is no job: {first_fault(e)}") from e
 
 
+KNOWN_AHEAD = "dynamic, decisions known ahead"  # name of the arm that does not decide
+
+
 def again(name: str) -> str:
     """What the arm is called that runs a network of another arm a second time."""
     return f"{name}, again"
 
 
-def write_job(bundle: Path, folder: Path, timing: Timing, *, twice: str | None = None) -> Job:
+def write_job(bundle: Path, folder: Path, timing: Timing, *, twice: str | None = None, controls: bool = False) -> Job:
     """Makes a job of a bundle.
 
     Args:
@@ -279,6 +341,7 @@ def write_job(bundle: Path, folder: Path, timing: Timing, *, twice: str | None =
         folder: where the job is written; it is made.
         timing: how it is to be measured.
         twice: name of a network that runs a second time: how it differs from itself is what can be told apart.
+        controls: measure those of the bundle, too.
 
     Raises:
         UserError: the bundle is missing or was changed, its decisions depend on who is in the batch and the batch sizes
@@ -292,13 +355,13 @@ def write_job(bundle: Path, folder: Path, timing: Timing, *, twice: str | None =
         )
     job_files = {INPUTS: files[INPUTS]}
     arms = _arms(manifest, files, job_files)
+    if controls and manifest.controls:
+        arms.append(_known_ahead(manifest, files, job_files, arms))
     arms += [arm.model_copy(update={"name": again(arm.name)}) for arm in arms if arm.name == twice]
-    make_folder(folder / "expected")
-    for name, content in job_files.items():
-        write_bytes(folder / name, content)
-    job = Job(
-        **timing.model_dump(),
-        job_id=secrets.token_hex(16),
+    return put_job(
+        folder,
+        job_files,
+        timing,
         workload=manifest.workload,
         title=manifest.title,
         input=Input(
@@ -310,8 +373,27 @@ def write_job(bundle: Path, folder: Path, timing: Timing, *, twice: str | None =
         ),
         tolerance=manifest.tolerance,
         arms=arms,
-        sha256={name: sha256(content) for name, content in job_files.items()},
     )
+
+
+def put_job(folder: Path, files: dict[str, bytes], timing: Timing, **fields: Any) -> Job:
+    """Writes a job.
+
+    Args:
+        folder: where; it is made.
+        files: their content, by name in the folder.
+        timing: how it is to be measured.
+        fields: of `Job`, all but its identity and its hashes.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    make_folder(folder)
+    make_own_folder(folder / "expected")
+    for name, content in files.items():
+        write_bytes(folder / name, content)
+    hashes = {name: sha256(content) for name, content in files.items()}
+    job = Job(**timing.model_dump(), job_id=secrets.token_hex(16), sha256=hashes, **fields)
     write_bytes(folder / JOB, (job.model_dump_json(indent=1) + "\n").encode())
     return job
 
@@ -346,3 +428,23 @@ def _arms(manifest: Manifest, files: dict[str, bytes], job_files: dict[str, byte
             )
         )
     return arms
+
+
+def _known_ahead(
+    manifest: Manifest, files: dict[str, bytes], job_files: dict[str, bytes], arms: list[JobArm]
+) -> JobArm:
+    """The dynamic network that gets the decisions which it would make: arrays of its own arm go in."""
+    dynamic = next(arm for arm in arms if arm.network == "dynamic")
+    arrays = {d.label: d.expected for d in dynamic.decisions}
+    right = {a.output: a.file for a in dynamic.answers}
+    job_files |= {control.file: files[control.file] for control in manifest.controls}
+    general = next(control for control in manifest.controls if not control.single)
+    return JobArm(
+        name=KNOWN_AHEAD,
+        network=KNOWN_AHEAD,
+        graphs=Graphs(any=general.file, single=next((c.file for c in manifest.controls if c.single), None)),
+        answers=[Answer(output=output, file=right[output]) for output in general.answers],
+        decisions=[],
+        given=[GivenArray(input=g.input, file=arrays[g.label], rows=g.rows) for g in general.given],
+        compared=all(control.alike for control in manifest.controls),
+    )

@@ -19,7 +19,8 @@ from dynbench import devices
 from dynbench.deploy.build import compile_prepared
 from dynbench.deploy.bundle import Manifest as Bundle
 from dynbench.deploy.cells import Subject, failed, measured
-from dynbench.deploy.job import Job, Result, Timing, write_job
+from dynbench.deploy.job import KNOWN_AHEAD, Job, Result, Timing, write_job
+from dynbench.deploy.sustained import summed_up
 from dynbench.deploy.targets.base import Failed, Lost, Target
 from dynbench.deploy.targets.browser import Browser
 from dynbench.deploy.targets.find import open_target
@@ -33,7 +34,7 @@ from dynbench.experiment.environment import git_state, process_environment, soft
 from dynbench.experiment.plan import describe
 from dynbench.experiment.run import now
 from dynbench.experiment.ways import dynamic_ways
-from dynbench.files import make_folder, write_bytes
+from dynbench.files import make_folder, make_own_folder, write_bytes
 from dynbench.scratch import scratch
 from dynbench.store.lock import locked
 from dynbench.store.run import Run, RunWriter, file_name, write_samples
@@ -250,7 +251,7 @@ def _compile(sitting: _Sitting, spec: Workload, options: Options) -> None:
     try:
         p = prepare(spec, options)
         folder = sitting.scratch / file_name(spec.name)
-        written = compile_prepared(p, folder / "bundle")
+        written = compile_prepared(p, folder / "bundle", controls=options.controls != "none")
         info = _described(sitting, p)
         source = next(s for s in p.sources if s.decisions.source == "learned")
         decisions = p.decisions(source, max(p.batch_sizes))
@@ -264,7 +265,9 @@ def _compile(sitting: _Sitting, spec: Workload, options: Options) -> None:
     names = dict.fromkeys(g.network for g in written.manifest.graphs if g.network != "dynamic")
     arms = {name: Arm(kind="baseline", baseline=name, form=forms.get(name, "plain"), **WAY) for name in names}
     dynamic = next((arm for arm in dynamic_ways(p, source) if arm.control == "graph"), None)
-    arms = {"dynamic": dynamic or Arm(kind="strategy", strategy="compaction", live=True, **WAY), **arms}
+    dynamic = dynamic or Arm(kind="strategy", strategy="compaction", live=True, **WAY)
+    known = dynamic.model_copy(update={"kind": "control", "live": False, "without": "deciding"})
+    arms = {"dynamic": dynamic, **arms, KNOWN_AHEAD: known}
     sitting.ready[spec.name] = _Ready(spec, folder, written.manifest, decisions, arms)
     sitting.update(workloads={**sitting.writer.manifest.workloads, spec.name: info})
 
@@ -283,14 +286,15 @@ def _measure(sitting: _Sitting, asked: Devices, name: str, todo: list[_Ready]) -
     for ready in todo:
         try:
             folder = ready.folder / file_name(name)
-            job = write_job(ready.folder / "bundle", folder, _timing(asked, profile, ready), twice=ready.bundle.primary)
+            timing, primary = _timing(asked, profile, ready), ready.bundle.primary
+            job = write_job(ready.folder / "bundle", folder, timing, twice=primary, controls=True)
         except UserError as e:
             sitting.failures[ready.spec.name] = str(e)
             sitting.say(str(e))
             missed = NotMeasured(what=f"workload {ready.spec.name} on {name}", why=str(e))
             sitting.update(not_measured=[*sitting.writer.manifest.not_measured, missed])
             continue
-        subjects[str(folder)] = Subject(ready.bundle, ready.decisions, ready.arms, job)
+        subjects[str(folder)] = Subject(ready.bundle, ready.decisions, ready.arms, job, ready.bundle.no_controls)
     if not subjects:
         return
     target = open_target(name, profile)
@@ -371,7 +375,8 @@ def _keep(sitting: _Sitting, device: str, about: dict[str, Any], subject: Subjec
     cells, samples = measured(subject, result, device)
     job = subject.job
     folder = sitting.writer.path / RESULTS / file_name(f"{job.workload}/{device}")
-    make_folder(folder)
+    make_own_folder(folder.parent)
+    make_own_folder(folder)
     for name in (place.name, "result.sha256"):
         write_bytes(folder / name, place.with_name(name).read_bytes())
     for group, columns in samples.items():
@@ -396,6 +401,7 @@ def _told(job: Job, result: Result) -> dict[str, Any]:
         "clock_jumps": result.clock_jumps,
         "emulated": result.emulated,
         "sustained_s": job.sustained_s,
+        "sustained": summed_up(result.sustained, job.sustained_s) if result.sustained else None,
         "decisions_differ": {f"{c.arm} at batch {c.batch_size}": c.decisions_differ for c in result.checks},
     }
 

@@ -90,6 +90,15 @@ class Trace:
             value.index_copy_(0, ids, torch.where(mask, decision, value.index_select(0, ids)))
             reached.index_copy_(0, ids, reached.index_select(0, ids) | live)
 
+    def of_items(self, rows: Tensor) -> Trace:
+        """The decisions about some items [n] of the stream, as those about a stream of their own."""
+        entries = {}
+        for key, (value, reached) in self.entries.items():
+            per = math.prod(key[1])
+            ids = (rows.to(reached.device)[:, None] * per + torch.arange(per, device=reached.device)).flatten()
+            entries[key] = Entry(value.index_select(0, ids), reached.index_select(0, ids))
+        return Trace(entries, len(rows), covers=self.covers)
+
     def to(self, device: torch.device | str) -> Trace:
         """The same trace, its tables on `device`, where a strategy waits for them as for learned decisions."""
         entries = {k: Entry(e.value.to(device), e.reached.to(device)) for k, e in self.entries.items()}
@@ -165,6 +174,8 @@ class Trace:
                 for i, (name, sizes) in enumerate(about["points"])
             }
             trace = cls(entries, about["items"], about["stream_hash"], frozenset(about["covers"]))
+            if not all(isinstance(name, str) for name in (*trace.covers, *(name for name, _ in entries))):
+                raise TraceError(f"{path}.json is corrupt: a name of a point is no text")
             whole = all(
                 e.value.shape[0] == e.reached.shape[0] == trace.items * math.prod(k[1]) for k, e in entries.items()
             )

@@ -29,7 +29,7 @@ from dynbench.experiment.signature import check_call, check_pair
 from dynbench.experiment.spec import Baseline, ModelRef, Opaque, Options, Workload
 from dynbench.experiment.trust import ITEMS, Finding, inspect
 from dynbench.experiment.weights import NotThere, load_weights
-from dynbench.graph import Session
+from dynbench.graph import Right, Session
 from dynbench.meters.energy import idle_power_w
 from dynbench.paths import load_function, weights_path
 from dynbench.reading import ordinary
@@ -174,6 +174,7 @@ class Prepared:
         right_answers: by decisions' label and batch size.
         counted: executed work, by what it depends on.
         sessions: graphs that were proved, by what they depend on.
+        right_of_graphs: what they were compared with, by baseline and form; None: the dynamic network.
         rates: by decisions' label: how often each Skip runs its body.
     """
 
@@ -196,6 +197,7 @@ class Prepared:
     right_answers: dict[tuple[str, int], Reference] = field(default_factory=dict)
     counted: dict[Hashable, Any] = field(default_factory=dict)
     sessions: dict[Hashable, Session] = field(default_factory=dict)
+    right_of_graphs: dict[Hashable, Right] = field(default_factory=dict)
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
     _findings: dict[str, Finding | None] = field(default_factory=dict)
     _traces: dict[tuple[str, int], Trace] = field(default_factory=dict)
@@ -250,7 +252,14 @@ class Prepared:
 
     def release(self) -> None:
         """Forgets what can be made again and takes memory: networks that engines prepared, sessions, answers."""
-        for made in (self._networks, self._formed, self.sessions, self.counted, self.right_answers):
+        for made in (
+            self._networks,
+            self._formed,
+            self.sessions,
+            self.counted,
+            self.right_answers,
+            self.right_of_graphs,
+        ):
             made.clear()
 
     def network(self, arm: Arm) -> nn.Module:

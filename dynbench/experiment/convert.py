@@ -71,8 +71,11 @@ def convert(file: Path, out: Path | None = None, *, key: str | None = None, forc
 
 def _load(file: Path, kind: str) -> Any:
     if kind == INDEX:
-        parts = [_load(shard, kind_of(shard)) for shard in shards(file)]
-        return {name: value for part in parts for name, value in part.items()}
+        parts = {shard: _load(shard, kind_of(shard)) for shard in shards(file)}
+        for shard, part in parts.items():
+            if not isinstance(part, Mapping):
+                raise UserError(f"{shard} holds no state dict, a table of tensors by name: it is {type(part).__name__}")
+        return {name: value for part in parts.values() for name, value in part.items()}
     if kind != PYTORCH:
         raise not_weights(file, kind)
     try:

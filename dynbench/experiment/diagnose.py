@@ -169,7 +169,10 @@ def _of_control(p: Prepared, source: Source, arm: RunningArm, facts: Facts) -> W
         executed = _per_item(counted.counter.flops, counted.items)
         calls = counted.counter.operator_calls * p.items / counted.items
     accounted = Unavailable(unavailable="a paper counts no controls")
-    columns: dict[str, Any] = {"operator_calls": calls}
+    columns: dict[str, Any] = {
+        "operator_calls": calls,
+        "energy": measure_energy(lambda: _stream(arm), arm.device, items=p.items, idle_w=p.idle_w),
+    }
     if leaves_out_bodies(executed, facts.required_region):
         columns |= {"status": "refused", "reason": "it leaves out bodies too, whose answers nothing follows from"}
     return Work(executed, facts.required_region, facts.required_total, accounted, None, columns)

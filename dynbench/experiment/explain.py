@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from dynbench.analysis.waterfall import Arms, Timed, disagreements, waterfall
-from dynbench.store.schema import Arm, Cell, Warning_, Waterfall
+from dynbench.store.schema import Arm, Cell, Energy, Warning_, Waterfall
 from dynbench.unavailable import Measured
 
+FEWEST_PARTS = 2  # of a window of the energy counter, of which ratios have an interval
 SAME_WORK = 1e-3  # FLOPs are counted exactly; a graph may have folded a few
 
 
@@ -52,42 +54,95 @@ def explained(
     Returns:
         The waterfall; and a warning where a profile says otherwise.
     """
+    rounds = len(arm.totals_ns())
+
+    def timed(found: Ran) -> Timed | None:
+        totals = found.totals_ns()
+        return Timed(totals, _executed(work[found.arm.key])) if len(totals) == rounds else None
+
+    given = _arms(arm, base, arms, work, timed)
+    found = None if given is None else waterfall(given, work[arm.arm.key].columns.get("phases"))
+    return found, [] if found is None else disagreements(found, resolution)
+
+
+def explained_energy(arm: Ran, base: Ran | None, arms: Sequence[Ran], work: Mapping[str, Did]) -> Waterfall | None:
+    """The same of joules; None also where there is no counter, or its window holds no two parts.
+
+    The windows of arms follow one another and are not interleaved as rounds are: what changes between them is in the
+    factors, and in their intervals only as far as it changes within a window.
+
+    Args:
+        arm: of a strategy.
+        base: the primary baseline that it is compared with.
+        arms: all of its group.
+        work: by the key of an arm; its `columns` have the energy.
+    """
+
+    def metered(found: Ran) -> Timed | None:
+        joules = _parts_j(work[found.arm.key])
+        return Timed(np.array(joules), _executed(work[found.arm.key])) if len(joules) >= FEWEST_PARTS else None
+
+    given = _arms(arm, base, arms, work, metered)
+    return None if given is None else waterfall(replace(_as_many(given), of="energy"))
+
+
+def _as_many(arms: Arms) -> Arms:
+    """With as many parts of each as there are of all: an arm whose pass takes long has fewer."""
+    every = [arms.baseline, arms.dynamic, *arms.without.values(), *([] if arms.twin is None else [arms.twin])]
+    some = min(len(t.totals) for t in every)
+    cut = {id(t): replace(t, totals=t.totals[:some]) for t in every}
+    return replace(
+        arms,
+        baseline=cut[id(arms.baseline)],
+        dynamic=cut[id(arms.dynamic)],
+        without={part: cut[id(t)] for part, t in arms.without.items()},
+        twin=None if arms.twin is None else cut[id(arms.twin)],
+    )
+
+
+def _arms(
+    arm: Ran, base: Ran | None, arms: Sequence[Ran], work: Mapping[str, Did], taken: Callable[[Ran], Timed | None]
+) -> Arms | None:
+    """The arms of a waterfall of what `taken` gives; None: one that it cannot do without is not there."""
     mine = work.get(arm.arm.key)
-    if base is None or base.failed is not None or arm.arm.kind != "strategy" or mine is None:
-        return None, []
+    if base is None or arm.arm.kind != "strategy" or mine is None:
+        return None
     region, total = mine.required_region, mine.required_total
     if not isinstance(region, float):
-        return None, []
-
-    def timed(found: Ran) -> Timed:
-        executed = work[found.arm.key].executed
-        return Timed(found.totals_ns(), executed if isinstance(executed, float) else None)
-
-    rounds = len(arm.totals_ns())
-    measured = [a for a in arms if a.failed is None and len(a.totals_ns()) == rounds and a.arm.key in work]
-    if base not in measured:
-        return None, []
-    controls = [a for a in measured if _is_control(a.arm, arm.arm)]
-    fair = [a for a in controls if not leaves_out_bodies(work[a.arm.key].executed, region)]
-    without = {part: timed(a) for a in fair if (part := a.arm.without) is not None}
-    twin = None if base.cell.static_twin else next((a for a in measured if _is_twin(a, arm.arm)), None)
+        return None
+    measured = {
+        a.arm: found for a in arms if a.failed is None and a.arm.key in work and (found := taken(a)) is not None
+    }
+    if base.arm not in measured or arm.arm not in measured:
+        return None
+    controls = [a for a in arms if a.arm in measured and _is_control(a.arm, arm.arm)]
+    fair = [a.arm for a in controls if not leaves_out_bodies(work[a.arm.key].executed, region)]
+    twin = (
+        None if base.cell.static_twin else next((a for a in arms if a.arm in measured and _is_twin(a, arm.arm)), None)
+    )
     surplus = None
     if isinstance(mine.executed, float) and isinstance(total, float) and region > 0:
         surplus = (mine.executed - (total - region)) / region
-    found = waterfall(
-        Arms(
-            name=base.arm.name,
-            baseline=timed(base),
-            dynamic=timed(arm),
-            without=without,
-            twin=None if twin is None else timed(twin),
-            required=region,
-            waits=arm.arm.control == "host" and arm.arm.strategy != "masking",
-            surplus=surplus if surplus is None or surplus > 0 else None,
-        ),
-        mine.columns.get("phases"),
+    return Arms(
+        name=base.arm.name,
+        baseline=measured[base.arm],
+        dynamic=measured[arm.arm],
+        without={control.without: measured[control] for control in fair if control.without is not None},
+        twin=None if twin is None else measured[twin.arm],
+        required=region,
+        waits=arm.arm.control == "host" and arm.arm.strategy != "masking",
+        surplus=surplus if surplus is None or surplus > 0 else None,
     )
-    return found, [] if found is None else disagreements(found, resolution)
+
+
+def _executed(did: Did) -> float | None:
+    return did.executed if isinstance(did.executed, float) else None
+
+
+def _parts_j(did: Did) -> list[float]:
+    """Joules per item in parts of an arm's window; none without a counter."""
+    energy = did.columns.get("energy")
+    return energy.parts_j if isinstance(energy, Energy) else []
 
 
 def leaves_out_bodies(executed: Measured, required: Measured) -> bool:

@@ -5,15 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynbench.dynamic import Execution, Skip, Trace, points
-from dynbench.dynamic.items import Arguments, tensors
+from dynbench.dynamic.items import Arguments
 from dynbench.experiment.build import Prepared, Source
 from dynbench.experiment.oracle import output_error
-from dynbench.graph import CannotTrace, Check, Graph, Session, compiled, compiled_twice, prove, static_graph
+from dynbench.graph import (
+    OPSET,
+    CannotTrace,
+    Check,
+    Graph,
+    Right,
+    Session,
+    compiled,
+    compiled_twice,
+    prove,
+    static_graph,
+)
 from dynbench.store.schema import Arm
-from dynbench.strategies import Dense, PerSample
+from dynbench.strategies import Masking, PerSample
 
 PROOF_SIZES = (1, 2, 7)  # of batches, besides those measured
 TOLERANCE = 1e-4  # of the answer's largest value
@@ -44,47 +55,88 @@ def session(p: Prepared, source: Source, arm: Arm, batch_size: int) -> Session:
         CannotTrace: the network cannot be a graph, or (`WrongGraph`) the graph answers otherwise than the network.
     """
     dynamic = arm.baseline is None
-    single, replay = dynamic and batch_size == 1, dynamic and not arm.live
-    key = (arm.baseline, arm.form, arm.without, single, replay, source.decisions.label if dynamic else None)
+    masking = dynamic and arm.strategy == Masking.name
+    single, replay = dynamic and batch_size == 1 and not masking, dynamic and not arm.live
+    key = (arm.baseline, arm.form, arm.without, masking, single, replay, source.decisions.label if dynamic else None)
     if key not in p.sessions and arm.without is not None:
-        # decisions are given and weights of what is chosen made up: its answers are not those of the network
-        graph = compiled(p.model, _one_tensor(p), single=single, gates=False, rates=_known_rates(p, source))
-        p.sessions[key] = Session(graph, threads=p.options.threads, device=p.device)
+        p.sessions[key] = Session(known_ahead(p, source, single=single), threads=p.options.threads, device=p.device)
     if key not in p.sessions:
-        proved = proved_dynamic(p, source, single=single, replay=replay) if dynamic else proved_static(p, arm)
+        if dynamic:
+            proved = proved_dynamic(p, source, single=single, replay=replay, masking=masking)
+        else:
+            proved = proved_static(p, arm)
         p.sessions[key] = Session(proved.graph, threads=p.options.threads, device=p.device)
     return p.sessions[key]
 
 
-def proved_dynamic(p: Prepared, source: Source, *, single: bool, replay: bool) -> Proved:
+def known_ahead(p: Prepared, source: Source, *, single: bool) -> Graph:
+    """The workload's network with decisions as inputs, and without what only decides: a control.
+
+    Weights of what is chosen are made up, where there are some: its answers are then not those of the network.
+
+    Raises:
+        CannotTrace: it cannot be a graph.
+    """
+    return compiled(p.model, one_tensor(p), single=single, gates=False, rates=_known_rates(p, source))
+
+
+def proved_dynamic(
+    p: Prepared, source: Source, *, single: bool, replay: bool, masking: bool = False, opset: int = OPSET
+) -> Proved:
     """The workload's network as a graph that was proved with its own decisions and with none, all and one.
+
+    Args:
+        p: the workload.
+        source: of the decisions.
+        single: for one item; else for any batch.
+        replay: decisions are inputs.
+        masking: everything is computed, for reference.
+        opset: version of ONNX's operators.
 
     Raises:
         CannotTrace: as `session`.
     """
-    rates, inputs, sizes = _known_rates(p, source), _one_tensor(p), _sizes(p, single=single)
-    if replay:
-        graph = compiled(p.model, inputs, single=single, replay=True, rates=rates)
+    rates, inputs, sizes = _known_rates(p, source), one_tensor(p), _sizes(p, single=single)
+    if replay and not masking:
+        graph = compiled(p.model, inputs, single=single, replay=True, rates=rates, opset=opset)
         return Proved(graph, _prove(p, graph, sizes))
     # its own decisions do not lead everywhere: the same graph is proved with decisions none, all and one
-    graph, replaying = compiled_twice(p.model, inputs, single=single, rates=rates)
+    graph, replaying = compiled_twice(p.model, inputs, single=single, rates=rates, masking=masking, opset=opset)
+    if replay:
+        return Proved(replaying, _prove(p, replaying, sizes))
     checks = _prove(p, graph, sizes)
     return Proved(graph, checks + _prove(p, replaying, tuple(n for n in sizes if n in PROOF_SIZES)))
 
 
-def proved_static(p: Prepared, arm: Arm) -> Proved:
-    """A baseline as a graph that was proved.
+def proved_static(p: Prepared, arm: Arm, opset: int = OPSET) -> Proved:
+    """A baseline as a graph that was proved, with operators of a version.
 
     Raises:
         CannotTrace: as `session`.
     """
-    written = p.as_written(arm)
-    inputs = _one_tensor(p)
-    graph = static_graph(written, inputs)
-    return Proved(graph, _prove_static(written, graph, inputs, _sizes(p, single=False)))
+    inputs = one_tensor(p)
+    graph = static_graph(p.as_written(arm), inputs, opset)
+    return Proved(graph, _prove_static(graph, right_of(p, arm), inputs, _sizes(p, single=False)))
 
 
-def _one_tensor(p: Prepared) -> Tensor:
+def right_of(p: Prepared, arm: Arm | None = None) -> Right:
+    """What the graphs of a network are compared with; made once, so that no item is computed twice.
+
+    Args:
+        p: the workload.
+        arm: of a baseline; None: the dynamic network.
+
+    Raises:
+        CannotTrace: it takes several inputs.
+    """
+    key = None if arm is None else (arm.baseline, arm.form)
+    if key not in p.right_of_graphs:
+        model = p.model if arm is None else p.as_written(arm)
+        p.right_of_graphs[key] = Right(model, one_tensor(p), static=arm is not None, apart=p.batch_scope)
+    return p.right_of_graphs[key]
+
+
+def one_tensor(p: Prepared) -> Tensor:
     """The stream, where the network takes one tensor.
 
     Raises:
@@ -101,7 +153,7 @@ def _sizes(p: Prepared, *, single: bool) -> tuple[int, ...]:
 
 
 def _prove(p: Prepared, graph: Graph, sizes: tuple[int, ...]) -> list[Check]:
-    checks = prove(p.model, graph, _one_tensor(p), sizes, TOLERANCE)
+    checks = prove(p.model, graph, one_tensor(p), sizes, TOLERANCE, right_of(p))
     for check in checks:
         if not check.ok:
             answers = f"answers otherwise by {check.error:.2g} of the largest value"
@@ -112,11 +164,11 @@ def _prove(p: Prepared, graph: Graph, sizes: tuple[int, ...]) -> list[Check]:
     return checks
 
 
-def _prove_static(written: nn.Module, graph: Graph, inputs: Tensor, sizes: tuple[int, ...]) -> list[Check]:
+def _prove_static(graph: Graph, right: Right, inputs: Tensor, sizes: tuple[int, ...]) -> list[Check]:
     run, checks = Session(graph, device=inputs.device), []
+    right.of(max(sizes))  # the others are its beginnings
     for n in sizes:
-        right = list(tensors(Execution(Dense()).run(written, inputs[:n])))
-        error = output_error(run.answer(run.feeds(inputs[:n])), right)
+        error = output_error(run.answer(run.feeds(inputs[:n])), right.of(n).answer)
         if not error <= TOLERANCE:
             raise WrongGraph(f"the graph answers otherwise by {error:.2g} of the largest value at batch {n}")
         checks.append(Check("-", n, error, TOLERANCE, same_path=True))

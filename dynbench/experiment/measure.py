@@ -24,14 +24,16 @@ from dynbench.errors import DynbenchError
 from dynbench.experiment.arms import RunningArm, running_arm
 from dynbench.experiment.build import Prepared, Source
 from dynbench.experiment.diagnose import Facts, Work, diagnose
-from dynbench.experiment.explain import explained
+from dynbench.experiment.explain import explained, explained_energy
 from dynbench.experiment.plan import SWEEP_TIME_SHARE, controls_asked, controls_of, planned_cell
+from dynbench.experiment.walks import Walks
 from dynbench.experiment.ways import Tournament
 from dynbench.meters.dispatch import operator_call_s
 from dynbench.meters.latency import Timing, time_batches
 from dynbench.store.quantities import evaluate
 from dynbench.store.run import write_samples
 from dynbench.store.schema import Cell, Compiled, Flops, Interval, Latency, RoundSample, Speedup, Warning_, Witnesses
+from dynbench.store.walks import write_walked
 from dynbench.unavailable import Measured, Unavailable
 
 WARM_UP_MIN, WARM_UP_MAX = 2, 6  # passes
@@ -135,7 +137,7 @@ def _guarded(arm: RunningArm, work: Callable[[], Any]) -> Any:
 
 
 def _warm_up(arm: RunningArm, warm: bool) -> None:
-    """Until steady; one pass where another group, or the tournament, has done so with the same shapes (`warm`)."""
+    """Until steady; one pass where another group, arm or the tournament has done so with the same shapes (`warm`)."""
     before, begin = 0, time.monotonic()
     few = arm.batches[: min(WARM_UP_BATCHES, max(WARM_UP_ITEMS // len(arm.batches[0][1]), 1))]
     for n in range(WARM_UP_MAX):
@@ -178,7 +180,7 @@ def measure_group(
     device = devices.device(p.options.device)
     planned = [c for c in cells if c.status == "planned"]
     written = {c.arm for c in planned}
-    if p.options.deployed and not source.sweep:
+    if p.options.deployed and (p.options.deployed_sweep or not source.sweep):
         planned = Tournament(p, source, batch_size, device, without=without, tell=tell, stop=stop).fastest(planned)
         planned += _controls_of_fastest(p, source, batch_size, planned)
     untimed = [c for c in planned if c.status == "failed"]  # networks that the tournament could not time in any way
@@ -190,9 +192,16 @@ def measure_group(
     for arm in arms:
         arm.written = arm.arm.model_copy(update={"again": False}) in written
         tell("arm", name=arm.arm.key)
-        _guarded(arm, partial(_warm_up, arm, source.sweep or arm.arm in timed))
+        repeats = arm.arm.again or arm.arm.without is not None  # the same calls as those of an arm before
+        _guarded(arm, partial(_warm_up, arm, source.sweep or repeats or arm.arm in timed))
+    walks = None
+    if p.options.scaling and p.spec.model_kind == "points":
+        walks = Walks(p, source, batch_size, [a.arm for a in arms], device)
     watch, samples = Watch(device), Samples(process)
-    timed_s, stopped_by = _rounds(p, source, arms, samples, tell, stop, watch)
+    timed_s, stopped_by = _rounds(p, source, arms, samples, tell, stop, watch, walks)
+    if walks is not None:
+        totals = {a.arm.key: a.totals_ns() for a in arms if a.failed is None}
+        write_walked(run, walks.found(p.spec.name, cells[0].group_id, totals))
     noises = Noises.of(p, arms, Witnesses(**watch.end()._asdict()))
     arms = [a for a in arms if not a.arm.again]
     work: dict[str, Work] = {}
@@ -222,8 +231,12 @@ def _rounds(
     tell: Callable[..., None],
     stop: Callable[[], bool],
     watch: Watch,
+    walks: Walks | None,
 ) -> tuple[float, str]:
-    """Times the arms round by round; returns the seconds inside timed samples, and why it ended."""
+    """Times the arms round by round; returns the seconds inside timed samples, and why it ended.
+
+    Where networks are walked, this is done between the arms of each round, and does not count as a sample.
+    """
     limit = p.options.time_limit_s * (SWEEP_TIME_SHARE if source.sweep else 1.0)
     rule = Stopping(precision=p.options.precision, time_limit_s=limit)
     order = random.Random(p.options.seed)
@@ -234,6 +247,8 @@ def _rounds(
         order.shuffle(alive)
         watch.tick()
         for position, arm in enumerate(alive):
+            if walks is not None:
+                walks.before(arm.arm.key, position, len(alive))
             tell("arm", name=arm.arm.key)
             timings = _guarded(arm, partial(p.parts.load.issue, arm.call, arm.batches, arm.device))
             if timings is None:
@@ -341,6 +356,7 @@ def _cell(
         base = _primary(arm, arms, deployed=deployed)
         update[name], doubts_of_it = explained(arm, base, arms, work, tells)
         update["warnings"] += [w for w in doubts_of_it if w not in update["warnings"]]
+        update[name.replace("waterfall", "energy_waterfall")] = explained_energy(arm, base, arms, work)
     if (mine := work.get(arm.arm.key)) is not None:
         primary = _primary(arm, arms, deployed=not arm.written)
         dense = None if primary is None else work.get(primary.arm.key)

@@ -214,6 +214,7 @@ def describe(p: Prepared, run: Path | None) -> WorkloadInfo:
         trace_hashes=hashes,
         quantities=[describe_quantity(q) for q in p.parts.quantities],
         varied=p.spec.varied,
+        role=p.spec.role,
         tokens=study_tokens(p),
     )
 

@@ -253,12 +253,17 @@ def _measure_groups(
 ) -> None:
     """Measures what is not finished yet, group by group; what is measured is on the disk before the next one begins."""
     writer = record.writer
-    done = writer.finished_cells(failed_too=not retry_failed)
+    before = Run.open(writer.path)
+    done = before.finished_cells(failed_too=not retry_failed)
     for group in plan.groups:
         if interrupts.asked:
             return
         if all(c.cell_id in done for c in group.cells):
             continue
+        if unplanned := {c.cell_id for c in before.cells if c.group_id == group.group_id} - {
+            c.cell_id for c in group.cells
+        }:  # such as those of the fastest way, which may be another one now
+            writer.forget(unplanned)
         for cell in group.refused:
             writer.append_cell(cell)
         observer.group(group)
@@ -303,14 +308,7 @@ def _measure_scaling(
     for spec in specs:
         if spec.name not in record.writer.manifest.workloads or spec.name in found:
             continue
-        arms = [c.arm for c in Run.open(path).cells if c.workload == spec.name and c.status == "ok"]
-        ways = [(a.baseline, a.engine, a.form) for a in arms if a.kind in ("strategy", "baseline")]
-        request = {
-            "do": "scaling",
-            "file": spec.reference,
-            "ways": list(dict.fromkeys([(None, "eager", "plain"), *ways])),
-            **_request(options),
-        }
+        request = {"do": "scaling", "file": spec.reference, "run": str(path.resolve()), **_request(options)}
         try:
             answer = worker.ask(request, "scaling", _waits(observer, f"T(n) of {spec.name}"))
         except (WorkerDied, UserError) as e:

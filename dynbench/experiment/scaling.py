@@ -4,135 +4,119 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import nn
 
 from dynbench import devices
+from dynbench.analysis.pooling import Outside, Pooled, between_of, pooled
 from dynbench.devices.base import Device
 from dynbench.dynamic import Execution
-from dynbench.dynamic.regions import Region, find_regions
-from dynbench.errors import DynbenchError, UserError
+from dynbench.dynamic.regions import Region
+from dynbench.errors import UserError
 from dynbench.experiment.arms import Call, running_arm
 from dynbench.experiment.build import Prepared, Source
 from dynbench.experiment.plan import planned_cells
-from dynbench.meters.calibration import measure, overheads
-from dynbench.meters.scaling import Walker, sizes_up_to, walk_all
+from dynbench.experiment.walks import first_line, regions_of
+from dynbench.meters.graph_record import BETWEEN
 from dynbench.meters.watch import Watched, roles
-from dynbench.store.scaling import Constants, Network, Part, Scaling, Usage
+from dynbench.store.scaling import Between, Network, Scaling, Usage
 from dynbench.store.schema import Arm, Cell, NotMeasured
+from dynbench.store.walks import Walked
 from dynbench.strategies import Dense, Masking
 
-Way = tuple[str | None, str, str]  # baseline, engine, form
 FEW = 16  # items of the stream that are watched where nothing is timed: at least so many
-SOME = 32  # and of controls
 
 
 @torch.inference_mode()
-def scaling_of(p: Prepared, ways: Sequence[Way]) -> Scaling:
-    """Measures and counts everything of one workload.
+def scaling_of(p: Prepared, walked: Sequence[Walked]) -> Scaling:
+    """What T(n) of the groups is in common, what each arm does, and what the device takes.
 
     Args:
         p: the workload, with decision points.
-        ways: the networks whose T(n) is measured; what cannot be is left out, with the reason.
+        walked: in the rounds of its groups.
 
     Raises:
-        UserError: the network cannot be walked at all, or nothing can be seen of any arm.
+        UserError: the network was not walked in any group, or nothing can be seen of any arm.
     """
     device = devices.device(p.options.device)
-    missing: list[NotMeasured] = []
+    missing = list({(m.what, m.why): m for one in walked for m in one.missing}.values())
+    if not walked:
+        raise UserError("no group of it was measured, so no network was walked")
+    common = pooled(walked)
+    if not any(network.baseline is None for network in common.networks):
+        raise UserError(missing[-1].why if missing else "no network was walked")
     seen, inside = _usages(p, device, missing)
-    walkers: dict[Way, Walker] = {}
-    for way in ways:
-        try:
-            walkers[way] = _walker(p, way)
-            walkers[way].once(1, device, keep=False)
-        except Exception as e:  # noqa: BLE001 (a user's model may raise anything)
-            walkers.pop(way, None)
-            missing.append(NotMeasured(what=f"T(n) of {_in_words(way)}", why=_first_line(e)))
-    if not any(baseline is None for baseline, _, _ in walkers):
-        raise UserError(missing[-1].why if missing else "no network to walk")
-    walk_all(list(walkers.values()), sizes_up_to(max(p.batch_sizes)), device)
     deciding = _roles(p)
-    networks = [
-        Network(
-            baseline=way[0],
-            engine=way[1],
-            form=way[2],
-            parts=_parts(walker, way, deciding, inside if way[0] is None else {"": _operators(p, way)}),
-        )
-        for way, walker in walkers.items()
-    ]
     return Scaling(
         workload=p.spec.name,
         machine=str(device.describe()["name"]),
         device=p.options.device,
         threads=p.options.threads,
         dtype=p.dtype_name,
-        constants=constants(p.device, device),
-        networks=networks,
+        constants=common.constants,
+        networks=[_with_roles(p, network, deciding, inside) for network in common.networks],
         usages=seen,
+        between=_between(p, common),
+        paces=common.paces,
         missing=missing,
     )
-
-
-def constants(where: torch.device, device: Device) -> Constants:
-    """What this device takes for calls, points, waits and moved rows, in this process."""
-    return Constants.of({rate.name: rate.value for rate in measure(overheads(where), device)})
-
-
-def _walker(p: Prepared, way: Way) -> Walker:
-    """Walks a network prepared by its engine: the dynamic one under masking, which calls every region with all items.
-
-    Raises:
-        CannotPrepare: its engine cannot prepare it.
-        UserError: it cannot be brought into its form.
-    """
-    baseline, engine, form = way
-    kind: Literal["strategy", "baseline"] = "strategy" if baseline is None else "baseline"
-    network = p.network(Arm(kind=kind, baseline=baseline, engine=engine, form=form))
-    whole = baseline is not None
-    execution = Execution(Dense() if whole else Masking())
-
-    def walk(n: int) -> Any:
-        return execution.run(network, p.inputs[:n])
-
-    return Walker([] if whole else _regions(network, p), walk, whole=whole)
-
-
-def _regions(network: nn.Module, p: Prepared) -> list[Region]:
-    return find_regions(network, lambda net: Execution(Masking()).run(net, p.inputs[:1]))
 
 
 def _roles(p: Prepared) -> dict[str, str]:
     def run(profile: Any) -> Any:
         return Execution(Masking(), profile=profile).run(p.model, p.inputs[:1])
 
-    return roles(p.model, _regions(p.model, p), run)
+    return roles(p.model, regions_of(p.model, p), run)
 
 
-def _operators(p: Prepared, way: Way) -> int:
-    """How many operators a static network calls."""
-    network = p.network(Arm(kind="baseline", baseline=way[0], engine=way[1], form=way[2]))
-    with Watched(network, []) as watched:
-        Execution(Dense()).run(network, p.inputs[:1])
-    return watched.operators + watched.movings
+def _between(p: Prepared, common: Pooled) -> Between | None:
+    """What a call of a region and a byte take outside regions, from walks over one item and over many.
+
+    None: walks were over one size alone, or show nothing above 0.
+    """
+    written = next((n for n in common.networks if (n.baseline, n.engine, n.control) == (None, "eager", "host")), None)
+    part = None if written is None else next((part for part in written.parts if part.name == BETWEEN), None)
+    if part is None or len(part.sizes) == 1:
+        return None
+    few, many = (_outside(p, n) for n in (part.sizes[0], part.sizes[-1]))
+    return between_of(part, few, many, common.constants)
 
 
-def _parts(walker: Walker, way: Way, deciding: dict[str, str], inside: dict[str, int]) -> list[Part]:
-    return [
-        Part(
-            name=name,
-            role="decide" if way[0] is None and deciding.get(name) == "decide" else "body",
-            operators=inside.get(name, 0) if way[1] == "eager" else 0,
-            sizes=times.sizes,
-            us=times.us,
-            low_us=times.low_us,
-            high_us=times.high_us,
+def _outside(p: Prepared, n: int) -> Outside:
+    """What a walk over n items does outside regions."""
+    with Watched(p.model, regions_of(p.model, p)) as watched:
+        Execution(Masking()).run(p.model, p.inputs[:n])
+    return Outside(
+        movings=watched.movings,
+        operators=watched.operators,
+        bytes=watched.moved_bytes + watched.operator_bytes,
+        calls=sum(sizes.total() for sizes in watched.calls.values()),
+    )
+
+
+def _with_roles(p: Prepared, network: Network, deciding: dict[str, str], inside: dict[str, int]) -> Network:
+    """With whose time the time of each part is, and how many operators it calls."""
+    dynamic, written = network.baseline is None, network.engine == "eager" and network.control == "host"
+    operators = (inside if dynamic else {"": _operators(p, network)}) if written else {}
+    parts = [
+        part.model_copy(
+            update={
+                "role": "decide" if dynamic and deciding.get(part.name) == "decide" else part.role,
+                "operators": operators.get(part.name, 0),
+            }
         )
-        for name, times in sorted(walker.times().items())
+        for part in network.parts
     ]
+    return network.model_copy(update={"parts": parts})
+
+
+def _operators(p: Prepared, network: Network) -> int:
+    """How many operators a static network calls."""
+    written = p.network(Arm(kind="baseline", baseline=network.baseline, engine=network.engine, form=network.form))
+    with Watched(written, []) as watched:
+        Execution(Dense()).run(written, p.inputs[:1])
+    return watched.operators + watched.movings
 
 
 def _usages(p: Prepared, device: Device, missing: list[NotMeasured]) -> tuple[list[Usage], dict[str, int]]:
@@ -141,7 +125,7 @@ def _usages(p: Prepared, device: Device, missing: list[NotMeasured]) -> tuple[li
     Raises:
         UserError: nothing could be seen of any arm.
     """
-    regions, found = _regions(p.model, p), []
+    regions, found = regions_of(p.model, p), []
     known: dict[tuple[object, ...], Watched] = {}
     operators: Counter[str] = Counter()
     calls: Counter[str] = Counter()
@@ -157,7 +141,7 @@ def _usages(p: Prepared, device: Device, missing: list[NotMeasured]) -> tuple[li
                 kind = p.parts.strategies[str(arm.strategy)]
                 fixed = (kind.fixed_work or kind.static_twin) and arm.without is None
                 timed = not source.sweep or batch_size == max(p.batch_sizes)
-                least = SOME if arm.without is not None else p.items if timed and not fixed else FEW
+                least = p.items if timed and not fixed else FEW  # a control is compared with its strategy: same items
                 items = min(max(least, batch_size), p.items)
                 items -= items % batch_size
                 key = (arm, batch_size, items, None if fixed else source.decisions.label)
@@ -168,7 +152,7 @@ def _usages(p: Prepared, device: Device, missing: list[NotMeasured]) -> tuple[li
                         for name, sizes in known[key].calls.items():
                             calls[name] += sizes.total()
                 except Exception as e:  # noqa: BLE001 (a user's model may raise anything)
-                    failed[arm.name] = _first_line(e)
+                    failed[arm.name] = first_line(e)
                     continue
                 found.append(_usage(p, source, batch_size, arm, known[key], items))
     missing += [NotMeasured(what=f"what {name} calls and moves", why=why) for name, why in failed.items()]
@@ -210,13 +194,3 @@ def _usage(p: Prepared, source: Source, batch_size: int, arm: Arm, watched: Watc
         waits=watched.waits,
         points=watched.points,
     )
-
-
-def _in_words(way: Way) -> str:
-    baseline, engine, form = way
-    return f"{baseline or 'the dynamic network'} in {engine}" + ("" if form == "plain" else f", {form}")
-
-
-def _first_line(e: Exception) -> str:
-    text = str(e) if isinstance(e, DynbenchError) else f"{type(e).__name__}: {e}"
-    return text.splitlines()[0]

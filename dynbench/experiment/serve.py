@@ -18,6 +18,7 @@ from dynbench.experiment.scaling import scaling_of
 from dynbench.experiment.spec import Options, load_spec
 from dynbench.experiment.ways import TOURNAMENT_ENGINES
 from dynbench.store.schema import Cell
+from dynbench.store.walks import read_walked
 
 
 class Server:
@@ -72,7 +73,7 @@ class Server:
             found = accuracies(p)
             self._tell("accuracy", accuracies={k: v.model_dump(mode="json") for k, v in found.items()})
         elif what == "scaling":
-            measured = scaling_of(p, [(b, e, f) for b, e, f in request["ways"]])
+            measured = scaling_of(p, read_walked(Path(request["run"]), p.spec.name))
             self._tell("scaling", scaling=measured.model_dump(mode="json"))
 
     def _workload(self, request: dict[str, Any], options: Options) -> Prepared:

@@ -25,7 +25,7 @@ from dynbench.names import (
 )
 from dynbench.paths import workload_files
 from dynbench.reading import read_toml
-from dynbench.store.schema import Claim, Variation
+from dynbench.store.schema import Claim, Role, Variation
 
 TASKS = ("classes", "tokens", "language", "pixels", "binary", "multilabel", "regression", "none")
 DEFAULT_SUITE = ("skipnet38_digits", "idk_digits", "moe_text")
@@ -188,6 +188,7 @@ class Workload(ModelRef):
     decisions: DecisionTables = Field(default_factory=lambda: DecisionTables())
     claims: list[Claim] = Field(default_factory=list)
     train: TrainTable | None = None
+    role: Role | None = None  # its result is known beforehand: the report says whether it was found
     quantities: list[str] = Field(default_factory=list)  # of the user's own: 'path/to/file.py:NAME'
     varied: Variation | None = None  # of one that was made by WORKLOAD@ARGUMENT=VALUE
     file: Path = Field(Path(), exclude=True)
@@ -313,6 +314,7 @@ def _varied(spec: Workload, argument: str, value: bool | int | float | str) -> W
             "run": spec.run.model_copy(update={"accuracy_items": 0}),
             "claims": [],
             "train": None,
+            "role": None,  # of the file's own value
             "varied": Variation(of=spec.name, argument=argument, value=value),
         }
     )
@@ -389,7 +391,7 @@ class Options(_Table):
     decisions: list[str] | None = None
     dtype: str | None = None  # every network is cast to it; None: as they are built
     threads: PositiveInt = 1
-    time_limit_s: float = Field(10.0, gt=0)
+    time_limit_s: float = Field(8.0, gt=0)
     precision: float = Field(0.02, gt=0, lt=1)
     seed: int = 0
     data_dir: Path | None = None
@@ -397,6 +399,7 @@ class Options(_Table):
     automatic: bool = False  # measure nothing else of the dynamic network
     controls: Literal["none", "default", "all"] = "default"  # arms that show where the saving goes
     deployed: bool = False  # every network in its fastest way as well, found by a tournament
+    deployed_sweep: bool = False  # in keep-rate sweeps, too
     scaling: bool = False  # T(n) of every region, and what each arm calls and moves: what the cost model is made of
     load: str = "closed loop"
     target: str = "local"

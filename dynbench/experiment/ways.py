@@ -68,8 +68,8 @@ def _in_micro_batches(form: str) -> str:
 def dynamic_ways(p: Prepared, source: Source) -> Iterator[Arm]:
     """Of the dynamic network: strategies played by the host, region by region, and the whole of it as one graph.
 
-    Only strategies that skip work and compute whole batches. In a graph of learned decisions the network's own gates
-    decide; others are replayed.
+    Only strategies that compute whole batches; as a graph that which skips work, and masking where the user names it.
+    In a graph of learned decisions the network's own gates decide; others are replayed.
     """
     if p.spec.model_kind == "opaque":
         return
@@ -78,10 +78,13 @@ def dynamic_ways(p: Prepared, source: Source) -> Iterator[Arm]:
         for name in names:
             if engine == "eager" or not p.parts.strategies[name].fixed_work:
                 yield Arm(kind="strategy", strategy=name, engine=engine, load=p.parts.load.name)
-    skipping = next((kind.name for kind in PREFERRED if kind.name in names), None)
+    skipping = next((kind.name for kind in PREFERRED if kind.name in names and not kind.fixed_work), None)
     if skipping is not None:
         live = source.decisions.source == "learned"
         yield Arm(kind="strategy", strategy=skipping, live=live, load=p.parts.load.name, **GRAPH)
+    if Masking.name in names and Masking.name in (p.options.strategies or ()):  # for reference, where it is asked for
+        live = source.decisions.source == "learned"
+        yield Arm(kind="strategy", strategy=Masking.name, live=live, load=p.parts.load.name, **GRAPH)
 
 
 def _may_win(kind: type) -> bool:

@@ -100,7 +100,7 @@ def _kind_of_zip(file: Path) -> str:
     try:
         with zipfile.ZipFile(file) as archive:
             names = [name.rpartition("/")[2] for name in archive.namelist()]
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):  # what zipfile makes of damaged ones
         return PYTORCH  # cut short: converting it says so
     if "constants.pkl" in names:
         return "a TorchScript archive"
@@ -141,6 +141,8 @@ def shards(index: Path) -> list[Path]:
     for name, file in zip(names, files, strict=True):
         if Path(name).name != name or not file.is_file():
             raise UserError(f"weights file {index} names {name!r}; there is no such file beside it")
+        if kind_of(file) == INDEX:  # it might name itself
+            raise UserError(f"weights file {index} names {name!r}, which is an index as well; an index names shards")
     return files
 
 
@@ -176,7 +178,7 @@ def _check_length(file: Path) -> None:
                 header = json.loads(opened.read(length))
                 ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
                 wanted = 8 + length + max(ends, default=0)
-            except (ValueError, KeyError, TypeError, IndexError):
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
                 return
     if size < wanted:
         raise UserError(

@@ -6,6 +6,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -95,7 +96,7 @@ def into_branches(model: ModelProto) -> ModelProto:
     result.CopyFrom(model)
     del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
     infos = _with_item_sizes(graph)  # of choices and blanks: what cannot be inferred
-    result.graph.node.extend(_nodes(root, made_in, infos))
+    result.graph.node.extend(_nodes(root, made_in, _About(infos, opset_of(model))))
     result.graph.value_info.extend(_known_in(root, infos))
     result.graph.initializer.extend(root.weights.values())
     for opset in [o for o in result.opset_import if o.domain == "dynbench"]:
@@ -266,39 +267,64 @@ def _without(model: ModelProto, groups: set[int]) -> ModelProto:
     return result
 
 
-def _nodes(scope: Scope, made_in: dict[str, Scope], infos: Infos) -> list[NodeProto]:
+class _About(NamedTuple):
+    """What is known of values, and the version of the operators."""
+
+    infos: Infos
+    opset: int
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of ONNX's own operators."""
+    return int(next(o.version for o in model.opset_import if o.domain == ""))
+
+
+def _nodes(scope: Scope, made_in: dict[str, Scope], about: _About) -> list[NodeProto]:
     nodes: list[NodeProto] = []
     for unit in scope.units:
         if unit.lazy:
-            nodes.append(_if(unit, made_in, infos))
+            nodes.append(_if(unit, made_in, about))
         elif unit.nodes[0].op_type == BLANK_OP:
-            nodes += _zeros(unit.nodes[0], infos)
+            nodes += _zeros(unit.nodes[0], about)
         else:
             nodes += unit.nodes
     return nodes
 
 
-def _zeros(node: NodeProto, infos: Infos) -> list[NodeProto]:
+def _zeros(node: NodeProto, about: _About) -> list[NodeProto]:
     """Zero items, as many as the input has."""
     (out,), rest = node.output, list(_said(node)["rest"].ints)
-    kind = infos[out].type.tensor_type.elem_type
+    kind = about.infos[out].type.tensor_type.elem_type
     sizes = numpy_helper.from_array(np.array(rest, np.int64))
     zero = helper.make_tensor("zero", kind, [1], [0])
     count, item, shape = f"{out}/items", f"{out}/rest", f"{out}/shape"
     return [
-        helper.make_node("Shape", node.input, [count], name=f"{node.name}/Shape", start=0, end=1),
+        *_count(node, count, about.opset),
         helper.make_node("Constant", [], [item], name=f"{node.name}/Constant", value=sizes),
         helper.make_node("Concat", [count, item], [shape], name=f"{node.name}/Concat", axis=0),
         helper.make_node("ConstantOfShape", [shape], [out], name=node.name, value=zero),
     ]
 
 
-def _if(unit: Unit, made_in: dict[str, Scope], infos: Infos) -> NodeProto:
+def _count(node: NodeProto, count: str, opset: int) -> list[NodeProto]:
+    """The number of items that the input has, as a shape of one size."""
+    if opset >= 15:
+        return [helper.make_node("Shape", node.input, [count], name=f"{node.name}/Shape", start=0, end=1)]
+    every, at = f"{count}/every", f"{count}/at"
+    zero = numpy_helper.from_array(np.array([0], np.int64))
+    return [
+        helper.make_node("Shape", node.input, [every], name=f"{node.name}/Shape"),
+        helper.make_node("Constant", [], [at], name=f"{node.name}/First", value=zero),
+        helper.make_node("Gather", [every, at], [count], name=f"{node.name}/Gather"),
+    ]
+
+
+def _if(unit: Unit, made_in: dict[str, Scope], about: _About) -> NodeProto:
     assert unit.sides is not None
     name = unit.nodes[0].name
     branches = {}
     for side, key, i in zip(unit.sides, ("then_branch", "else_branch"), (1, 2), strict=True):
-        nodes, outputs = _nodes(side, made_in, infos), []
+        nodes, outputs = _nodes(side, made_in, about), []
         for node in unit.nodes:
             value = node.input[i]
             if made_in.get(value) is not side or value in outputs:
@@ -308,6 +334,6 @@ def _if(unit: Unit, made_in: dict[str, Scope], infos: Infos) -> NodeProto:
             outputs.append(value)
         answers = [helper.make_empty_tensor_value_info(v) for v in outputs]
         branches[key] = helper.make_graph(
-            nodes, f"{name}/{key}", [], answers, list(side.weights.values()), value_info=_known_in(side, infos)
+            nodes, f"{name}/{key}", [], answers, list(side.weights.values()), value_info=_known_in(side, about.infos)
         )
     return helper.make_node("If", [unit.nodes[0].input[0]], [n.output[0] for n in unit.nodes], name=name, **branches)

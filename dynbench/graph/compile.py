@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 
 import onnx
 import torch
 from torch import Tensor, nn
 
 from dynbench.graph.branches import into_branches
-from dynbench.graph.export import DecisionOutput, Flat, trace, trace_static
+from dynbench.graph.export import DecisionOutput, Flat, trace, trace_part, trace_static
 from dynbench.graph.known import KnownInGraph, KnownOneItem
+from dynbench.graph.layout import for_this_machine
+from dynbench.graph.masked import Masked
+from dynbench.graph.refused import CannotTrace
 from dynbench.graph.simplify import simplified
-from dynbench.graph.strategy import CannotTrace, InGraph, OneItem
-from dynbench.graph.symbolics import EXAMPLES
+from dynbench.graph.strategy import InGraph, OneItem
+from dynbench.graph.symbolics import EXAMPLES, OPSET
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,11 @@ class Graph:
         """Whether decisions are inputs."""
         return any(decision.table is not None for decision in self.decisions)
 
+    @cached_property
+    def here(self) -> onnx.ModelProto:
+        """The model as ONNX Runtime runs it fastest on the CPU of this machine; to be loaded as it is."""
+        return for_this_machine(self.model)
+
 
 def compiled(
     model: nn.Module,
@@ -49,6 +58,7 @@ def compiled(
     replay: bool = False,
     gates: bool = True,
     rates: dict[str, float] | None = None,
+    opset: int = OPSET,
 ) -> Graph:
     """A dynamic network as one graph.
 
@@ -60,16 +70,24 @@ def compiled(
         gates: False: decisions are inputs, and gates are left out (a control).
         rates: how often each Skip runs its body, by name: for any batch, where nearly all or hardly any item does, a
             batch in which all do alike is not gathered.
+        opset: version of ONNX's operators, one of `OPSETS`.
 
     Raises:
         CannotTrace: no graph can be made of it; the message names the operator or the point.
     """
-    flat = _traced(model, example, single=single, replay=replay or not gates, gates=gates, rates=rates)
+    strategy = _skipping(single=single, gates=gates, rates=rates)
+    flat = _traced(model, example, strategy, replay=replay or not gates, gates=gates, opset=opset)
     return _graph(flat.replaying(), single=single)
 
 
 def compiled_twice(
-    model: nn.Module, example: Tensor, *, single: bool, rates: dict[str, float] | None = None
+    model: nn.Module,
+    example: Tensor,
+    *,
+    single: bool,
+    rates: dict[str, float] | None = None,
+    masking: bool = False,
+    opset: int = OPSET,
 ) -> tuple[Graph, Graph]:
     """A dynamic network as a graph that decides by itself, and as the same with decisions as inputs; traced once.
 
@@ -78,39 +96,61 @@ def compiled_twice(
         example: as of `compiled`.
         single: as of `compiled`.
         rates: as of `compiled`.
+        masking: everything is computed for everyone, and what was not decided for is dropped; for any batch.
+        opset: as of `compiled`.
 
     Raises:
         CannotTrace: as of `compiled`.
     """
-    flat = _traced(model, example, single=single, replay=True, gates=True, rates=rates)
+    assert not (masking and single), "a masked graph is for any batch"
+    strategy = Masked() if masking else _skipping(single=single, gates=True, rates=rates)
+    flat = _traced(model, example, strategy, replay=True, gates=True, opset=opset)
     return _graph(flat.learned(), single=single), _graph(flat.replaying(), single=single)
 
 
+def _skipping(*, single: bool, gates: bool, rates: dict[str, float] | None) -> InGraph:
+    one, many = (OneItem, InGraph) if gates else (KnownOneItem, KnownInGraph)
+    return one() if single else many(rates)
+
+
 def _traced(
-    model: nn.Module, example: Tensor, *, single: bool, replay: bool, gates: bool, rates: dict[str, float] | None
+    model: nn.Module, example: Tensor, strategy: InGraph | Masked, *, replay: bool, gates: bool, opset: int
 ) -> Flat:
     model, example = _on_cpu(model, example)
-    one, many = (OneItem, InGraph) if gates else (KnownOneItem, KnownInGraph)
-    strategy = one() if single else many(rates)
-    return trace(model, _items(example, 1 if single else EXAMPLES), strategy, replay=replay, gates=gates)
+    few = _items(example, 1 if isinstance(strategy, OneItem) else EXAMPLES)
+    return trace(model, few, strategy, replay=replay, gates=gates, opset=opset)
 
 
 def _graph(flat: Flat, *, single: bool) -> Graph:
     return Graph(simplified(into_branches(flat.model)), flat.answers, flat.decisions, single)
 
 
-def static_graph(model: nn.Module, example: Tensor) -> Graph:
+def part_graph(model: nn.Module, *examples: Tensor) -> Graph:
+    """A part of a static network as a graph for a single item; its inputs are `x`, `x.1`, ...
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        examples: its inputs for one item.
+
+    Raises:
+        CannotTrace: no graph can be made of it; the message names the operator.
+    """
+    return _graph(trace_part(model, *examples), single=True)
+
+
+def static_graph(model: nn.Module, example: Tensor, opset: int = OPSET) -> Graph:
     """A static network as one graph for any batch; of a dynamic one its static twin.
 
     Args:
         model: in evaluation mode, on any device.
         example: inputs of some items.
+        opset: as of `compiled`.
 
     Raises:
         CannotTrace: no graph can be made of it; the message names the operator.
     """
     model, example = _on_cpu(model, example)
-    flat = trace_static(model, _items(example, EXAMPLES))
+    flat = trace_static(model, _items(example, EXAMPLES), opset)
     return _graph(flat, single=False)
 
 

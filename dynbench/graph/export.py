@@ -14,10 +14,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from dynbench.graph.masked import Masked
 from dynbench.graph.names import Names, named_scopes
 from dynbench.graph.operators import convolved_items, fixed_causality, leaves, whole_cells
-from dynbench.graph.strategy import CannotTrace, Event, InGraph, Key, OneItem, Tracing
-from dynbench.graph.symbolics import GIVEN, OPSET, SEEN, free_items, register_symbolics
+from dynbench.graph.refused import CannotTrace
+from dynbench.graph.strategy import Event, InGraph, Key, OneItem, Tracing
+from dynbench.graph.symbolics import GIVEN, OPSET, OPSETS, SEEN, free_items, register_symbolics
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,11 @@ class _Static(nn.Module):
         super().__init__()
         self.model, self.answers = model, 0
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The answer's tensors."""
         _print_nothing()
         with named_scopes(self.model):
-            answer = leaves(self.model(x))
+            answer = leaves(self.model(*inputs))
         self.answers = len(answer)
         return tuple(answer)
 
@@ -104,7 +106,7 @@ class _Dynamic(nn.Module):
         gates: whether what decides is part of it.
     """
 
-    def __init__(self, model: nn.Module, strategy: InGraph, keys: list[Key], *, gates: bool = True) -> None:
+    def __init__(self, model: nn.Module, strategy: InGraph | Masked, keys: list[Key], *, gates: bool = True) -> None:
         super().__init__()
         self.model, self.strategy, self.keys, self.answers, self.gates = model, strategy, keys, 0, gates
         self.events: dict[Key, list[Event]] = {}
@@ -124,7 +126,15 @@ class _Dynamic(nn.Module):
 
 
 @torch.no_grad()
-def trace(model: nn.Module, example: Tensor, strategy: InGraph, *, replay: bool, gates: bool = True) -> Flat:
+def trace(
+    model: nn.Module,
+    example: Tensor,
+    strategy: InGraph | Masked,
+    *,
+    replay: bool,
+    gates: bool = True,
+    opset: int = OPSET,
+) -> Flat:
     """Traces a dynamic network under a strategy.
 
     Args:
@@ -133,12 +143,13 @@ def trace(model: nn.Module, example: Tensor, strategy: InGraph, *, replay: bool,
         strategy: for any batch or for one item.
         replay: decisions are inputs of the graph; the model's own are still computed and come out.
         gates: whether what decides is part of the graph; where it is not, decisions are inputs.
+        opset: version of the operators.
 
     Raises:
         CannotTrace: the exporter knows no way to write an operator down, or a point cannot be a graph.
     """
     single = isinstance(strategy, OneItem)
-    with _one_sentence(model):
+    with _one_sentence(model, opset):
         eager = Tracing(strategy)
         eager.run(model, example)  # which points are met, at which coordinates
         keys = list(eager.events) if replay else []
@@ -146,7 +157,7 @@ def trace(model: nn.Module, example: Tensor, strategy: InGraph, *, replay: bool,
         whole = _Dynamic(model, strategy, keys, gates=gates)
         inputs = ["x", *(f"decided:{_label(key)}" for key in keys)]
         with whole_cells(model) if single else convolved_items():
-            exported = _exported(whole, (example, *tables), inputs, single=single)
+            exported = _exported(whole, (example, *tables), inputs, opset, single=single)
     names = Names(exported, inputs)
     answers = [names.output(i, _answer(i)) for i in range(whole.answers)]
     decisions = []
@@ -161,22 +172,40 @@ def trace(model: nn.Module, example: Tensor, strategy: InGraph, *, replay: bool,
 
 
 @torch.no_grad()
-def trace_static(model: nn.Module, example: Tensor) -> Flat:
-    """Traces a static network, or a dynamic one's static twin.
+def trace_static(model: nn.Module, example: Tensor, opset: int = OPSET) -> Flat:
+    """Traces a static network, or a dynamic one's static twin, with operators of a version.
 
     Raises:
         CannotTrace: the exporter knows no way to write an operator down.
     """
-    whole = _Static(model)
-    with _one_sentence(model):
-        exported = _exported(whole, (example,), ["x"], single=False)
-    names = Names(exported, ["x"])
+    return _traced_static(model, (example,), opset, single=False)
+
+
+@torch.no_grad()
+def trace_part(model: nn.Module, *examples: Tensor) -> Flat:
+    """Traces a part of a static network for exactly one item; its inputs are called `x`, `x.1`, ...
+
+    Raises:
+        CannotTrace: the exporter knows no way to write an operator down.
+    """
+    return _traced_static(model, examples, OPSET, single=True)
+
+
+def _traced_static(model: nn.Module, examples: tuple[Tensor, ...], opset: int, *, single: bool) -> Flat:
+    whole, inputs = _Static(model), [f"x.{i}" if i else "x" for i in range(len(examples))]
+    with _one_sentence(model, opset):
+        exported = _exported(whole, examples, inputs, opset, single=single)
+    names = Names(exported, inputs)
     answers = [names.output(i, _answer(i)) for i in range(whole.answers)]
     return Flat(names.applied(), tuple(answers))
 
 
-def _exported(whole: nn.Module, args: tuple[Tensor, ...], names: list[str], *, single: bool) -> onnx.ModelProto:
+def _exported(
+    whole: nn.Module, args: tuple[Tensor, ...], names: list[str], opset: int, *, single: bool
+) -> onnx.ModelProto:
     """What the exporter writes down, with a free number of items unless it is a single one."""
+    if opset not in OPSETS:
+        raise CannotTrace(f"graphs are written in opset {OPSETS[0]} to {OPSETS[-1]}, not in {opset}")
     register_symbolics()
     buffer = io.BytesIO()
     with warnings.catch_warnings(), fixed_causality(), contextlib.nullcontext() if single else free_items():
@@ -186,7 +215,7 @@ def _exported(whole: nn.Module, args: tuple[Tensor, ...], names: list[str], *, s
             args,
             buffer,  # type: ignore[arg-type]
             dynamo=False,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=names,
             dynamic_axes={} if single else {name: {0: f"items of {name}"} for name in names},
         )
@@ -225,24 +254,27 @@ def _table(key: Key, events: list[Event], items: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _one_sentence(model: nn.Module) -> Iterator[None]:
+def _one_sentence(model: nn.Module, opset: int) -> Iterator[None]:
     """Inside this block whatever fails is a `CannotTrace` that names the operator, or the module."""
     try:
         yield
     except CannotTrace:
         raise
     except Exception as e:
-        raise CannotTrace(f"the network cannot be a graph: {_reason(e)}{_place(model, e)}") from e
+        raise CannotTrace(f"the network cannot be a graph: {_reason(e, opset)}{_place(model, e)}") from e
 
 
-def _reason(e: Exception) -> str:
+def _reason(e: Exception, opset: int) -> str:
     text = " ".join(str(e).split())
     if isinstance(e, NotImplementedError) and text:
         return text
     if "requires grad as a constant" in text:
         return "it computes with parameters of a module that is not among its own"
     if found := re.search(r"[Oo]perator '([\w:.]+)'", text):
-        return f"the exporter does not know operator {found[1]} in opset {OPSET}"
+        since = re.search(r"was added in version (\d+)", text)
+        return f"the exporter does not know operator {found[1]} in opset {opset}" + (
+            f", but in {since[1]}" if since else ""
+        )
     if found := re.search(r"ONNX export of (.+?)\. ", text):
         return f"the exporter does not know {found[1]}"
     return f"{type(e).__name__}: {text.partition(' [Caused by')[0]}" if text else type(e).__name__

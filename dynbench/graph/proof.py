@@ -8,15 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dynbench.dynamic import Execution, Trace, points
-from dynbench.dynamic.items import tensors
-from dynbench.dynamic.sources import edge
+from dynbench.dynamic import Trace
 from dynbench.graph.compile import Graph
+from dynbench.graph.right import Answered, Right
 from dynbench.graph.session import Session
-from dynbench.strategies import Masking, PerSample
 
 SIZES = (1, 2, 7, 32)
-EDGES = ("none", "all", "one")
 TOLERANCE = 1e-4  # of the answer's largest value
 
 
@@ -48,7 +45,12 @@ class Check:
 
 @torch.no_grad()
 def prove(
-    model: nn.Module, graph: Graph, x: Tensor, sizes: tuple[int, ...] = SIZES, tolerance: float = TOLERANCE
+    model: nn.Module,
+    graph: Graph,
+    x: Tensor,
+    sizes: tuple[int, ...] = SIZES,
+    tolerance: float = TOLERANCE,
+    right: Right | None = None,
 ) -> list[Check]:
     """Compares a graph with `per_sample` at several batch sizes.
 
@@ -58,38 +60,28 @@ def prove(
         x: items, as many as the largest batch.
         sizes: of batches; of a graph for a single item only 1.
         tolerance: the error up to which an answer counts as the same.
+        right: answers for x that are known already; others are added.
 
     Raises:
         CannotTrace: ONNX Runtime cannot load or run the graph.
     """
-    found, session = [], Session(graph, device=x.device)
-    for n in (1,) if graph.single else sizes:
-        batch = x[:n]
-        own = Execution(PerSample(), record=True)
-        answer = list(tensors(own.run(model, batch)))
-        assert own.trace is not None
+    found, session, right = [], Session(graph, device=x.device), right or Right(model, x)
+    sizes = (1,) if graph.single else sizes
+    right.of(max(sizes))  # the others are its beginnings
+    for n in sizes:
+        own = right.of(n)
+        got, said = session.run(x[:n], own.taken if graph.replays else None)
         if not graph.replays:
-            got, said = session.run(batch)
-            found.append(_check(tolerance, "learned", n, got, answer, said, own.trace, own=True))
+            found.append(_check(tolerance, "learned", n, got, own, said, own=True))
             continue
-        got, said = session.run(batch, own.trace)
-        found.append(_check(tolerance, "replayed", n, got, answer, said, own.trace, own=False))
-        for kind, trace in _edges(model, batch).items():
-            forced = Execution(PerSample(), replay=trace, record=True)
-            answer = list(tensors(forced.run(model, batch)))
-            assert forced.trace is not None
-            got, said = session.run(batch, trace)
-            found.append(_check(tolerance, kind, n, got, answer, said, forced.trace, own=False))
+        found.append(_check(tolerance, "replayed", n, got, own, said, own=False))
+    for kind in right.kinds() if graph.replays else ():
+        right.of(max(sizes), kind)
+        for n in sizes:
+            forced = right.of(n, kind)
+            got, said = session.run(x[:n], forced.given)
+            found.append(_check(tolerance, kind, n, got, forced, said, own=False))
     return found
-
-
-def _edges(model: nn.Module, x: Tensor) -> dict[str, Trace]:
-    if not all(p.can_be_made_up for p in points(model).values()):
-        return {}
-    everything = Execution(Masking(), record=True)
-    everything.run(model, x)
-    assert everything.trace is not None
-    return {kind: edge(everything.trace, model, kind) for kind in EDGES}
 
 
 def _check(
@@ -97,14 +89,13 @@ def _check(
     kind: str,
     n: int,
     got: list[Tensor],
-    answer: list[Tensor],
+    right: Answered,
     said: Trace,
-    right: Trace,
     *,
     own: bool,
 ) -> Check:
-    error = max(map(_error, got, answer), default=0.0) if len(got) == len(answer) else math.inf
-    mine, theirs = said.reached_only(), right.reached_only()
+    error = max(map(_error, got, right.answer), default=0.0) if len(got) == len(right.answer) else math.inf
+    mine, theirs = said.reached_only(), right.taken.reached_only()
     same = mine.keys() == theirs.keys() and all(torch.equal(mine[k][1], theirs[k][1]) for k in mine)
     if not own or not same:
         return Check(kind, n, error, tolerance, same)

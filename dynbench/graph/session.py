@@ -17,8 +17,7 @@ from dynbench.engines.providers import Bound, providers, why_not_on
 from dynbench.errors import DynbenchError
 from dynbench.graph.compile import Graph
 from dynbench.graph.export import DecisionOutput
-from dynbench.graph.layout import for_this_machine
-from dynbench.graph.strategy import CannotTrace
+from dynbench.graph.refused import CannotTrace
 
 Feeds = dict[str, Any]
 """By the name of an input: an array on the CPU, a tensor on a GPU."""
@@ -63,7 +62,7 @@ class Session:
             if not fast:  # shapes of weights are recorded only if they stay as they are, which is slower
                 options.add_session_config_entry("session.disable_prepacking", "1")
         try:
-            model = for_this_machine(graph.model) if fast and on_cpu else graph.model
+            model = graph.here if fast and on_cpu else graph.model
             self.session = onnxruntime.InferenceSession(
                 model.SerializeToString(), options, providers=providers(self.device)
             )

@@ -14,29 +14,32 @@ from dynbench.graph.levels import Item, Level, used_in, without_dead, written_ba
 def simplified(model: ModelProto) -> ModelProto:
     """The same model with fewer or faster nodes: poolings of whole maps, steps of LSTM cells."""
     root = Level.read(model.graph)
-    for level in root.below():
-        level.items = [new for item in level.items for new in _pooled(item)]
     graph = _Values(root)
+    for level in root.below():
+        level.items = [new for item in level.items for new in _pooled(item, graph.weights)]
     graph.undo_squeezes()
     graph.fold_linear_into_lstm()
     without_dead(root)
     return written_back(model, root)
 
 
-def _pooled(item: Item) -> list[Item]:
+def _pooled(item: Item, weights: dict[str, np.ndarray]) -> list[Item]:
     """Means over a map become global average poolings, which are made in the layout of convolutions."""
     node: NodeProto = item.node
-    if node.op_type != "ReduceMean" or len(node.input) != 1:
+    if node.op_type != "ReduceMean":
         return [item]
     said = {a.name: a for a in node.attribute}
-    if "axes" not in said or list(said["axes"].ints) not in ([2, 3], [-2, -1]):
+    axes = list(said["axes"].ints) if "axes" in said else None
+    if len(node.input) == 2 and node.input[1] in weights:  # as of opset 18
+        axes = weights[node.input[1]].tolist()
+    if axes not in ([2, 3], [-2, -1]):
         return [item]
     keep = "keepdims" not in said or said["keepdims"].i == 1
     if keep:
-        return [Item(helper.make_node("GlobalAveragePool", node.input, node.output, name=node.name))]
+        return [Item(helper.make_node("GlobalAveragePool", node.input[:1], node.output, name=node.name))]
     pooled = f"{node.output[0]}/pooled"
     return [
-        Item(helper.make_node("GlobalAveragePool", node.input, [pooled], name=node.name)),
+        Item(helper.make_node("GlobalAveragePool", node.input[:1], [pooled], name=node.name)),
         Item(helper.make_node("Flatten", [pooled], node.output, name=f"{node.name}/Flatten", axis=1)),
     ]
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from dynbench.dynamic import DecisionPoint, Loop, Pick, Program, Route, Skip, Weights, Width
 from dynbench.dynamic.context import Execution, Frame
 from dynbench.dynamic.items import first, map_items, wide
-from dynbench.errors import DynbenchError
 from dynbench.graph.operators import (
     anybody,
     blank,
@@ -33,14 +32,11 @@ from dynbench.graph.operators import (
     take,
     whose,
 )
+from dynbench.graph.refused import CannotTrace, scheduled_on_the_host
 from dynbench.strategies.base import Strategy, together
 
 Side = Callable[[Any], Any]
 Key = tuple[str, tuple[int, ...]]  # a point's name, sizes of the coordinates below the sample
-
-
-class CannotTrace(DynbenchError):
-    """A model or point that no graph can be made of; the message says which and why, in one sentence."""
 
 
 @dataclass
@@ -62,7 +58,7 @@ class Tracing(Execution):
     """An execution that can be traced: ids are tensors, decisions are kept as events, replayed ones come from tables.
 
     Args:
-        strategy: an `InGraph`.
+        strategy: an `InGraph`, or another that never looks at a value on the host.
         tables: decisions to use instead of the model's own, by key: [n * sizes, ...]; None: learned.
         gates: whether gates, routers and policies are part of it; without them there must be tables.
 
@@ -70,7 +66,7 @@ class Tracing(Execution):
         events: what was decided so far, by key, in the branch that is traced now.
     """
 
-    def __init__(self, strategy: InGraph, tables: dict[Key, Tensor] | None = None, *, gates: bool = True) -> None:
+    def __init__(self, strategy: Strategy, tables: dict[Key, Tensor] | None = None, *, gates: bool = True) -> None:
         super().__init__(strategy)
         self.tables, self.gates = tables, gates
         self.events: dict[Key, list[Event]] = {}
@@ -94,7 +90,7 @@ class Tracing(Execution):
         """The model's own decision, kept as an event; where there are tables, theirs is used."""
         own = scores if rule is None else rule(scores)
         key = self._key(point)
-        self.events.setdefault(key, []).append(Event(self.frame.ids, own, self.frame.span))
+        self.events.setdefault(key, []).append(self._event(own))
         used = own if self.tables is None or key not in self.tables else given(own, self._forced(self.tables[key]))
         return seen(used, *_kind(point))
 
@@ -104,8 +100,15 @@ class Tracing(Execution):
         if self.tables is None or key not in self.tables:
             raise CannotTrace(f"there is no decision of point {point.name!r} to go by, and its gate is left out")
         used = self._forced(self.tables[key])
-        self.events.setdefault(key, []).append(Event(self.frame.ids, used, self.frame.span))
+        self.events.setdefault(key, []).append(self._event(used))
         return seen(used, *_kind(point))
+
+    def _event(self, decision: Tensor) -> Event:
+        """The decision about the items that count."""
+        if (live := self.frame.live) is None:
+            return Event(self.frame.ids, decision, self.frame.span)
+        rows = rows_of(live)
+        return Event(self.frame.ids.index_select(0, rows), decision.index_select(0, rows))
 
     def _key(self, point: DecisionPoint) -> Key:
         return point.name, tuple(map(int, self.frame.extent[1:]))  # while tracing, sizes are tensors
@@ -274,7 +277,7 @@ class InGraph(Strategy):
 
     def program(self, ex: Execution, point: Program, x: Any, layouts: Tensor) -> Any:
         """Refused: a program is scheduled on the host."""
-        raise CannotTrace(f"Program {point.name!r} is scheduled on the host, from layouts that a graph does not know")
+        raise scheduled_on_the_host(point)
 
 
 class OneItem(InGraph):

@@ -14,6 +14,7 @@ from torch.onnx import symbolic_helper, symbolic_opset9, symbolic_opset13
 from torch.onnx.errors import SymbolicValueError
 
 OPSET = 17
+OPSETS = range(13, 21)  # below, axes of Squeeze, Unsqueeze and Split are no inputs; above, torch's exporter writes none
 EXAMPLES = 5  # items of a trace for any batch: a dimension of this size may be that of the items, wherever it stands
 _items_are_free: ContextVar[bool] = ContextVar("items_are_free", default=False)
 LAZY, BLANK = "dynbench::Either", "dynbench::Blank"  # what `branches` looks for
@@ -77,7 +78,8 @@ def split_symbolic(parts: int) -> None:
                 part.setType(x.type().with_sizes([None, *known[1:]]))
         return tuple(found)
 
-    register(f"dynbench::parts{parts}", symbolic, OPSET)
+    for opset in OPSETS:
+        register(f"dynbench::parts{parts}", symbolic, opset)
     _splits.add(parts)
 
 
@@ -164,6 +166,8 @@ def _index_add(g: Any, into: Any, dim: Any, rows: Any, part: Any, alpha: Any = N
     """
     if _parse(dim, "i") != 0 or (alpha is not None and symbolic_helper._maybe_get_const(alpha, "f") != 1):
         return symbolic_opset9.index_add(g, into, dim, rows, part, alpha)
+    if g.opset < 16:
+        raise NotImplementedError("index_add needs opset 16: before it no operator adds to one row several times")
     rank = symbolic_helper._get_tensor_rank(part)
     if rank is None:
         raise SymbolicValueError("index_add of values of unknown rank", part)
@@ -184,7 +188,11 @@ def _rms_norm(g: Any, x: Any, shape: Any, weight: Any, eps: Any) -> Any:
     axes = list(range(-len(_parse(shape, "is")), 0))
     small = _parse(eps, "f")
     small = torch.finfo(torch.float32).eps if small is None else small
-    mean = g.op("ReduceMean", g.op("Mul", x, x), axes_i=axes, keepdims_i=1)
+    square = g.op("Mul", x, x)
+    if g.opset < 18:
+        mean = g.op("ReduceMean", square, axes_i=axes, keepdims_i=1)
+    else:
+        mean = g.op("ReduceMean", square, _long(g, *axes), keepdims_i=1)
     root = g.op("Sqrt", g.op("Add", mean, g.op("Constant", value_t=torch.tensor(small))))
     y = g.op("Div", x, root)
     return y if symbolic_helper._is_none(weight) else g.op("Mul", y, weight)
@@ -234,5 +242,6 @@ def register_symbolics() -> None:
         "aten::rms_norm": _rms_norm,
     }
     for name, symbolic in symbolics.items():
-        register(name, symbolic, OPSET)
+        for opset in OPSETS:
+            register(name, symbolic, opset)
     _done = True

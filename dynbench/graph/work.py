@@ -56,14 +56,27 @@ def executed_flops(graph: Graph, feeds: list[Feeds]) -> int:
     Raises:
         ValueError: an operator that computes and has no formula.
     """
+    return sum(executed_flops_each(graph, feeds))
+
+
+def executed_flops_each(graph: Graph, feeds: list[Feeds]) -> list[int]:
+    """The same, of each batch.
+
+    Raises:
+        ValueError: as `executed_flops`.
+    """
     said = {n.name: n for n in _all_nodes(graph.model.graph)}
-    total = 0
     with scratch("graph") as folder:
         session = Session(graph, fast=False, profile=str(folder / "profile"))
         for batch in feeds:
             session.answer({name: t.cpu().numpy() if isinstance(t, Tensor) else t for name, t in batch.items()})
-        events = json.loads(Path(session.session.end_profiling()).read_text(encoding="utf-8"))
-    for event in events:
+        record = Path(session.session.end_profiling()).read_text(encoding="utf-8")
+    totals: list[int] = []
+    batch_total = 0
+    for event in _events(record):
+        if event.get("cat") == "Session" and event["name"] == _END:
+            totals.append(batch_total)
+            batch_total = 0
         if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
             continue
         kind, args = event["args"]["op_name"], event["args"]
@@ -72,8 +85,25 @@ def executed_flops(graph: Graph, feeds: list[Feeds]) -> int:
         if kind in FORMULAS:
             node = said.get(event["name"].removesuffix("_kernel_time"))
             attributes = {} if node is None else {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-            total += FORMULAS[kind](_sizes(args["input_type_shape"]), _sizes(args["output_type_shape"]), attributes)
-    return total
+            batch_total += FORMULAS[kind](
+                _sizes(args["input_type_shape"]), _sizes(args["output_type_shape"]), attributes
+            )
+    assert len(totals) == len(feeds) and batch_total == 0, "the record has another number of batches than ran"
+    return totals
+
+
+_END = "model_run"  # the event at the end of each batch
+_COUNTED = tuple(f'"{kind}"' for kind in (*FORMULAS, *UNKNOWN, _END))
+
+
+def _events(record: str) -> list[dict[str, Any]]:
+    """Of a record, those that count; most are of small operators, and reading them takes longer than running them."""
+    lines = [line.rstrip(",") for line in record.splitlines() if any(kind in line for kind in _COUNTED)]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError:  # not an event a line, as ONNX Runtime writes it so far
+        events: list[dict[str, Any]] = json.loads(record)
+        return events
 
 
 def _sizes(typed: list[dict[str, list[int]]]) -> Shapes:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dynbench.files import open_own
 from dynbench.launch.channel import CHUNK_BYTES, Channel
 from dynbench.launch.launcher import GRACE_S, ProcessLost
 
@@ -172,8 +173,7 @@ class LocalProcess:
 
 
 def _append(log: Path, words: bytes) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    with os.fdopen(descriptor, "ab") as file:
+    with os.fdopen(open_own(log, os.O_WRONLY | os.O_APPEND), "ab") as file:
         room = LOG_BYTES - file.tell()
         if room >= len(words):
             file.write(words)

@@ -50,6 +50,29 @@ class Benchmark:
     amount: float = 0.0
 
 
+class Rounds:
+    """Benchmarks that are timed round by round.
+
+    Args:
+        benchmarks: of the device.
+        device: where they run.
+    """
+
+    def __init__(self, benchmarks: list[Benchmark], device: MeasuredDevice) -> None:
+        self._benchmarks, self._device = benchmarks, device
+        self._loops = [_loops(b.call, device) for b in benchmarks]
+        self._seconds: list[list[float]] = [[] for _ in benchmarks]
+
+    def once(self) -> None:
+        """Times each, one after the other."""
+        for b, n, seconds in zip(self._benchmarks, self._loops, self._seconds, strict=True):
+            seconds.append(_timed_ns(b.call, n, self._device) / n / 1e9)
+
+    def rates(self) -> list[Rate]:
+        """A rate for each, in order, of the rounds so far."""
+        return [_rate(b, np.array(row)) for b, row in zip(self._benchmarks, self._seconds, strict=True)]
+
+
 def measure(benchmarks: list[Benchmark], device: MeasuredDevice, rounds: int = ROUNDS) -> list[Rate]:
     """Times benchmarks in interleaved rounds.
 
@@ -57,12 +80,10 @@ def measure(benchmarks: list[Benchmark], device: MeasuredDevice, rounds: int = R
         A rate for each, in order.
     """
     with torch.inference_mode():
-        loops = [_loops(b.call, device) for b in benchmarks]
-        seconds = np.zeros((len(benchmarks), rounds))
-        for r in range(rounds):
-            for i, (b, n) in enumerate(zip(benchmarks, loops, strict=True)):
-                seconds[i, r] = _timed_ns(b.call, n, device) / n / 1e9
-    return [_rate(b, row) for b, row in zip(benchmarks, seconds, strict=True)]
+        timed = Rounds(benchmarks, device)
+        for _ in range(rounds):
+            timed.once()
+    return timed.rates()
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, *, thorough: bool = False) -> list[Benchmark]:

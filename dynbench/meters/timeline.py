@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ from typing import Any
 from torch import nn
 from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
+
+from dynbench.files import write_aside, write_text
+from dynbench.scratch import scratch
 
 Event = dict[str, Any]  # of a Chrome trace
 
@@ -91,7 +95,10 @@ def record(batches: Sequence[Callable[[], Any]], device: str, file: Path) -> Non
     finally:
         with _without_chatter():
             found.stop()
-    found.export_chrome_trace(str(file))
+    with scratch("trace") as folder:  # torch opens a file by its name, and would follow a link that is there
+        found.export_chrome_trace(str(folder / file.name))
+        with (folder / file.name).open("rb") as whole, write_aside(file) as copy:
+            shutil.copyfileobj(whole, copy)
 
 
 @contextmanager
@@ -156,7 +163,7 @@ def _inside_their_branches(ranges: list[Event], operators: list[Event]) -> list[
 def write_trace(file: Path, events: Sequence[Event]) -> None:
     """Events as a file that Perfetto, Chrome and TensorBoard's plugin read."""
     table = {"schemaVersion": 1, "deviceProperties": [], "traceEvents": list(events), "displayTimeUnit": "ms"}
-    file.write_text(json.dumps(table), encoding="utf-8")
+    write_text(file, json.dumps(table))
 
 
 def read_trace(file: Path) -> list[Event]:

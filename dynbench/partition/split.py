@@ -49,7 +49,7 @@ def of_workload(workload: str, settings: Settings, data_dir: Path | None = None)
         raise UserError(f"{spec.file}: a network is cut between layers of one input, and this one takes several")
     data = stream(data, max(min(spec.run.accuracy_items, len(data), ITEMS), 1), settings.seed)
     parts = [(OWN, spec.title), *((b.name, b.name) for b in spec.baselines if b.model != "self:dense")]
-    return [_partition(_source(spec, part, data, settings), title, settings, data) for part, title in parts]
+    return [_partition(source_of(spec, part, data, settings), title, settings, data) for part, title in parts]
 
 
 def of_model(
@@ -81,7 +81,8 @@ def of_model(
     return _partition(source, model, settings, None)
 
 
-def _source(spec: Workload, part: str, data: Dataset, settings: Settings) -> ModelSource:
+def source_of(spec: Workload, part: str, data: Dataset, settings: Settings) -> ModelSource:
+    """A network of a workload, with the range of its pixels."""
     x = data.inputs
     pixels = Pixels.of(x) if x.ndim == 4 else Pixels((0.0,), (1.0,))
     return ModelSource(
@@ -146,11 +147,7 @@ def _layer_times(half: Half, x: Tensor, settings: Settings) -> tuple[list[float]
 
 def _cut_placement(half: Half, cut: Cut, share: float, accuracies: Accuracies) -> Placement:
     crossing, on_device = half.chain.crossings[cut.after], cut.after == half.layers
-    if on_device:
-        where, sends = "all on the device", "nothing"
-    else:
-        where = "all in the cloud" if cut.after == 0 else f"after {half.chain.layers[cut.after - 1].name}"
-        sends = " and ".join(_in_words(s, p) for s, p in zip(crossing.shapes, crossing.pixels, strict=True))
+    where, sends = in_words(half, cut.after)
     lossy = not on_device and any(crossing.pixels) and all(crossing.pixels)
     return Placement(
         where=where,
@@ -165,6 +162,15 @@ def _cut_placement(half: Half, cut: Cut, share: float, accuracies: Accuracies) -
         share_best=share,
         accuracy=accuracies.after(cut.after) if lossy else None,
     )
+
+
+def in_words(half: Half, after: int) -> tuple[str, str]:
+    """Where a cut is, and what crosses it."""
+    crossing = half.chain.crossings[after]
+    if after == half.layers:
+        return "all on the device", "nothing"
+    where = "all in the cloud" if after == 0 else f"after {half.chain.layers[after - 1].name}"
+    return where, " and ".join(_in_words(s, p) for s, p in zip(crossing.shapes, crossing.pixels, strict=True))
 
 
 def _in_words(shape: tuple[int, ...], pixels: bool) -> str:

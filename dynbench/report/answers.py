@@ -20,6 +20,7 @@ from dynbench.analysis.overview import (
 from dynbench.analysis.resolution import direction
 from dynbench.report.answer import Answer, folded
 from dynbench.report.content import Panel
+from dynbench.report.expression import lines_of_code
 from dynbench.report.language import language_models
 from dynbench.report.modularity import modularity
 from dynbench.report.overview_drawings import Ladder, Shares, Spread, Spreads
@@ -27,6 +28,7 @@ from dynbench.report.palette import OUTCOMES, SERIES
 from dynbench.report.published import counterparts
 from dynbench.report.tables import Row
 from dynbench.report.values import count, number, ratio, words
+from dynbench.report.waterfall import ATTACH
 from dynbench.store.run import Run
 
 CAUSES = {
@@ -91,7 +93,7 @@ def _time_energy_memory(run: Run, batches: Sequence[Batch]) -> Answer:
     if energy:
         sentences.append(f"Energy per item is {times(float(median(energy) or 0))} that of the static network.")
     else:
-        sentences.append("Energy was not measured on this machine; see Not measured for what to attach.")
+        sentences.append(f"Energy was not measured on this machine. {ATTACH}")
     even = break_evens(run.manifest.workloads, run.cells)
     if even:
         rates = [e.rate for e in even if e.rate is not None]
@@ -209,8 +211,8 @@ def _evaluations(summaries: Sequence[Summary]) -> Answer:
     )
     blocks = [folded("Every workload", "answer steps", keys, rows)]
     if claimed := list(counterparts(summaries)):
-        keys = ["method", "published_claim", "known_from", "workload", "batch", "claim_ideal"]
-        keys += ["step_1", "step_2", "step_3"]
+        keys = ["method", "published_claim", "known_from", "published_doubt", "workload", "batch", "saved"]
+        keys += ["claim_ideal", "step_1", "step_2", "step_3", "counterpart_note"]
         blocks.append(folded("What is claimed, and what was measured here", "answer claims", keys, claimed))
     return Answer("answer-evaluations", QUESTION_2, sentences, [panel], blocks)
 
@@ -344,14 +346,17 @@ def _expression(run: Run, summaries: Sequence[Summary]) -> Answer:
         f"{len(strategies)} strategies ran ({', '.join(strategies)}) with no line of a model changed per strategy: a "
         "model states what is decided, a strategy how it is carried out."
     )
+    about_lines, counted = lines_of_code(summaries)
+    sentences += about_lines
     if not graph:
-        return Answer("answer-expression", QUESTION_4, sentences, [], [])
+        return Answer("answer-expression", QUESTION_4, sentences, [], counted)
     kinds: dict[str, Counter[bool]] = {}
     for summary in summaries:
         if summary.info.name in graph:
             kinds.setdefault(summary.kind, Counter())[graph[summary.info.name]] += 1
     rows: list[Row] = [{"workload": words(titles[n]), "reason": words(reason)} for n, reason in sorted(refused.items())]
     blocks = [folded("Not expressed as one graph", "answer refused", ["workload", "reason"], rows)] if rows else []
+    blocks += counted
     drawing = Shares(
         title="workloads",
         rows=list(kinds),

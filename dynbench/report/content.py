@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from dynbench.analysis.cost_model import model_of
 from dynbench.analysis.formatting import bytes_, digits_of, interval, percent, seconds, significant, times, way_in_words
 from dynbench.analysis.headline import Timed, contest, of_one_device
+from dynbench.analysis.overview import summarise
 from dynbench.analysis.resolution import direction
+from dynbench.analysis.roles import judged_role
 from dynbench.analysis.verdict import paragraphs
 from dynbench.report.background import background_sections, legend
 from dynbench.report.drawings import (
@@ -41,6 +43,8 @@ from dynbench.report.prediction import (
 from dynbench.report.prediction import in_words as predicted_in_words
 from dynbench.report.results import result_sections, slug, title_of
 from dynbench.report.selection import View, device_phrase, sweeps, views
+from dynbench.report.sustained import SUSTAINED_FIGURES, Sustained, sustained_loads
+from dynbench.report.sustained import in_words as sustained_in_words
 from dynbench.report.tables import Section, Table
 from dynbench.report.waterfall import WITHOUT_CONTROLS, Fall, falls, in_words
 from dynbench.store.lock import is_written
@@ -112,7 +116,7 @@ PREDICTED_FIGURES = (
 """The same of the cost model, where a run has what it is made of."""
 
 
-Drawing = Speedups | Tradeoff | Work | Paths | Trend | Fall | Scatter | Frontier | OverviewDrawing | Absent
+Drawing = Speedups | Tradeoff | Work | Paths | Trend | Fall | Scatter | Frontier | Sustained | OverviewDrawing | Absent
 
 
 @dataclass(frozen=True)
@@ -209,6 +213,7 @@ def build(run: Run, *, page: bool = False) -> Report:
     figures = _figures(run, infos, by_workload, tones)
     foretold = predictions_of(manifest.workloads, cells, [model_of(cells, one) for one in read_scaling(run.path)])
     figures += _predicted_figures(foretold, tones)
+    figures += _sustained_figures(run, infos)
     absent = [(f"figure: {g.title}: {p.title}", p.absent) for g in figures for p in g.panels if p.absent is not None]
     sections = [
         *devices_section(run, infos, by_workload),
@@ -314,6 +319,8 @@ def _verdict(info: WorkloadInfo, cells: list[Cell], where: str) -> Verdict:
             value = times(other.speedup.value, digits_of(other.speedup))
             written = f"as written {value}: {_detail(other, deployed=False)}"
     said = [*paragraphs(info, cells, where), *filter(None, [elsewhere(cells)])]
+    if (role := judged_role(summarise([info], cells)[0])) is not None:
+        said.append(f"This workload is a {role.role}; {role.verdict}: {role.why}.")
     return Verdict(info.title, said, figure, detail, written, outcome, strategy, info.inputs, caution)
 
 
@@ -377,6 +384,14 @@ def _predicted_figures(found: Sequence[Predicted], tones: dict[str, str]) -> lis
     return [group for group in groups if group.panels]
 
 
+def _sustained_figures(run: Run, infos: Sequence[WorkloadInfo]) -> list[FigureGroup]:
+    """Devices under load that lasts; nothing where none was asked for."""
+    keys = Keys()
+    drawn = [(info, load) for info in infos for load in sustained_loads(run.manifest, info)]
+    panels = [_panel(keys(f"sustained {i.name} {d.device}"), f"{i.title}: {d.device}", d) for i, d in drawn]
+    return [FigureGroup(*SUSTAINED_FIGURES, panels)] if panels else []
+
+
 def _ends(batch_sizes: Sequence[int]) -> list[int]:
     """Batch 1, if it was measured, and the largest."""
     return sorted({*(b for b in batch_sizes if b == 1), *batch_sizes[-1:]})
@@ -415,6 +430,8 @@ def _panel(key: str, title: str, drawing: Drawing) -> Panel:
         caption, alt = in_words(drawing)
     elif isinstance(drawing, Scatter | Frontier):
         caption, alt = predicted_in_words(drawing)
+    elif isinstance(drawing, Sustained):
+        caption, alt = sustained_in_words(drawing)
     elif isinstance(drawing, Paths):
         caption, alt = _paths_in_words(drawing)
     return Panel(key, title, caption, f"{title}. {alt}" if alt else "", drawing)

@@ -227,7 +227,7 @@ def by_batch_size(view: View, tones: dict[str, str]) -> Speedups | Absent:
     sizes = sorted({c.batch_size for c in timed})
     if len(sizes) == 1:
         return Absent(f"only batch size {sizes[0]} was timed: the table has its speed-ups")
-    deployed = _deployed_lines(timed, tones)
+    deployed = _deployed_lines(timed, lambda c: float(c.batch_size), tones)
     lines = deployed + _lines(timed, lambda c: float(c.batch_size), tones, taken={line.tone for line in deployed})
     ideal: dict[float, float] = {}
     for c in timed:
@@ -245,12 +245,13 @@ def by_keep_rate(sweep: View, tones: dict[str, str], learned: float | None) -> S
     rates = sorted({_rate(c) for c in timed})
     if len(rates) < 2:
         return Absent("fewer than two keep-rates were timed")
-    lines = _lines(timed, _rate, tones)
+    deployed = _deployed_lines(timed, _rate, tones)
+    lines = deployed + _lines(timed, _rate, tones, taken={line.tone for line in deployed})
     ideal: dict[float, float] = {}
     for c in timed:
         if c.flops is not None and (found := ideal_speedup(c.flops)) is not None:
             ideal.setdefault(_rate(c), found)
-    deciding = {c.arm.title for c in timed if not c.static_twin}
+    deciding = {c.arm.title for c in timed if not c.static_twin} | {line.name for line in deployed}
     crossings = {line.name: break_even_keep_rate(line.x, line.y) for line in lines if line.name in deciding}
     known = {name: rate for name, rate in crossings.items() if rate is not None}
     return Speedups("keep-rate", _baseline(timed), lines, sorted(ideal.items()), known, learned)
@@ -413,18 +414,18 @@ def _lines(
     return lines
 
 
-def _deployed_lines(timed: Sequence[Cell], tones: dict[str, str]) -> list[Line]:
-    """A line per network in its fastest way, whichever that is at each batch size."""
+def _deployed_lines(timed: Sequence[Cell], x: Callable[[Cell], float], tones: dict[str, str]) -> list[Line]:
+    """A line per network in its fastest way, whichever that is at each x."""
     networks: dict[str | None, list[tuple[Cell, Speedup]]] = {}
     for cell in timed:
         if (found := deployed_speedup(cell)) is not None:
             networks.setdefault(cell.arm.baseline, []).append((cell, found))
     lines = []
     for baseline, mine in networks.items():
-        ordered = sorted(mine, key=lambda pair: pair[0].batch_size)
+        ordered = sorted(mine, key=lambda pair: x(pair[0]))
         strategies = list(dict.fromkeys(c.arm.strategy for c, _ in ordered))
         name = baseline or (strategies[0] if len(strategies) == 1 else "dynamic network")
-        points = [(float(c.batch_size), s) for c, s in ordered]
+        points = [(x(c), s) for c, s in ordered]
         tone = _tone(ordered[-1][0], tones)
         lines.append(_line(f"{name}, deployed", tone, points, static=baseline is not None, deployed=True))
     return lines

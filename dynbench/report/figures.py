@@ -60,10 +60,11 @@ from dynbench.report.overview_figures import overview_figure
 from dynbench.report.palette import INK, MUTED
 from dynbench.report.prediction import Frontier, Scatter
 from dynbench.report.prediction_figure import prediction_figure
+from dynbench.report.sustained import Sustained, sustained_figure
 from dynbench.report.waterfall import Fall
 from dynbench.report.waterfall_figure import waterfall_figure
 
-Drawing = Speedups | Tradeoff | Work | Paths | Trend | Fall | Scatter | Frontier | OverviewDrawing
+Drawing = Speedups | Tradeoff | Work | Paths | Trend | Fall | Scatter | Frontier | Sustained | OverviewDrawing
 
 MOST_COMMITS = 16  # named along the axis
 
@@ -86,6 +87,8 @@ def _drawn(drawing: Drawing) -> Figure:
         return waterfall_figure(drawing)
     if isinstance(drawing, Scatter | Frontier):
         return prediction_figure(drawing)
+    if isinstance(drawing, Sustained):
+        return sustained_figure(drawing)
     return _paths(drawing) if isinstance(drawing, Paths) else overview_figure(drawing)
 
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dynbench.analysis.formatting import bytes_, times_with_interval
+from dynbench.analysis.deciding import Taken, taken_by_deciding
+from dynbench.analysis.formatting import bytes_, percent, times_with_interval
 from dynbench.analysis.gap import deployed_speedup
 from dynbench.analysis.headline import by_device
 from dynbench.report.columns import COLUMNS, Column
+from dynbench.report.sustained import FIRST_MS, HOTTEST, LAST_MS, LOAD_S, SLOWER, sustained_loads, sustained_rows
 from dynbench.report.tables import Block, Row, Section, make_table
 from dynbench.report.values import Value, count, missing, number, quantity, ratio, with_interval, words
 from dynbench.store.run import Run
@@ -43,6 +45,18 @@ PATH_MS = Column(
     "path_ms", "dynamic network", "ms (median)", "Median time of these inputs over all rounds, at batch 1, deployed."
 )
 STATIC_MS = Column("static_ms", "primary baseline", "ms (median)", "The same inputs in the same rounds.")
+DECIDING = Column(
+    "deciding_there",
+    "deciding",
+    "% of time (95 % CI)",
+    "By how much of its own time it takes longer than with decisions that are known ahead, where gates and what only "
+    "decides are left out of the graph; paired by round.",
+    "Not how often it decides. In brackets where it is within what the device can tell apart.",
+    stays=True,
+)
+KNOWN_MS = Column(
+    "known_ms", "decisions known ahead", "ms (median)", "The same inputs in the same rounds, without deciding."
+)
 WHAT = Column("what_of_device", "what", kind="text")
 NOTE = Column("note_of_agent", "what the agent says", kind="prose")
 
@@ -54,18 +68,25 @@ def devices_section(run: Run, infos: Sequence[WorkloadInfo], mine: dict[str, lis
     blocks = []
     for info in infos:
         cells = mine[info.name]
-        rows = [_row(cell, cells, run.manifest) for device in by_device(cells) for cell in device]
+        known = _deciding(run, cells)
+        shown = [cell for device in by_device(cells) for cell in device if cell.arm.without is None]
+        rows = [_row(cell, cells, run.manifest) | known.get(cell.cell_id, {}) for cell in shown]
         if not rows:
             blocks.append(Block(info.title, ["No device sent a result."]))
             continue
         speed = [COLUMNS["latency_item_ms"], COLUMNS["deployed_speedup"], NATIVE, LOAD, FIRST, DOWNLOAD]
-        columns = [MINE, NETWORK, COLUMNS["batch"], *speed, COLUMNS["energy_item_j"]]
+        columns = [MINE, NETWORK, COLUMNS["batch"], *speed[:2], DECIDING, *speed[2:], COLUMNS["energy_item_j"]]
         table = make_table(f"devices {info.name}", "On devices", columns, rows, block=MINE.key)
         blocks.append(Block(info.title, table=table))
         if paths := [row for device in by_device(cells) for row in _paths(run, device)]:
-            columns = [MINE, PATH, INPUTS, PATH_MS, STATIC_MS]
+            columns = [MINE, PATH, INPUTS, PATH_MS, KNOWN_MS, STATIC_MS]
             table = make_table(f"device paths {info.name}", "By path", columns, paths, block=MINE.key)
             blocks.append(Block(f"By path: {info.title}", table=table))
+        loads = list(sustained_loads(run.manifest, info))
+        if loaded := [row for load in loads for row in sustained_rows(load, MINE.key, NETWORK.key)]:
+            columns = [MINE, NETWORK, LOAD_S, FIRST_MS, LAST_MS, SLOWER, HOTTEST]
+            table = make_table(f"device load {info.name}", "Under load that lasts", columns, loaded, block=MINE.key)
+            blocks.append(Block(f"Under load that lasts: {info.title}", table=table))
         if notes := list(_notes(run.manifest, info.name)):
             table = make_table(f"device notes {info.name}", "Agents", [MINE, WHAT, NOTE], notes, block=MINE.key)
             blocks.append(Block(f"What the agents say: {info.title}", table=table, folded=len(notes) > 2 * MOST_PATHS))
@@ -77,15 +98,16 @@ def devices_overview(run: Run, infos: Sequence[WorkloadInfo], mine: dict[str, li
     if not run.manifest.devices:
         return []
     rows = [
-        {"workload": words(info.title), **_row(cell, mine[info.name], run.manifest)}
+        {"workload": words(info.title), **_row(cell, mine[info.name], run.manifest), **known.get(cell.cell_id, {})}
         for info in infos
+        for known in [_deciding(run, mine[info.name])]
         for device in by_device(mine[info.name])
         for cell in device
         if cell.arm.kind == "strategy"
     ]
     keys = ["workload", "batch", "latency_item_ms", "deployed_speedup", "energy_item_j"]
     workload, batch, *figures = (COLUMNS[key] for key in keys)
-    columns = [workload, MINE, batch, *figures[:2], NATIVE, figures[2]]
+    columns = [workload, MINE, batch, *figures[:2], DECIDING, NATIVE, figures[2]]
     block = Block(table=make_table("devices", "On devices", columns, rows, block="workload"))
     return [Section("devices", "On devices", TEXT, [block] if rows else [Block(text=["No device sent a result."])])]
 
@@ -135,6 +157,32 @@ def _row(cell: Cell, cells: Sequence[Cell], manifest: Manifest) -> Row:
     return row
 
 
+def _deciding(run: Run, cells: Sequence[Cell]) -> dict[str, Row]:
+    """What deciding takes, by `cell_id` of the dynamic network; or why it is not known."""
+    found: dict[str, Row] = {}
+    for cell in cells:
+        known = next((c for c in cells if c.group_id == cell.group_id and c.arm.without == "deciding"), None)
+        if cell.arm.kind != "strategy" or cell.status != "ok" or known is None:
+            continue
+        if known.status != "ok":
+            found[cell.cell_id] = {DECIDING.key: missing(known.reason or known.status)}
+            continue
+        samples = run.samples(cell.group_id)
+        totals = samples.groupby(["arm", "round"], observed=True)["duration_ns"].sum()
+        taken = taken_by_deciding(totals[cell.arm.key].to_numpy(), totals[known.arm.key].to_numpy())
+        found[cell.cell_id] = {DECIDING.key: _in_percent(taken, cell)}
+    return found
+
+
+def _in_percent(taken: Taken, cell: Cell) -> Value:
+    """'12 % (11 to 13)'; in brackets where the device cannot tell it from nothing."""
+    tells = max((s.resolution for s in cell.deployed_speedups if s.resolution is not None), default=0.0)
+    low, high = (f"{100 * v:.3g}" for v in (taken.low, taken.high))
+    text = f"{percent(taken.share)} ({low} to {high})"
+    unclear = taken.low <= 0 <= taken.high or abs(taken.share) <= tells
+    return Value(f"({text})" if unclear else text, taken.share)
+
+
 def _native(cell: Cell, cells: Sequence[Cell], manifest: Manifest) -> float | None:
     """ms per item of the same file on this machine; None: it is this machine, or it was not measured there."""
     here = {name for name, table in manifest.devices.items() if table.get("kind") == "local"}
@@ -150,10 +198,13 @@ def _paths(run: Run, cells: Sequence[Cell]) -> Iterator[Row]:
     if cell is None or len(set(cell.batch_paths)) < 2:
         return
     static = next((c for c in cells if c.primary and c.status == "ok" and c.group_id == cell.group_id), None)
+    same = (c for c in cells if c.group_id == cell.group_id and c.arm.without == "deciding" and c.status == "ok")
+    ahead = next(same, None)
     samples = run.samples(cell.group_id)
     depths = np.array(cell.batch_paths)
     times = samples[samples["arm"] == cell.arm.key]
     beside = None if static is None else samples[samples["arm"] == static.arm.key]
+    known = None if ahead is None else samples[samples["arm"] == ahead.arm.key]
     for low, high in _bins(depths):
         ids = np.flatnonzero((low <= depths) & (depths <= high))
         span = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
@@ -162,7 +213,7 @@ def _paths(run: Run, cells: Sequence[Cell]) -> Iterator[Row]:
             PATH.key: Value(f"{span} {cell.path_label}", float(low)),
             INPUTS.key: count(len(ids)),
         }
-        for key, frame in ((PATH_MS.key, times), (STATIC_MS.key, beside)):
+        for key, frame in ((PATH_MS.key, times), (KNOWN_MS.key, known), (STATIC_MS.key, beside)):
             if frame is not None and len(chosen := frame[frame["batch_id"].isin(ids)]):
                 row[key] = number(float(chosen["duration_ns"].median()) / 1e6)
         yield row

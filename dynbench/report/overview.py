@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from dynbench.analysis.formatting import percent, significant, times
 from dynbench.analysis.headline import of_one_device
 from dynbench.analysis.overview import Batch, Standing, Summary, by_batch_size, summarise
+from dynbench.analysis.roles import judged_role
 from dynbench.report.answer import Answer
 from dynbench.report.answers import CAUSES, answers
 from dynbench.report.background import (
@@ -22,7 +23,7 @@ from dynbench.report.content import FigureGroup, Panel, facts_of, status_of, tit
 from dynbench.report.deploy import choices_section
 from dynbench.report.drawings import Absent
 from dynbench.report.on_devices import devices_overview
-from dynbench.report.overview_columns import COLUMNS
+from dynbench.report.overview_columns import BY_PROFILE, COLUMNS
 from dynbench.report.overview_drawings import Dot, Scatter
 from dynbench.report.palette import MUTED, tones_of
 from dynbench.report.tables import Block, Row, Section, Table, make_table
@@ -135,7 +136,21 @@ def _sentences(summaries: Sequence[Summary], batches: Sequence[Batch]) -> list[s
     untimed = sum(s.judged is None for s in summaries)
     if untimed:
         found.append(f"{untimed} of {len(summaries)} workloads have no timed dynamic network; see Not measured.")
-    return found
+    return found + _roles(summaries)
+
+
+def _roles(summaries: Sequence[Summary]) -> list[str]:
+    """Whether workloads whose result is known beforehand came out so; one sentence for each that did not."""
+    judged = [(s.info.title, found) for s in summaries if (found := judged_role(s)) is not None]
+    said = []
+    for role in ("positive control", "null control"):
+        mine = [(title, found) for title, found in judged if found.role == role]
+        if not mine:
+            continue
+        good = sum(found.verdict == "as expected" for _, found in mine)
+        said.append(f"{good} of {len(mine)} {role}s came out as expected.")
+        said += [f"{title}, a {role}: {j.verdict}; {j.why}." for title, j in mine if j.verdict != "as expected"]
+    return said
 
 
 def _ends(batches: Sequence[Batch]) -> list[Batch]:
@@ -157,7 +172,7 @@ def _table(summaries: Sequence[Summary], sizes: Sequence[int], pages: dict[str, 
         for size in sizes
     ]
     first = [COLUMNS[k] for k in ("overview_workload", "overview_verdict", "decision_kind", "saved", "accuracy_gain")]
-    last = [COLUMNS[k] for k in ("overview_ideal", "overview_efficiency", "largest_loss")]
+    last = [COLUMNS[k] for k in ("overview_ideal", "overview_efficiency", "largest_loss", "overview_role")]
     ordered = sorted(summaries, key=lambda s: (s.kind, s.info.title.lower()))
     rows = [_row(s, sizes, pages) for s in ordered]
     table = make_table("overview", "All workloads", [*first, *per_size, *last], rows, block="decision_kind")
@@ -166,7 +181,9 @@ def _table(summaries: Sequence[Summary], sizes: Sequence[int], pages: dict[str, 
 
 def _row(summary: Summary, sizes: Sequence[int], pages: dict[str, str]) -> Row:
     info, judged = summary.info, summary.judged
+    role = judged_role(summary)
     row: Row = {
+        "overview_role": Value(NOTHING) if role is None else words(f"{role.role}: {role.verdict}"),
         "overview_workload": Value(info.title, info.title.lower(), link=pages[info.name]),
         "decision_kind": words(summary.kind),
         "saved": number(None if summary.saved is None else 100 * summary.saved, 2),
@@ -198,7 +215,8 @@ def _loss(judged: Standing) -> Value:
     if judged.largest_loss is None or judged.efficiency is None or judged.efficiency >= 0.95:
         return Value(NOTHING)
     cause, factor = judged.largest_loss
-    return Value(f"{CAUSES.get(cause, cause)} {times(factor)}", factor)
+    mark = "" if judged.by_controls else f" {BY_PROFILE}"
+    return Value(f"{CAUSES.get(cause, cause)} {times(factor)}{mark}", factor)
 
 
 def _verdict(judged: Standing) -> str:

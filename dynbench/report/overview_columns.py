@@ -5,6 +5,8 @@ from __future__ import annotations
 from dynbench.report.columns import COLUMNS as OF_CELLS
 from dynbench.report.columns import Column
 
+BY_PROFILE = "\N{DAGGER}"
+"""Marks a loss that no control has measured."""
 _JUDGED = "At the largest batch size that was timed."
 
 _COLUMNS = [
@@ -40,8 +42,9 @@ _COLUMNS = [
         "largest_loss",
         "largest loss",
         "factor",
-        "The cause that costs the best strategy most as written, by controls, else by counters and profile; a dash "
-        f"where 95 % of the ideal is reached. {_JUDGED}",
+        "The cause that costs the best strategy most as written, by controls: arms of the same rounds with a part left "
+        f"out. {BY_PROFILE}: it has no controls in this run (`--controls all` measures those of every strategy), so "
+        f"this is from counters and one profiled pass. A dash where 95 % of the ideal is reached. {_JUDGED}",
         kind="text",
     ),
     Column(
@@ -49,6 +52,15 @@ _COLUMNS = [
         "verdict",
         definition="Against the primary baseline, beyond what the run could resolve. 'use NAME': this static network "
         f"of the workload is faster deployed, and at least as accurate. {_JUDGED}",
+        kind="text",
+        stays=True,
+    ),
+    Column(
+        "overview_role",
+        "known beforehand",
+        definition="A positive control removes work in a way that plain hardware turns into time; it has to be faster. "
+        "A null control decides and saves nothing; it must not differ from its baseline. As expected or not; not "
+        f"judged: a figure is missing or too imprecise. {_JUDGED}",
         kind="text",
         stays=True,
     ),
@@ -118,7 +130,32 @@ _COLUMNS = [
     Column("method", "method", kind="name"),
     Column("published_claim", "what is claimed", kind="prose"),
     Column("known_from", "known from", definition="Recalled: from memory, not checked.", kind="text", stays=True),
+    Column("published_doubt", "what speaks against it", definition="From code and issues, as found.", kind="prose"),
+    Column(
+        "counterpart_note",
+        "counterpart",
+        definition="How what was measured differs from what is claimed about, or why nothing was measured.",
+        kind="prose",
+    ),
     Column("claim_ideal", "ideal", "x", "Dense / required FLOPs: the speed-up if time followed them.", stays=True),
+    Column(
+        "our_lines",
+        "here",
+        "lines",
+        "Lines with code that define the network and its dynamic parts in this package. What all networks share, "
+        "decision points and strategies, is not counted.",
+        stays=True,
+    ),
+    Column("their_lines", "authors", "lines", "The same of the authors' code, by the same rule.", stays=True),
+    Column("lines_ratio", "here / authors", "x", stays=True),
+    Column(
+        "their_form",
+        "what theirs executes",
+        definition="How the authors' code carries out what is decided.",
+        kind="prose",
+    ),
+    Column("backbone", "static part", definition="Whether it is counted, on both sides.", kind="prose"),
+    Column("counted_in", "counted in", definition="The authors' repository, commit and files.", kind="prose"),
     Column("cause", "loss", kind="name"),
     Column("median_loss", "median", "x lost", "Median factor over the workloads where it is known.", stays=True),
     Column("lower_quartile", "lower quartile", "x lost", stays=True),

@@ -16,6 +16,7 @@ from dynbench.analysis.cost_model import (
     primary_of,
 )
 from dynbench.analysis.formatting import percent, significant, times
+from dynbench.analysis.misses import Miss, misses, repeated
 from dynbench.analysis.whatif import LEVERS, WhatIf, largest, what_if
 from dynbench.report.columns import COLUMNS, Column
 from dynbench.report.tables import Block, Row, Section, make_table
@@ -81,7 +82,18 @@ class Frontier:
 
 @dataclass(frozen=True)
 class Predicted:
-    """The cost model of one workload."""
+    """The cost model of one workload.
+
+    Attributes:
+        info: the workload.
+        model: fitted.
+        judged: how far held-out cells are off, or why that is not known.
+        held_out: predictions of them.
+        rows: levers.
+        frontiers: break-even keep-rates.
+        missed: parts of the time by controls.
+        again: how far a network is off itself, measured twice; None: unknown.
+    """
 
     info: WorkloadInfo
     model: Model
@@ -89,6 +101,8 @@ class Predicted:
     held_out: list[Prediction]
     rows: list[WhatIf]
     frontiers: list[BreakEven]
+    missed: list[Miss]
+    again: float | None
 
 
 def predicted(info: WorkloadInfo, cells: Sequence[Cell], model: Model) -> Predicted:
@@ -101,6 +115,8 @@ def predicted(info: WorkloadInfo, cells: Sequence[Cell], model: Model) -> Predic
         held_out=[p for p in model.predictions if p.held_out],
         rows=what_if(model, cells, list(LEVERS)),
         frontiers=[] if primary is None else break_even(model, primary),
+        missed=misses(model.predictions),
+        again=repeated(cells, info.name),
     )
 
 
@@ -159,13 +175,26 @@ def prediction_section(found: Sequence[Predicted]) -> list[Section]:
             "wait for, and from constants of the device. Factors of the terms were fitted on some batch sizes and "
             "keep-rates, and are judged here on cells that the fit did not see: other batch sizes, other keep-rates, "
             "and other traces. All but the columns of what was measured is predicted.",
-            [block for one in found for block in _blocks(one)],
+            [*_overall(found), *(block for one in found for block in _blocks(one))],
         )
     ]
 
 
+def _overall(found: Sequence[Predicted]) -> list[Block]:
+    """The errors over all workloads, for each way; nothing where there is one workload."""
+    held_out = [p for one in found for p in one.held_out]
+    if len(found) < 2:
+        return []
+    said = []
+    for control, words_ in (("host", "of strategies that the host plays"), ("graph", "of networks as one graph")):
+        mine = [p for p in held_out if p.arm.control == control]
+        if mine:
+            said.append(f"{len(found)} workloads, {words_}: {_sentence(errors(mine))}")
+    return [Block("All workloads", text=said)] if said else []
+
+
 def _blocks(one: Predicted) -> list[Block]:
-    said = [_sentence(one.judged), largest(one.rows), *_fitted(one.model)]
+    said = [_sentence(one.judged), *_doubt(one), largest(one.rows), *_fitted(one.model)]
     said += [
         f"Predicted break-even keep-rate of {f.strategy} against {f.baseline}: {f.in_words}." for f in one.frontiers
     ]
@@ -189,9 +218,25 @@ def _sentence(judged: Errors | str) -> str:
         return f"{judged[0].upper()}{judged[1:]}."
     return (
         f"Of {judged.cells} held-out cells the prediction is off by {percent(judged.median, 1)} in the median, and "
-        f"90 % are within {percent(judged.p90)}; {percent(judged.near)} are within 25 %. Predicted over measured is "
-        f"{times(judged.bias)} in the median; what is off lies most in the term '{judged.worst}'."
+        f"nine of ten by at most {percent(judged.p90)}; {percent(judged.near)} are off by at most 25 %. Predicted over "
+        f"measured is {times(judged.bias)} in the median; it is off most where much of the time is '{judged.worst}'."
     )
+
+
+def _doubt(one: Predicted) -> list[str]:
+    """What the machine can tell at all, and the part of the time that is predicted worst, by controls."""
+    said = []
+    if one.again is not None:
+        said.append(
+            f"The primary baseline, measured twice in the same rounds, differs by {percent(one.again, 1)} in the "
+            "median of the groups: a prediction cannot be seen to be better than that."
+        )
+    if one.missed and (worst := one.missed[0]).off:
+        said.append(
+            f"By controls the part that is off most is {worst.part}: predicted {percent(worst.predicted)} of a "
+            f"strategy's time, measured {percent(worst.measured)} (median of {worst.pairs})."
+        )
+    return said
 
 
 def _fitted(model: Model) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import seaborn as sns
 from matplotlib.figure import Figure
 
@@ -47,10 +49,11 @@ def _scatter(d: Scatter) -> Figure:
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     axes.plot([low, high], [low, high], color=colour_of(INK), linewidth=1)
-    for factor in (NEAR, 1 / NEAR):
-        axes.plot([low, high], [low * factor, high * factor], color=colour_of(MUTED), linewidth=0.8, linestyle=DASHES)
+    dashed: dict[str, Any] = {"color": colour_of(MUTED), "linewidth": 0.8, "linestyle": DASHES}
+    axes.plot([low, high / NEAR], [low * NEAR, high], **dashed)  # each as far as the axes go
+    axes.plot([low * NEAR, high], [low, high / NEAR], **dashed)
     for measured, predicted, tone in d.points:
-        axes.plot([measured], [predicted], **marker_of(tone, 5, hollow=False))
+        axes.plot([measured], [predicted], color=colour_of(tone), linestyle="", **marker_of(tone, 5, hollow=False))
     values, texts = [value for value, _ in ticks], [text for _, text in ticks]
     axes.set_xticks(values, texts)
     axes.set_yticks(values, texts)
@@ -70,9 +73,8 @@ def _frontier(d: Frontier) -> Figure:
     axes.set_xlim(*around(map(float, sizes)))
     axes.set_ylim(0, 1.02)
     for _, tone, points in d.lines:
-        axes.plot([size for size, _ in points], [rate for _, rate in points], color=colour_of(tone), linewidth=1.4)
-        for size, rate in points:
-            axes.plot([size], [rate], **marker_of(tone, 5, hollow=False))
+        batches, rates = zip(*points, strict=True)
+        axes.plot(batches, rates, color=colour_of(tone), linewidth=1.4, **marker_of(tone, 5, hollow=False))
     names_beside(axes, labels)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "0.25", "0.5", "0.75", "1"])

@@ -332,7 +332,8 @@ def _sweep(view: View) -> list[Block]:
     if not timed:
         return [Block(title_of(view), ["Nothing was measured; see Refused and failed."])]
     wanted = _at("sweep", view.info)
-    columns = [*_columns(["name", "role", "batch"]), *map(column, wanted), COLUMNS["warnings"]]
+    deployed = [q for q in _at("speed", view.info) if q.key == "deployed_speedup" and any(c.deployed for c in timed)]
+    columns = [*_columns(["name", "role", "batch"]), *map(column, [*deployed, *wanted]), COLUMNS["warnings"]]
     rows = [_row(c, wanted) for c in timed]
     table = make_table(f"sweep {slug(view)}", "Keep-rate sweep", columns, rows, block="decisions_keep_rate")
     return [Block(title_of(view), _break_evens(timed)), Block("Every rate", table=table, folded=True)]

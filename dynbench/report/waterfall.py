@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from dynbench.analysis.formatting import times, way_in_words
 from dynbench.analysis.gap import is_written
@@ -13,8 +14,14 @@ from dynbench.report.selection import View
 from dynbench.report.tables import Block, Row, Section, make_table
 from dynbench.report.values import Value, count, number, ratio, with_interval, words
 from dynbench.store.schema import Cell, Factor, Waterfall
+from dynbench.unavailable import Unavailable
 
 WITHOUT_CONTROLS = "No controls were measured; `dynbench run --controls default`, or `all`, measures them."
+ATTACH = (
+    "Joules need a counter: a processor whose RAPL counters the system shows (/sys/class/powercap/intel-rapl*), with "
+    "`pip install 'dynbench[energy]'`, or an NVIDIA GPU from Volta on, whose counter NVML reads (`--device cuda:0`). "
+    "`dynbench doctor` says which counters it finds."
+)
 FACTOR_COLUMNS = [
     Column("of", "of", definition="How the dynamic network ran, and against what.", kind="text", stays=True),
     Column(
@@ -38,6 +45,23 @@ FACTOR_COLUMNS = [
     Column("by_controls", "by controls", "% of time", "Share of the time of the arm, as the difference of two arms."),
     Column("by_profile", "by profile", "% of time", "The same as the phases of one profiled pass say."),
     Column("how", "measured as", definition="Which arms were compared, in the same rounds.", kind="prose"),
+]
+JOULE_COLUMNS = [
+    *FACTOR_COLUMNS[:2],
+    Column(
+        "lost_j",
+        "ratio of energy",
+        "x (95 % CI)",
+        "How many times the joules it takes with this as without. The product of all is ideal / (energy of the primary "
+        "baseline / energy of the arm). Energy is that of the device, idle power included; windows of arms follow one "
+        "another, and are not interleaved.",
+        "a share of the energy",
+        stays=True,
+    ),
+    Column(
+        "by_controls_j", "by controls", "% of energy", "Share of the energy of the arm: the difference of two arms."
+    ),
+    Column("how_j", "measured as", definition="Which arms were compared.", kind="prose"),
 ]
 
 
@@ -65,6 +89,7 @@ class Fall:
         ideal: where it begins.
         speedup: where it ends.
         steps: in between.
+        of: 'time' or 'energy'.
     """
 
     who: str
@@ -74,11 +99,25 @@ class Fall:
     ideal: float
     speedup: float
     steps: list[Step]
+    of: Literal["time", "energy"] = "time"
 
 
 def falls(view: View, tones: dict[str, str]) -> list[Fall]:
-    """What is drawn of a view, at its largest batch size with controls: the deployed arm, and the best as written."""
-    return [_fall(cell, found, tones) for cell, found in _drawn(view)]
+    """What is drawn of a view, at its largest batch size with controls: the deployed arm, and the best as written.
+
+    Behind each the same of energy, where it was metered.
+    """
+    drawn = []
+    for cell, found in _drawn(view):
+        drawn.append(_fall(cell, found, tones))
+        if (joules := _of_energy(cell, found)) is not None:
+            drawn.append(replace(_fall(cell, joules, tones), who=_who(cell, found), of="energy"))
+    return drawn
+
+
+def _of_energy(cell: Cell, found: Waterfall) -> Waterfall | None:
+    """The waterfall in joules that belongs to one in time."""
+    return cell.deployed_energy_waterfall if found is cell.deployed_waterfall else cell.energy_waterfall
 
 
 def _found(view: View) -> list[tuple[Cell, Waterfall]]:
@@ -117,7 +156,7 @@ def _who(cell: Cell, found: Waterfall) -> str:
 def in_words(d: Fall) -> tuple[str, str]:
     """The caption of a figure, and its content in words."""
     steps = "; ".join(f"{s.name} {times(s.factor)}" for s in d.steps)
-    caption = f"{d.who}, batch {d.batch_size}. 1x is {d.baseline}."
+    caption = f"{d.who}, batch {d.batch_size}. 1x is {d.baseline}{', in joules' if d.of == 'energy' else ''}."
     return caption, f"From an ideal of {times(d.ideal)} to {times(d.speedup)} of {d.who}: {steps}."
 
 
@@ -147,7 +186,45 @@ def _blocks(view: View, title: str, number_of_view: int) -> list[Block]:
     columns = [FACTOR_COLUMNS[0], COLUMNS["batch"], *FACTOR_COLUMNS[1:]]
     table = make_table(f"why {number_of_view} {view.info.name}", "Factors", columns, rows, block="of")
     doubts = [w.text for c, _ in found for w in c.warnings if w.id == "DB-WHY-01"]
-    return [Block(title, text=[*said, *(f"DB-WHY-01: {text}." for text in dict.fromkeys(doubts))], table=table)]
+    text = [*said, *(f"DB-WHY-01: {text}." for text in dict.fromkeys(doubts))]
+    return [Block(title, text=text, table=table), *_joules(view, found, number_of_view)]
+
+
+def _joules(view: View, found: Sequence[tuple[Cell, Waterfall]], number_of_view: int) -> list[Block]:
+    """The same in joules, or why not and what to attach."""
+    metered = [(c, w, joules) for c, w in found if (joules := _of_energy(c, w)) is not None]
+    if not metered:
+        return [Block(text=[f"The same in joules is not there: {_why_no_joules(found)}. {ATTACH}"])]
+    drawn = _drawn(view)
+    said = [
+        sentence(f"{_who(c, w)}, at batch {c.batch_size},", joules, "energy")
+        for c, w, joules in metered
+        if any(w is shown for _, shown in drawn)
+    ]
+    rows: list[Row] = [
+        {
+            "of": Value(_who(c, w), _who(c, w), mark=c.arm.strategy),
+            "batch": count(c.batch_size),
+            "factor": words(IN_WORDS[f.name]),
+            "lost_j": ratio(f.value) if f.name == "surplus" else with_interval(f),
+            "by_controls_j": number(None if f.share is None else 100 * f.share, 2),
+            "how_j": words(f.how),
+        }
+        for c, w, joules in metered
+        for f in joules.factors
+    ]
+    columns = [JOULE_COLUMNS[0], COLUMNS["batch"], *JOULE_COLUMNS[1:]]
+    table = make_table(f"why joules {number_of_view} {view.info.name}", "Factors of energy", columns, rows, block="of")
+    return [Block("In joules", text=said, table=table)]
+
+
+def _why_no_joules(found: Sequence[tuple[Cell, Waterfall]]) -> str:
+    for cell, _ in found:
+        if cell.energy is not None and isinstance(cell.energy.item_j, Unavailable):
+            return cell.energy.item_j.unavailable
+    if all(cell.energy is None for cell, _ in found):
+        return "energy was not measured"
+    return "the energy of its controls was not measured, or the counter's window held fewer than two passes"
 
 
 def _row(cell: Cell, whole: Waterfall, factor: Factor) -> Row:

@@ -57,6 +57,7 @@ def waterfall_figure(d: Fall) -> Figure:
     ticks = ratio_ticks(low, high)
     axes.set_xticks([value for value, _ in ticks], [text for _, text in ticks])
     axes.xaxis.minorticks_off()
-    set_titles(axes, f"speed-up against {short(d.baseline)}, batch {d.batch_size}")
+    what = "speed-up" if d.of == "time" else "saving of energy"
+    set_titles(axes, f"{what} against {short(d.baseline)}, batch {d.batch_size}")
     sns.despine(ax=axes, left=True)
     return figure

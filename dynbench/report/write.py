@@ -122,7 +122,7 @@ def write_pages(
     """
     from dynbench.report import figures, layout  # loading matplotlib and seaborn takes a second
 
-    make_folder(folder)
+    (make_folder if not up else make_own_folder)(folder)
     panels = [panel for group in page.figures for panel in group.panels]
     with layout.theme():
         pictures = {

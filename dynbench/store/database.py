@@ -296,6 +296,8 @@ def _errors_explained(where: str) -> Iterator[None]:
         yield
     except SQLAlchemyError as e:
         raise UserError(_sentence(where, e)) from e
+    except UnicodeDecodeError as e:  # of a statement in the file itself, for which sqlite3 has no error
+        raise UserError(f"{where} is damaged: it holds a text that is none: {e.reason}") from e
 
 
 def _sentence(where: str, error: SQLAlchemyError) -> str:

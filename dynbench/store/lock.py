@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dynbench.errors import UserError
+from dynbench.files import open_own
 
 LOCK = "run.lock"
 _TRIES, _PAUSE_S = 5, 0.02  # `is_written` holds the lock for an instant
@@ -63,7 +64,7 @@ def _acquire(file: Path) -> int:
     tries = 0
     while True:
         try:
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            descriptor = open_own(file, os.O_RDWR)
         except OSError as e:
             raise UserError(f"cannot write to {file.parent}: {e.strerror or e}") from e
         try:

@@ -587,6 +587,14 @@ def _lost_to(field: str, name: str) -> Callable[[Cell], Interval | None]:
     return read
 
 
+_OF_TIME = (
+    "How many times as long it takes for {what}, by controls: arms of the same rounds with a part left out. The "
+    "product of all such factors is ideal / speed-up."
+)
+_OF_ENERGY = (
+    "How many times the joules it takes for {what}, by controls: arms with a part left out, each metered in a window "
+    "of its own. The product of all such factors is ideal / (energy of the primary baseline / energy of the arm)."
+)
 _WHY = [
     Quantity(
         key=f"{field}_{name}",
@@ -594,13 +602,17 @@ _WHY = [
         header=f"{how}lost to {what}",
         unit="x (95 % CI)",
         kind="interval",
-        definition=f"How many times as long it takes for {what}, by controls: arms of the same rounds with a part left "
-        "out. The product of all such factors is ideal / speed-up.",
+        definition=definition.format(what=what),
         better="down",
         certain=True,
         places=(),
     )
-    for field, how in (("waterfall", ""), ("deployed_waterfall", "deployed, "))
+    for field, how, definition in (
+        ("waterfall", "", _OF_TIME),
+        ("deployed_waterfall", "deployed, ", _OF_TIME),
+        ("energy_waterfall", "energy ", _OF_ENERGY),
+        ("deployed_energy_waterfall", "deployed, energy ", _OF_ENERGY),
+    )
     for name, what in (
         ("surplus", "surplus work"),
         ("fewer_items", "fewer items per call"),

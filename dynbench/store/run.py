@@ -4,6 +4,8 @@
     cells.jsonl                a line per cell (schema.Cell); of several for one cell the last one counts
     cells.jsonl.gz             the same, of a run that was published; it can be read, not resumed
     samples/<group>.parquet    a row per timed batch (schema.RoundSample)
+    walks/<group>.json         T(n) in its rounds, where it was asked for (walks.Walked)
+    scaling.jsonl              a line per workload, likewise (scaling.Scaling)
     traces/                    the decisions
     worker.log                 what models and libraries printed while they were measured
     run.lock                   names the process that writes here
@@ -208,9 +210,14 @@ class RunWriter:
             raise ValueError(f"{cell.cell_id} is only planned; a cell is stored when something came of it")
         append_line(self.path / "cells.jsonl", to_json(cell))
 
-    def finished_cells(self, *, failed_too: bool = True) -> set[str]:
-        """Ids of the cells on the disk that need not be measured again; `failed_too`: nor those that failed."""
-        return Run.open(self.path).finished_cells(failed_too=failed_too)
+    def forget(self, cell_ids: set[str]) -> None:
+        """Removes cells, in one step: their group is measured again, and they might not be measured then.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        kept = [line for line in cell_lines(self.path)[0] if json.loads(line)["cell_id"] not in cell_ids]
+        write_bytes(self.path / "cells.jsonl", b"".join(line + b"\n" for line in kept))
 
 
 def write_samples(run: Path, group_id: str, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> Path:

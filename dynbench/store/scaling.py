@@ -18,11 +18,14 @@ from dynbench.errors import UserError
 from dynbench.files import write_text
 from dynbench.reading import ordinary
 from dynbench.store.jsonable import first_fault, to_json
-from dynbench.store.schema import STORED, Arm, Count, CountFrom1, NotMeasured, Positive, Record
+from dynbench.store.schema import STORED, Arm, Cell, Count, CountFrom1, NotMeasured, Positive, Record
 
 FORMAT = 1
 FILE = "scaling.jsonl"
 LARGEST = 1 << 27  # bytes of such a file
+
+
+Role = Literal["body", "decide", "moving", "points"]
 
 
 class Constants(Record):
@@ -57,7 +60,8 @@ class Part(Record):
 
     Attributes:
         name: of the region within its network; '' is the whole network.
-        role: of whose time it is: 'body' (also the fixed parts of a model) or 'decide' (gates, policies, heads).
+        role: of whose time it is: 'body' (also the fixed parts of a model) or 'decide' (gates, policies, heads); of
+            what lies between the regions of a graph, for a call of the whole: 'moving' or 'points'.
         operators: called by one call of it, in eager PyTorch; 0: not seen.
         sizes: items per call, ascending.
         us: median time of a call at each size.
@@ -66,7 +70,7 @@ class Part(Record):
     """
 
     name: str
-    role: Literal["body", "decide"] = "body"
+    role: Role = "body"
     operators: Count = 0
     sizes: list[CountFrom1] = Field(min_length=1)
     us: list[Positive]
@@ -89,13 +93,29 @@ class Network(Record):
         baseline: its name among static networks; None: the workload's own.
         engine: what executes its regions.
         form: how it is written.
+        control: who plays the strategy: 'host' region by region, or the 'graph' that the network is.
+        single: it is a graph for a single item.
         parts: its regions; of a static network itself alone.
     """
 
     baseline: str | None = None
     engine: str = "eager"
     form: str = "plain"
+    control: Literal["host", "graph"] = "host"
+    single: bool = False
     parts: list[Part] = Field(min_length=1)
+
+
+class Between(Record):
+    """What lies between the regions of a network, in place: as walks under masking show it.
+
+    Attributes:
+        call_us: Python around a call of a region: at points, in loops, and in the model itself.
+        us_per_byte: read or written by operators there.
+    """
+
+    call_us: Positive
+    us_per_byte: Positive
 
 
 class Usage(Record):
@@ -144,11 +164,20 @@ class Scaling(Record):
     constants: Constants
     networks: list[Network]
     usages: list[Usage]
+    between: Between | None = None  # None: only the constants are known
+    paces: dict[str, Positive] = Field(default_factory=dict)  # of the machine, by cell and by group; 1 in the middle
     missing: list[NotMeasured] = Field(default_factory=list)
 
-    def network(self, baseline: str | None, engine: str, form: str) -> Network | None:
+    def pace(self, cell: Cell) -> float:
+        """How much longer things took while a cell was measured than in the middle of all."""
+        return self.paces.get(cell.cell_id, self.paces.get(cell.group_id, 1.0))
+
+    def network(
+        self, baseline: str | None, engine: str, form: str, *, control: str = "host", single: bool = False
+    ) -> Network | None:
         """The one that was measured; None: it was not."""
-        return next((n for n in self.networks if (n.baseline, n.engine, n.form) == (baseline, engine, form)), None)
+        wanted = (baseline, engine, form, control, single)
+        return next((n for n in self.networks if (n.baseline, n.engine, n.form, n.control, n.single) == wanted), None)
 
 
 def write_scaling(run: Path, found: Sequence[Scaling]) -> Path:

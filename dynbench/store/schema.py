@@ -160,6 +160,7 @@ class Energy(Record):
     idle_share: Amount
     window_s: Amount
     sensor: str | None = None
+    parts_j: list[Positive] = Field(default_factory=list)  # J/item in parts of the window, one after the other
 
 
 class Startup(Record):
@@ -360,6 +361,8 @@ class Cell(Record):
     )
     waterfall: Waterfall | None = None  # as written; where its controls were measured
     deployed_waterfall: Waterfall | None = None  # deployed against deployed
+    energy_waterfall: Waterfall | None = None  # as written, of joules: where there is a counter
+    deployed_energy_waterfall: Waterfall | None = None  # the same deployed against deployed
     flops: Flops | None = None
     bytes_touched: Amount | None = None  # per item, an upper bound: tensor bytes read and written by operators
     operator_calls: Amount | None = None  # per stream
@@ -408,7 +411,7 @@ class Claim(Record):
     """What the paper says, to be set beside what was measured."""
 
     metric: str
-    value: float
+    value: float = Field(allow_inf_nan=False)
     unit: str
     where: str  # table, figure, section
     how: Literal["counted", "predicted", "timed"]
@@ -422,9 +425,9 @@ class DeclaredCost(Record):
 
     decisions: str  # label of the decisions that `share` was counted in
     what: str  # 'human expert'
-    share: float  # of the stream's items that reach it
-    latency_s: float  # of one query
-    cost: float  # of one query, in `unit`
+    share: float = Field(ge=0, allow_inf_nan=False)  # of the stream's items that reach it
+    latency_s: float = Field(ge=0, allow_inf_nan=False)  # of one query
+    cost: float = Field(ge=0, allow_inf_nan=False)  # of one query, in `unit`
     unit: str  # money, or 'MACs'
 
 
@@ -466,6 +469,10 @@ class Variation(Record):
 OWN_MODEL = "own model"  # the provenance of a model that names none
 
 
+Role = Literal["positive control", "null control"]
+"""What a workload is for, where its result is known beforehand; see `analysis.roles`."""
+
+
 class WorkloadInfo(Record):
     """What a report says of a workload apart from its cells."""
 
@@ -491,6 +498,7 @@ class WorkloadInfo(Record):
     opaque: list[str] = Field(default_factory=list)  # dynamic networks with control flow of their own, by arm name
     notes: list[str] = Field(default_factory=list)  # sentences on how the model was taken, such as a wrapper opened
     varied: Variation | None = None  # what it differs from its file in
+    role: Role | None = None  # its result is known beforehand: it checks the run
     tokens: Tokens | None = None  # of a model of sequences of tokens that decides about them
 
     @property

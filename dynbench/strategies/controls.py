@@ -22,7 +22,7 @@ from dynbench.dynamic.items import blank, cat, count, first, map_items, put_, ro
 from dynbench.dynamic.trace import Trace
 from dynbench.strategies.base import alone, together
 from dynbench.strategies.cascading import Cascading
-from dynbench.strategies.compaction import Compaction, _run_lengths
+from dynbench.strategies.compaction import Compaction, _run_lengths, _scatter_back
 from dynbench.strategies.masking import Masking
 
 Part = Literal["everything", "deciding", "waiting", "moving"]
@@ -67,9 +67,6 @@ def refuses_control(strategy: str, part: Part, model: nn.Module) -> str | None:
         return f"{type(opaque).__name__} {opaque.name!r} decides in the course of its own work: it cannot be left out"
     if strategy == "masking" and part == "waiting":
         return "masking waits for nothing"
-    halts = any(isinstance(p, Loop) and p.halt is not None for p in found.values())
-    if strategy == "compaction" and halts:
-        return "items leave a loop in this model: the controls are those of cascading, which moves fewer items there"
     return None
 
 
@@ -281,11 +278,102 @@ class CompactionWithout(Compaction):
         return x if point.back else y
 
     def loop(self, ex: Execution, point: Loop, state: Any) -> Any:
-        """All steps for all: in a model of which items leave a loop, the controls are those of cascading."""
+        """Every step for as many items as are still in the loop."""
+        assert isinstance(ex, Without)
+        if point.halt is not None:
+            return self._decided(ex, point, state) if ex.gates else self._known(ex, point, state)
         answer = None
         for k in range(point.max_steps):
             state, answer, _ = point.once(ex, state, k)
         return answer
+
+    def _decided(self, ex: Without, point: Loop, state: Any) -> Any:
+        """A loop with heads and policies for every item that is there."""
+        n, answer = count(state), None
+        everyone = self._everyone(state)
+        live: Tensor | None = None  # rows of those still in the loop, once some have left
+        part = whole = state
+        for k in range(point.max_steps):
+            before, rows = part, everyone if live is None else live
+            if rows is None:
+                part, new, halted = point.once(ex, before, k)
+            else:
+                with ex.narrow(rows):
+                    part, new, halted = point.once(ex, before, k)
+            if live is None:
+                answer = new
+            elif self.left.moves:
+                answer = put_(answer, live, new)
+            whole = self._put_back(whole, before, part, live, n)
+            if halted is None:
+                continue
+            here = halted.shape[0]
+            if n == 1:
+                if ex.learned(partial(bool, halted)):
+                    return answer
+                continue
+            stay = ex.learned(partial(_staying, halted))
+            if stay.shape[0] == 0:
+                return answer
+            if stay.shape[0] == here:
+                continue
+            if live is None:
+                live = stay
+                answer = map_items(torch.clone, answer) if self.left.moves else answer
+            else:
+                live = ex.learned(partial(live.index_select, 0, stay))
+            part = self._those_who_stay(whole, part, live, stay)
+        return answer
+
+    def _known(self, ex: Without, point: Loop, state: Any) -> Any:
+        """A loop without policies, and with a head for the items alone that leave by it."""
+        n, last = count(state), point.max_steps - 1
+        answer, live, everyone = None, None, self._everyone(state)
+        part = whole = state
+        for k in range(point.max_steps):
+            rows = everyone if live is None else live
+            with ex.narrow(slice(None) if rows is None else rows), ex.at(k, point.max_steps):
+                before, part = part, point.step(part, k)
+                whole = self._put_back(whole, before, part, live, n)
+                if k == last:
+                    new, done, where = _headed(point, part, k), True, live
+                else:
+                    leave, stay = ex.kept(partial(_leaving, ex.known(point)))
+                    if leave.shape[0] == 0:
+                        continue
+                    done = stay.shape[0] == 0
+                    with ex.narrow(leave):
+                        new = _headed(point, part if done else self._given(part, leave), k)
+                    where = leave if live is None else ex.kept(partial(live.index_select, 0, leave))
+            if done and live is None:
+                return new
+            assert where is not None
+            answer = self._answered(ex, answer, where, new, n)
+            if done:
+                return answer
+            live = stay if live is None else ex.kept(partial(live.index_select, 0, stay))
+            part = self._those_who_stay(whole, part, live, stay)
+        return answer
+
+    def _answered(self, ex: Without, answer: Any, where: Tensor, new: Any, n: int) -> Any:
+        """The answers so far, with those of the items `where` [m]."""
+        if self.left.moves:
+            return put_(blank(new, n) if answer is None else answer, where, new)
+        return ex.kept(partial(zeros, new, n)) if answer is None else answer
+
+    def _everyone(self, state: Any) -> Tensor | None:
+        """The rows of all items: a tensor, as compaction has it from the first step on."""
+        return torch.arange(count(state), device=first(state).device)
+
+    def _put_back(self, whole: Any, before: Any, after: Any, live: Tensor | None, n: int) -> Any:
+        """The state of all n items after a step of those in the loop, whose state was `before` [m]."""
+        if live is None or not self.left.moves:
+            return after
+        return _scatter_back(whole, before, after, live, n)
+
+    def _those_who_stay(self, whole: Any, part: Any, live: Tensor, stay: Tensor) -> Any:
+        """The state of the rows `live` of all, which are the rows `stay` [m] of those who were in the loop."""
+        return take(whole, live) if self.left.moves else self._given(part, stay)
 
     def weights(self, ex: Execution, point: Weights, x: Any, code: Tensor) -> Any:
         """One specialised layer for as many items as have its code; made beforehand where nothing moves."""
@@ -318,77 +406,17 @@ class CompactionWithout(Compaction):
 class CascadingWithout(CompactionWithout, Cascading):
     """Cascading of which a part is left out."""
 
-    def loop(self, ex: Execution, point: Loop, state: Any) -> Any:
-        """Every step for as many items as are still in the loop."""
-        assert isinstance(ex, Without)
-        if point.halt is None:
-            return super().loop(ex, point, state)
-        return self._decided(ex, point, state) if ex.gates else self._known(ex, point, state)
+    def _everyone(self, state: Any) -> Tensor | None:
+        """No rows are named before some have left."""
+        return None
 
-    def _decided(self, ex: Without, point: Loop, state: Any) -> Any:
-        """With heads and policies for every item that is there."""
-        n, answer = count(state), None
-        live: Tensor | None = None
-        for k in range(point.max_steps):
-            if live is None:
-                state, answer, halted = point.once(ex, state, k)
-            else:
-                with ex.narrow(live):
-                    state, new, halted = point.once(ex, state, k)
-                if self.left.moves:
-                    answer = put_(answer, live, new)
-            if halted is None:
-                continue
-            here = halted.shape[0]
-            if n == 1:
-                if ex.learned(partial(bool, halted)):
-                    return answer
-                continue
-            stay = ex.learned(partial(_staying, halted))
-            if stay.shape[0] == 0:
-                return answer
-            if stay.shape[0] == here:
-                continue
-            state = self._given(state, stay)
-            if live is None:
-                live = stay
-                answer = map_items(torch.clone, answer) if self.left.moves else answer
-            else:
-                live = ex.learned(partial(live.index_select, 0, stay))
-        return answer
+    def _put_back(self, whole: Any, before: Any, after: Any, live: Tensor | None, n: int) -> Any:
+        """Nothing: the state of items that left is let go."""
+        return after
 
-    def _known(self, ex: Without, point: Loop, state: Any) -> Any:
-        """Without policies, and with a head for the items alone that leave by it."""
-        n, last = count(state), point.max_steps - 1
-        answer, live = None, None
-        for k in range(point.max_steps):
-            with ex.narrow(slice(None) if live is None else live), ex.at(k, point.max_steps):
-                state = point.step(state, k)
-                if k == last:
-                    new, done, where = _headed(point, state, k), True, live
-                else:
-                    leave, stay = ex.kept(partial(_leaving, ex.known(point)))
-                    if leave.shape[0] == 0:
-                        continue
-                    done = stay.shape[0] == 0
-                    with ex.narrow(leave):
-                        new = _headed(point, state if done else self._given(state, leave), k)
-                    where = leave if live is None else ex.kept(partial(live.index_select, 0, leave))
-            if done and live is None:
-                return new
-            assert where is not None
-            answer = self._answered(ex, answer, where, new, n)
-            if done:
-                return answer
-            state = self._given(state, stay)
-            live = stay if live is None else ex.kept(partial(live.index_select, 0, stay))
-        return answer
-
-    def _answered(self, ex: Without, answer: Any, where: Tensor, new: Any, n: int) -> Any:
-        """The answers so far, with those of the items `where` [m]."""
-        if self.left.moves:
-            return put_(blank(new, n) if answer is None else answer, where, new)
-        return ex.kept(partial(zeros, new, n)) if answer is None else answer
+    def _those_who_stay(self, whole: Any, part: Any, live: Tensor, stay: Tensor) -> Any:
+        """Of the state of those who were in the loop."""
+        return self._given(part, stay)
 
 
 def _staying(halted: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ Latencies are measured on this machine; accuracies are taken from the card of a 
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import time
@@ -19,10 +18,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, Field, ValidationError
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -30,6 +30,8 @@ from dynbench.errors import UserError
 from dynbench.meters.device import MeasuredDevice
 from dynbench.meters.latency import time_batches
 from dynbench.models.dmasking import Architecture, Plain, Space, build, macs, params
+from dynbench.reading import read_json
+from dynbench.store.jsonable import first_fault
 from dynbench.training.dmasking import Alone, train_alone
 from dynbench.training.session import Session
 
@@ -426,15 +428,54 @@ def answer(
     return Answer(budget, choice, accuracy, space.networks, macs(space, space.largest), time.monotonic() - began)
 
 
+_Size = Annotated[int, Field(ge=1, le=1 << 16)]
+
+
+class _SpaceOfACard(BaseModel, strict=True):
+    """The part of a card that `Space` takes."""
+
+    resolutions: list[_Size]
+    channels: list[list[_Size]]
+    widths: list[list[_Size]]
+    blocks: Annotated[int, Field(ge=1, le=1000)]
+    num_classes: _Size
+
+
+class _TrainedNet(BaseModel, strict=True):
+    """A network of a card, with what became of it."""
+
+    picked: list[int]
+    accuracy: Annotated[float, Field(ge=0, le=1)]
+
+
+class _Card(BaseModel, strict=True):
+    """What is used of the card of a workload with a search space."""
+
+    space: _SpaceOfACard
+    trained_nets: list[_TrainedNet]
+
+
 def _known(workload: dict[str, Any], folder: Path) -> tuple[Space, list[dict[str, Any]]]:
-    """The search space in a workload's card, and its trained networks."""
-    card = folder / Path(workload.get("weights") or "no card").with_suffix(".json")
+    """The search space in a workload's card, and its trained networks.
+
+    Raises:
+        UserError: there is no card, or it has no space or networks, or such as cannot be.
+    """
+    wanted = "a card has a search space and trained networks, as that of dmasking_digits"
+    if (weights := workload.get("weights")) is None:
+        raise UserError(f"workload {workload.get('name')!r} has no weights, and so no model card; {wanted}")
+    card = folder / Path(weights).with_suffix(".json")
+    if not card.exists():
+        raise UserError(f"workload {workload.get('name')!r} has no model card {card}; {wanted}")
     try:
-        facts = json.loads(card.read_text(encoding="utf-8"))
-        space = {k: v for k, v in facts["space"].items() if k != "networks"}
-        return Space(**space), list(facts["trained_nets"])
-    except (OSError, KeyError, ValueError) as e:
-        raise UserError(
-            f"workload {workload.get('name')!r} has no card with a search space and trained networks, as "
-            "dmasking_digits has"
-        ) from e
+        facts = _Card.model_validate(read_json(card))
+        space = Space(**facts.space.model_dump())
+        options = [len(found) for _, found in space.questions()]
+        for number, net in enumerate(facts.trained_nets):
+            if len(net.picked) != len(options) or not all(0 <= k < n for k, n in zip(net.picked, options, strict=True)):
+                raise ValueError(f"trained_nets.{number}.picked = {net.picked} is no network of its space")
+    except ValidationError as e:
+        raise UserError(f"model card {card}: {first_fault(e)}; {wanted}") from e
+    except ValueError as e:
+        raise UserError(f"model card {card}: {e}") from e
+    return space, [net.model_dump() for net in facts.trained_nets]

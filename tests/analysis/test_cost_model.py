@@ -24,9 +24,10 @@ from dynbench.analysis.cost_model import (
     terms,
     time_of,
 )
-from dynbench.store.schema import Cell
+from dynbench.store.scaling import Between
+from dynbench.store.schema import Arm, Cell
 from tests.analysis.cells import RESNET, latency
-from tests.analysis.scalings import CONSTANTS, by_law, made_up, networks, part, usage
+from tests.analysis.scalings import BLOCKS, CONSTANTS, ITEMS, by_law, graph, made_up, networks, part, usage
 
 EAGER = ("eager", "host")
 
@@ -104,6 +105,21 @@ def test_cells_of_another_workload_or_without_a_time_are_left_out() -> None:
     assert model_of([*others, *failed], scaling).predictions == []
 
 
+def test_a_group_in_which_the_machine_was_slower_is_no_error_of_the_model() -> None:
+    cells, scaling = made_up()
+    late = {cells[0].group_id, cells[-1].group_id}
+    slow = [
+        c.model_copy(update={"latency": latency(2 * c.latency.stream_ms)}) if c.group_id in late and c.latency else c
+        for c in cells
+    ]
+    known = scaling.model_copy(update={"paces": dict.fromkeys(late, 2.0)})
+    found, before = model_of(slow, known), model_of(cells, scaling)
+    assert found.factors == before.factors
+    assert [p.ratio for p in found.predictions] == pytest.approx([p.ratio for p in before.predictions])
+    unaware = errors(model_of(slow, scaling).predictions)
+    assert isinstance(unaware, Errors) and unaware.p90 > 0.25
+
+
 def test_a_region_without_its_time_is_not_predicted() -> None:
     cells, scaling = made_up()
     less = scaling.networks[0].model_copy(update={"parts": scaling.networks[0].parts[1:]})
@@ -147,11 +163,46 @@ def test_between_sizes_time_is_linear_and_beyond_the_largest_it_goes_on() -> Non
     assert time_of(body, 64, CONSTANTS) == pytest.approx(60 + 64 * 40)
 
 
-def test_in_a_graph_nothing_waits_and_no_python_runs_at_points() -> None:
+def test_in_a_graph_nothing_waits_and_what_lies_between_its_regions_has_a_time_of_its_own() -> None:
     seen = usage("compaction", 8, 0.5, "learned")
-    host, graph = (terms(seen, networks()[0], CONSTANTS, control) for control in ("host", "graph"))
-    assert graph["waiting"] == graph["operators"] == 0 < host["waiting"]
-    assert graph["points"] < host["points"] and graph["body"] == host["body"]
+    batches = ITEMS / 8
+    found = terms(seen, graph(), CONSTANTS)
+    assert found["waiting"] == found["operators"] == 0
+    assert found["points"] == pytest.approx(batches * (8 + 0.1 * 8))
+    assert found["moving"] == pytest.approx(batches * (4 + 2 * 8))
+    assert found["body"] == pytest.approx(batches * BLOCKS * (10 + 30 * 4))  # half of 8 items, and no stem
+    assert terms(seen, graph(), CONSTANTS, Levers(free_gather=True, known_ahead=True))["moving"] == 0
+
+
+def test_in_place_python_goes_by_calls_of_regions_and_bytes_by_their_own_rate() -> None:
+    seen = usage("compaction", 8, 0.5, "learned")
+    known = Between(call_us=7.0, us_per_byte=0.001)
+    found, before = (terms(seen, networks()[0], CONSTANTS, between=b) for b in (known, None))
+    assert found["points"] == pytest.approx(7.0 * (ITEMS / 8) * (2 * BLOCKS + 1))
+    assert before["points"] == pytest.approx(CONSTANTS.point_us * seen.points)
+    assert found["moving"] == pytest.approx(seen.movings * CONSTANTS.gather_us + 0.001 * seen.moved_bytes)
+    assert {name: us for name, us in found.items() if name in ("body", "decide", "waiting")} == {
+        name: us for name, us in before.items() if name in ("body", "decide", "waiting")
+    }
+
+
+def test_a_graph_is_predicted_from_its_own_times_and_only_where_these_are_known() -> None:
+    cells, scaling = made_up()
+    way = {"engine": "onnxruntime", "control": "graph"}
+    arm = Arm(kind="strategy", strategy="compaction", **way)
+    seen = usage("compaction", 8, 0.5, "learned")
+    known = scaling.model_copy(update={"networks": [*networks(), graph()]})
+    assert model_of(cells, scaling).predict(arm, seen) is None
+    assert (
+        model_of(cells, known).predict(arm, seen) is None
+    )  # the stem calls operators, and the graph has no time of it
+    stem = part("stem", 20, 10, operators=0)
+    own = networks()[0]
+    free = own.model_copy(update={"parts": [*own.parts[:2], stem]})
+    found = model_of(cells, known.model_copy(update={"networks": [free, graph()]})).predict(arm, seen)
+    assert found is not None and found.predicted_us == pytest.approx(sum(terms(seen, graph(), CONSTANTS).values()))
+    single = usage("compaction", 1, 1.0, "learned")
+    assert model_of(cells, known).predict(arm, single) is None  # a graph for a single item is another one
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0, -1.0])

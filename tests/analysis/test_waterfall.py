@@ -151,4 +151,4 @@ def test_leaving_out_moving_alone_is_said_beside() -> None:
 def test_arms_of_different_rounds_do_not_pair_up() -> None:
     given = arms()
     with pytest.raises(ValueError, match="pair up"):
-        waterfall(replace(given, dynamic=Timed(given.dynamic.totals_ns[:-1])))
+        waterfall(replace(given, dynamic=Timed(given.dynamic.totals[:-1])))

@@ -108,6 +108,10 @@ def test_cuda_where_there_is_none_is_refused(command: str) -> None:
         (("batch_sizes = [1, 4]", "batch_sizes = [0]"), ["w.toml", "run.batch_sizes", "0"]),
         (("batch_sizes = [1, 4]", "batch_size = [1]"), ["batch_size", "did you mean batch_sizes"]),
         (('title = "A tiny network"', ""), ["w.toml", "title", "missing"]),
+        (
+            ("[run]", '[[claims]]\nmetric = "m"\nvalue = nan\nunit = "x"\nwhere = "t"\nhow = "timed"\n[run]'),
+            ["claims.0.value", "finite"],
+        ),
         (("net.py:make", "net.py:mak"), ["'mak'", "make"]),
         (("net.py:make", "net.py:raises"), ["net.py:raises", "ValueError: depth must be odd"]),
         (("net.py:items", "net.py:item"), ["'item'", "items"]),

@@ -96,6 +96,8 @@ def test_a_difference_is_exit_code_1_and_the_first_one_is_named(
         (["--check", "nowhere"], "nowhere is no bundle"),
         (["--check", TINY], "is no bundle"),
         (["--check", "nowhere", "--out", "somewhere"], "--check proves the bundle in a folder"),
+        (["--check", "nowhere", "--opset", "17"], "--check proves the bundle in a folder"),
+        ([TINY, "--out", "somewhere", "--opset", "12"], "opset 12: graphs are written in opset 13 to 20"),
         (["skipnet38_digit", "--out", "somewhere"], "did you mean skipnet38_digits"),
         (["all", "--out", "somewhere"], "all"),
     ],
@@ -106,3 +108,12 @@ def test_wrong_use_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     assert words in refused("compile", *args)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("opset", [13, 20])
+def test_a_bundle_of_another_opset_is_proved_again(opset: int, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    assert call("compile", TINY, "--out", out, "--opset", opset).exit_code == 0
+    manifest, _ = bundle.read(out)
+    assert manifest.opset == opset
+    assert call("compile", "--check", out).exit_code == 0

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dynbench.errors import UserError
+from dynbench.experiment.weights import read_weights
 from tests.cli import call
 
 STATE = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.ones(2)}
@@ -149,3 +151,20 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "nowhere.pt")
     assert call("convert", tmp_path / "w.pt").exit_code == 0
     assert "safetensors file already" in refused(tmp_path / "w.safetensors")
+
+
+def test_an_index_that_names_itself_or_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
+    index = tmp_path / "w.index.json"
+    index.write_text('{"weight_map": {"weight": "w.index.json"}}', encoding="utf-8")
+    assert "is an index as well" in refused(index)
+    index.write_text('{"weight_map": {"weight": "w.pt"}}', encoding="utf-8")
+    torch.save([torch.ones(2)], tmp_path / "w.pt")
+    assert "w.pt holds no state dict, a table of tensors by name: it is list" in refused(index)
+
+
+@pytest.mark.parametrize("header", [b"{" + b'"a":[' * 50_000, b'{"a": [1]}', b'{"a": {"data_offsets": "x"}}'])
+def test_weights_with_a_header_that_is_none_are_refused_in_a_sentence(header: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_weights(file)

@@ -121,6 +121,12 @@ def test_a_dry_run_shows_the_plan_and_the_refusals_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def as_written(run: Run) -> dict[str, str]:
+    """What became of the cells that are measured whichever way is found to be the fastest."""
+    ways = (c for c in run.cells if (c.arm.engine, c.arm.form, c.arm.control) == ("eager", "plain", "host"))
+    return {c.cell_id: c.status for c in ways if c.arm.without is None}
+
+
 def test_a_truncated_run_is_reported_and_resumed_as_it_was_asked_for(finished: Path, tmp_path: Path) -> None:
     cut = shutil.copytree(finished, tmp_path / "cut")
     lines = (cut / "cells.jsonl").read_text().splitlines(keepends=True)
@@ -128,7 +134,9 @@ def test_a_truncated_run_is_reported_and_resumed_as_it_was_asked_for(finished: P
     assert call("report", cut).exit_code == 0
     assert call("run", "--resume", cut).exit_code == 0
     whole, again = Run.open(finished), Run.open(cut)
-    assert {c.cell_id: c.status for c in again.cells} == {c.cell_id: c.status for c in whole.cells}
+    assert as_written(again) == as_written(whole)
+    for run in (whole, again):  # which way is the fastest may be another one now; there is one of each network
+        assert [(c.arm.baseline, c.status) for c in run.cells if c.deployed] == [(None, "ok"), ("plain", "ok")]
     assert again.manifest.command == whole.manifest.command
     assert not again.warnings
 

@@ -74,7 +74,7 @@ def test_what_is_printed_builds_the_network(workload: Path) -> None:
     ("args", "message"),
     [
         (("tiny", "--max-latency-ms", "1e-6"), "no network is expected to be as fast; those measured take"),
-        (("ram_digits60", "--max-latency-ms", "5"), "no card with a search space and trained networks"),
+        (("ram_digits60", "--max-latency-ms", "5"), "a card has a search space and trained networks"),
         (("dmaskin_digits", "--max-latency-ms", "5"), "did you mean"),
         (("tiny",), "Missing option '--max-latency-ms'"),
     ],

@@ -14,7 +14,7 @@ import pytest
 
 from dynbench.analysis.statistics import median_interval, ratio_of_totals
 from dynbench.deploy import run as device_run
-from dynbench.deploy.build import Written, compile_bundle
+from dynbench.deploy.build import Written, compile_prepared
 from dynbench.deploy.cells import Subject, measured
 from dynbench.deploy.job import Result, read_job
 from dynbench.deploy.run import RESULTS, Devices, run_on_devices
@@ -26,6 +26,7 @@ from dynbench.deploy.targets.profile import DeviceProfile
 from dynbench.errors import UserError
 from dynbench.experiment import Options, load_specs
 from dynbench.experiment import Result as Outcome
+from dynbench.experiment.build import prepare
 from dynbench.store.run import Run
 from dynbench.unavailable import Unavailable
 from tests.deploy.test_bundle import TINY
@@ -45,14 +46,15 @@ def go(out: Path, *names: str, kind: str = "local", **more: Any) -> Outcome:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Written:
     (spec,) = load_specs([str(TINY)])
-    return compile_bundle(spec, tmp_path_factory.mktemp("bundles") / "tiny", QUICK)
+    return compile_prepared(prepare(spec, QUICK), tmp_path_factory.mktemp("bundles") / "tiny", controls=True)
 
 
 @pytest.fixture(autouse=True)
 def made_once(bundle: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run has the same bundle, which need not be proved again."""
 
-    def copy(_: object, out: Path) -> Written:
+    def copy(_: object, out: Path, *, controls: bool) -> Written:
+        assert controls
         shutil.copytree(bundle.folder, out)
         return replace(bundle, folder=out)
 
@@ -77,7 +79,8 @@ def sent(here: Run) -> dict[str, Any]:
 def test_every_network_of_the_bundle_has_a_cell(here: Run) -> None:
     assert here.manifest.status == "complete" and here.manifest.devices["here"]["kind"] == "local"
     assert {c.status for c in here.cells} == {"ok"}
-    dynamic, *static = sorted(here.cells, key=lambda c: c.arm.kind == "baseline")
+    dynamic = next(c for c in here.cells if c.arm.kind == "strategy")
+    static = [c for c in here.cells if c.arm.kind == "baseline"]
     assert (dynamic.arm.engine, dynamic.arm.control, dynamic.arm.live) == ("onnxruntime", "graph", True)
     assert all(c.deployed and c.device == "here" and c.batch_size == 1 and not c.speedups for c in here.cells)
     assert sum(c.primary for c in static) == 1
@@ -88,6 +91,19 @@ def test_every_network_of_the_bundle_has_a_cell(here: Run) -> None:
     flops: Any = dynamic.flops
     assert dynamic.ideal == pytest.approx(flops.dense / flops.required_region) and flops.executed > 0
     assert dynamic.path_label and len(set(dynamic.batch_paths)) > 1 and len(dynamic.batch_paths) == dynamic.stream_items
+
+
+def test_what_deciding_takes_is_known_from_the_same_rounds(here: Run) -> None:
+    dynamic = next(c for c in here.cells if c.arm.kind == "strategy")
+    known = next(c for c in here.cells if c.arm.kind == "control")
+    assert known.arm.without == "deciding" and not known.arm.live and known.group_id == dynamic.group_id
+    assert known.rounds == dynamic.rounds and not known.deployed_speedups and known.max_error is not None
+    assert dynamic.deployed_waterfall is not None
+    found = next(f for f in dynamic.deployed_waterfall.factors if f.name == "deciding")
+    totals = here.samples(dynamic.group_id).groupby(["arm", "round"], observed=True)["duration_ns"].sum()
+    ratios = totals[dynamic.arm.key].to_numpy() / totals[known.arm.key].to_numpy()
+    assert found.value == pytest.approx(float(np.median(ratios))) and found.low <= found.value <= found.high
+    assert found.share is not None and found.share_low is not None and found.share_low <= found.share
 
 
 def test_speedups_are_paired_by_round_and_samples_are_kept(here: Run) -> None:
@@ -233,7 +249,7 @@ def test_where_nobody_opens_the_page_that_is_said(tmp_path: Path, monkeypatch: p
 
 
 def test_networks_that_cannot_be_compiled_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> Written:
+    def refuse(*_: object, **__: object) -> Written:
         raise UserError("tiny cannot be compiled: an operator is in the way")
 
     monkeypatch.setattr(device_run, "compile_prepared", refuse)

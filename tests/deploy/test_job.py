@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from dynbench.deploy import build
 from dynbench.deploy.bundle import EXPECTED, Manifest, sha256
-from dynbench.deploy.job import Job, Result, Timing, read_job, write_job
+from dynbench.deploy.job import KNOWN_AHEAD, Job, Result, Timing, read_job, write_job
 from dynbench.errors import UserError
 from dynbench.experiment import Options, load_specs
+from dynbench.experiment.build import prepare
 from tests.deploy import browser_jobs
 from tests.deploy.test_bundle import TINY
 
@@ -108,3 +109,18 @@ def test_an_error_that_is_no_number_is_called_nan() -> None:
     for wrong in ("inf", float("nan"), float("inf"), -1):
         with pytest.raises(ValidationError):
             Result.model_validate(browser_jobs.result(checks=[check | {"error": wrong}]))
+
+
+def test_a_control_gets_the_decisions_that_the_network_makes(tmp_path: Path) -> None:
+    (spec,) = load_specs([str(TINY)])
+    prepared = prepare(spec, Options())
+    build.compile_prepared(prepared, tmp_path / "bundle", controls=True)
+    job = write_job(tmp_path / "bundle", tmp_path / "job", Timing(), controls=True)
+    known, dynamic = job.arms[-1], job.arms[0]
+    assert known.name == KNOWN_AHEAD and known.compared and not known.decisions
+    assert known.graphs.single == "known-single.onnx" and {g.file for g in known.given} <= {
+        d.expected for d in dynamic.decisions
+    }
+    assert [a.file for a in known.answers] == [a.file for a in dynamic.answers]
+    without = write_job(tmp_path / "bundle", tmp_path / "other", Timing())
+    assert KNOWN_AHEAD not in {arm.name for arm in without.arms} and "known.onnx" not in without.sha256

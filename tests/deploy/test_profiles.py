@@ -28,8 +28,10 @@ def test_an_unknown_target_names_the_nearest() -> None:
     [
         ('kind = "ssh"', "kind 'ssh' needs a host"),
         ('kind = "ssh"\nhost = "-oProxyCommand=x"', "must not begin with '-'"),
-        ('kind = "adb"\nserial = "-H"', "serial must not begin with '-'"),
-        ('kind = "local"\nagent = "browser"', "measures by the agent 'python', not 'browser'"),
+        ('kind = "adb"\nserial = "-H"', "serial and open must not begin with '-'"),
+        ('kind = "local"\nagent = "browser"', "measures by the agent 'python' or 'native', not 'browser'"),
+        ('kind = "adb"\npython = "python3"\nagent = "native"', "python is not of the agent 'native', but of 'python'"),
+        ('kind = "ssh"\nhost = "board"\nprogram = "agent"', "program is not of the agent 'python', but of 'native'"),
         ('kind = "local"\nsensors = ["rpi5"]', "unknown sensor 'rpi5'; did you mean rpi5_pmic"),
         ('kind = "tape"', "target.kind"),
         ('kind = "local"\nspeed = 1', "target.speed"),

@@ -83,8 +83,12 @@ def test_implausible_temperatures_are_none(text: str, right: float | None) -> No
 def test_emulators_are_recognised() -> None:
     assert agent.is_emulated("aarch64", "/usr/bin/qemu-aarch64 python3 agent.py", "")
     assert agent.is_emulated("aarch64", "python3 agent.py", "vendor_id : GenuineIntel")
+    assert agent.is_emulated("aarch64", "python3 agent.py", "", modalias="cpu:type:x86,ven0000")
+    assert agent.is_emulated("x86_64", "python3 agent.py", "", modalias="cpu:type:aarch64:feature:")
+    assert agent.is_emulated("aarch64", "agent", "CPU implementer : 0x41", emulator="1\n")
     assert not agent.is_emulated("aarch64", "python3 agent.py", "CPU implementer : 0x41")
-    assert not agent.is_emulated("x86_64", "python3 agent.py", "vendor_id : GenuineIntel")
+    assert not agent.is_emulated("x86_64", "python3 agent.py", "vendor_id : GenuineIntel", "cpu:type:x86,ven0000")
+    assert not agent.is_emulated("aarch64", "agent", "", modalias="cpu:type:aarch64:feature:", emulator="0")
 
 
 def test_half_width_follows_the_sign_test() -> None:

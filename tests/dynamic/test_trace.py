@@ -188,6 +188,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "no keys": (text("{}"), "not a readable trace"),
     "an address too short": (edit(points=[["skip"]]), "not a readable trace"),
     "an address too many": (edit(points=[["skip", []], ["a", []], ["b", []], ["c", []]]), "not a readable trace"),
+    "a point whose name is no text": (edit(covers=["a", 3]), "a name of a point is no text"),
     "no number of items": (edit(items="three"), "corrupt|not a readable trace"),
     "another number of items": (edit(items=4), "corrupt"),
     "another decision": (table("0.value", torch.tensor([False, False, True])), "corrupt"),

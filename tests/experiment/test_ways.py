@@ -17,6 +17,7 @@ from dynbench.experiment.plan import planned_cells
 from dynbench.experiment.spec import check_options, load_spec
 from dynbench.experiment.ways import Tournament
 from dynbench.graph import CannotTrace
+from dynbench.report.write import write_report
 from dynbench.store.run import Run
 from dynbench.store.schema import Cell
 
@@ -129,7 +130,7 @@ def test_a_graph_that_answers_otherwise_is_not_timed(tiny: Prepared, monkeypatch
         other.baselines["plain"][2].bias += 1  # type: ignore[index]
     made, made_static = graphs.compiled_twice, graphs.static_graph
     monkeypatch.setattr(graphs, "compiled_twice", lambda model, x, **how: made(other.model, x, **how))
-    monkeypatch.setattr(graphs, "static_graph", lambda model, x: made_static(other.baselines["plain"], x))
+    monkeypatch.setattr(graphs, "static_graph", lambda model, x, opset: made_static(other.baselines["plain"], x, opset))
     for cell in played(tiny, 4):
         (graph,) = (c for c in cell.candidates if c.arm.control == "graph")
         assert graph.ratio is None and "answers otherwise" in str(graph.reason)
@@ -223,3 +224,30 @@ def test_what_was_compiled_is_recorded_and_graph_breaks_are_warned_of() -> None:
     first, second = measure.graph_breaks(compiled)
     assert "2 region(s), 'gate' first: item()" in first.text and "the whole network first: print" in second.text
     assert measure.graph_breaks(None) == []
+
+
+def test_masking_is_a_graph_where_the_user_names_it_and_only_there(tiny: Prepared) -> None:
+    (source,) = (s for s in tiny.sources if s.decisions.label == "learned")
+    assert [a.strategy for a in ways.dynamic_ways(tiny, source) if a.control == "graph"] == ["cascading"]
+    asked = prepare(load_spec(str(TINY / "tiny.toml")), QUICK.model_copy(update={"strategies": ["masking"]}))
+    (cell,) = (c for c in played(asked, 4) if c.arm.baseline is None)
+    (graph,) = (c for c in cell.candidates if c.arm.control == "graph")
+    assert graph.arm.strategy == "masking" and graph.ratio is not None
+    (key,) = (k for k in asked.sessions if k[0] is None)  # type: ignore[index]
+    masked = asked.sessions[key].graph
+    assert not masked.single and not any(n.op_type == "If" for n in masked.model.graph.node)
+
+
+def test_a_keep_rate_sweep_has_the_deployed_pair_where_it_is_asked_for(tmp_path: Path) -> None:
+    asked = {"deployed_sweep": True, "batch_sizes": [4], "controls": "none", "strategies": ["compaction"]}
+    out = tmp_path / "sweep"
+    run_experiment([str(TINY / "tiny.toml")], QUICK.model_copy(update=asked), out, command=["dynbench", "run"])
+    swept = [c for c in Run.open(out).cells if c.decisions.sweep and c.deployed]
+    assert {c.arm.baseline for c in swept} == {None, "plain"}
+    (dynamic,) = (c for c in swept if c.arm.baseline is None)
+    assert dynamic.status == "ok" and not dynamic.arm.live
+    assert [s.baseline for s in dynamic.deployed_speedups if s.primary] == ["plain"]
+    write_report(out)
+    text = (out / "report.md").read_text(encoding="utf-8")
+    swept_table = text[text.index("Keep-rate sweep") :]
+    assert "deployed speed-up" in swept_table

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
@@ -110,6 +111,13 @@ KINDS = (
     Kind("workload", ("net.toml",), mutations.TOML, _dry("net.toml"), share=3),
     Kind("weights", ("net.safetensors",), mutations.BYTES, _dry("weighted.toml")),
     Kind("card", ("net.json",), mutations.JSON, _dry("weighted.toml")),
+    Kind(
+        "checkpoint",
+        ("w.pt",),
+        mutations.BYTES,
+        lambda here: [("convert", here / "w.pt", "--out", here / "out")],
+        share=1,
+    ),
     Kind("trace", ("trace/*.json",), mutations.JSON, _replay, share=1),
     Kind("trace tensors", ("trace/*.safetensors",), mutations.BYTES, _replay, share=1),
     Kind("manifest", ("run/manifest.json",), mutations.JSON, _read_run),
@@ -166,6 +174,7 @@ def prepare(folder: Path) -> None:
     with file.open("a") as text:
         text.write('[[baselines]]\nname = "plain"\nprimary = true\nmodel = "net.py:plain"\n')
     save_file(make().state_dict(), folder / "net.safetensors")
+    torch.save({"epoch": 3, "model": make().state_dict()}, folder / "w.pt")
     (folder / "net.json").write_text('{"model": "net", "epochs": 3, "test_accuracy": 0.5}\n')
     (folder / "weighted.toml").write_text(file.read_text().replace("title =", 'weights = "net.safetensors"\ntitle ='))
     (folder / "line.toml").write_text('round_trip_ms = 20\njitter_ms = 2.5\nup_mbit_s = 8\ntitle = "A line"\n')
@@ -257,7 +266,7 @@ def try_kind(kind: Kind, folder: Path, *, seed: int, numbers: range, launcher: H
             launcher.faults.clear()
             mutations.remove(file)
             file.write_bytes(content)
-            shutil.rmtree(folder / "out", ignore_errors=True)
+            mutations.remove(folder / "out")
     return tally
 
 

@@ -13,12 +13,12 @@ from dynbench.dynamic import Skip
 
 
 class Net(nn.Module):
-    """One skippable block; `how` says what happens in every forward pass."""
+    """One skippable block; `how` says what happens in every forward pass, `point` what its decision point is called."""
 
-    def __init__(self, how: str = "", flag: str = "") -> None:
+    def __init__(self, how: str = "", flag: str = "", point: str = "block") -> None:
         super().__init__()
         self.how, self.flag = how, flag
-        self.block = Skip("block", lambda x, c: (x[:, 0], c), nn.Sequential(nn.Linear(8, 8), nn.ReLU()))
+        self.block = Skip(point, lambda x, c: (x[:, 0], c), nn.Sequential(nn.Linear(8, 8), nn.ReLU()))
         self.head = nn.Linear(8, 4)
 
     def forward(self, x):
@@ -44,9 +44,9 @@ class Net(nn.Module):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def make(how: str = "", flag: str = "") -> nn.Module:
+def make(how: str = "", flag: str = "", point: str = "block") -> nn.Module:
     torch.manual_seed(0)
-    return Net(how, flag)
+    return Net(how, flag, point)
 
 
 def plain() -> nn.Module:

@@ -36,7 +36,7 @@ def here() -> Iterator[Here]:
 
 def command(kind: Kind, folder: Path, index: int = 0) -> tuple[int, str]:
     code, output = fuzz.call(*kind.command(folder)[index])
-    shutil.rmtree(folder / "out", ignore_errors=True)
+    mutations.remove(folder / "out")
     return code, output
 
 

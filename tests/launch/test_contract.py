@@ -1,4 +1,7 @@
-"""What every launcher and every process must do; held by those that come with dynbench and by one of a user's own."""
+"""What every launcher and every process must do.
+
+Held by those that come with dynbench, by one of a user's own, and by the processes that stand for them in other tests.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ import psutil
 import pytest
 
 from dynbench.launch import LAUNCHERS, PROTOCOL, ForkServer, Launcher, LocalLauncher, Process, ProcessLost
+from dynbench.launch import local as local_module
 from dynbench.parts import choose
+from tests import zygote
 
 MODULE = "tests.launch.obedient"
 ROOT = str(Path(__file__).parents[2])
@@ -36,9 +41,11 @@ class Nice:
 '''
 
 
-@pytest.fixture(params=["local", "one's own"])
-def launcher(request: pytest.FixtureRequest, tmp_path: Path) -> Launcher:
-    return LAUNCHERS["local"] if request.param == "local" else own(tmp_path)
+@pytest.fixture(params=["local", "one's own", "zygote"])
+def launcher(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launcher:
+    if request.param == "zygote":
+        monkeypatch.setattr(local_module, "subprocess", zygote.Subprocess((MODULE, "no_such_module")))
+    return own(tmp_path) if request.param == "one's own" else LAUNCHERS["local"]
 
 
 def own(folder: Path) -> Launcher:
@@ -51,14 +58,16 @@ def started(launcher: Launcher, folder: Path | None = None, **environment: str) 
     return launcher.start(MODULE, environment={"PYTHONPATH": ROOT, **environment}, folder=folder)
 
 
-@pytest.fixture(params=["local", "one's own", "forked"])
-def process(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Process]:
+@pytest.fixture(params=["local", "one's own", "forked", "zygote"])
+def process(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
+    if request.param == "zygote":
+        monkeypatch.setattr(local_module, "subprocess", zygote.Subprocess((MODULE,)))
     if request.param == "forked":
         server = ForkServer(LocalLauncher(), [MODULE], environment={"PYTHONPATH": ROOT})
         yield server.fork(f"{MODULE}:serve")
         server.close()
         return
-    running = started(LAUNCHERS["local"] if request.param == "local" else own(tmp_path))
+    running = started(own(tmp_path) if request.param == "one's own" else LAUNCHERS["local"])
     yield running
     running.kill()
 

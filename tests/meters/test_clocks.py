@@ -9,7 +9,7 @@ from dynbench.devices.cpu import Cpu
 from dynbench.devices.cuda import Cuda
 from dynbench.devices.fake import FakeDevice
 from dynbench.dynamic import Execution
-from dynbench.meters.energy import MIN_WINDOW_S, idle_power_w, measure_energy
+from dynbench.meters.energy import MIN_WINDOW_S, PARTS, idle_power_w, measure_energy
 from dynbench.meters.latency import Timing, time_batches
 from dynbench.meters.phases import PhaseTimer
 from dynbench.strategies import Compaction
@@ -64,12 +64,21 @@ def test_energy_per_item_is_what_the_counter_says_over_a_window() -> None:
     assert energy.item_j == pytest.approx(200.0 * 0.1 / 10)
     assert energy.idle_share == pytest.approx(0.25)
     assert energy.window_s == pytest.approx(MIN_WINDOW_S) and energy.sensor == "fake counter"
+    assert energy.parts_j == pytest.approx([2.0] * PARTS)  # J of an item, in each part
 
 
 def test_a_long_call_is_a_window_by_itself() -> None:
     device = FakeDevice(idle_w=50.0)
     energy = measure_energy(lambda: device.work(7000 * MS, extra_w=50.0), device, items=1, idle_w=50.0)
     assert energy.window_s == pytest.approx(7.0) and energy.item_j == pytest.approx(700.0)
+    assert energy.parts_j == pytest.approx([700.0])
+
+
+def test_the_parts_of_a_window_are_of_the_calls_inside_them() -> None:
+    device, powers = FakeDevice(idle_w=0.0), iter([10.0, 20.0, 30.0, 40.0])
+    energy = measure_energy(lambda: device.work(500 * MS, extra_w=next(powers, 30.0)), device, items=1, idle_w=0.0)
+    assert energy.parts_j == pytest.approx([10.0, 15.0, 20.0, 15.0])  # the first call of all warms up
+    assert energy.item_j == pytest.approx(15.0)
 
 
 def test_idle_power_is_watched_long_enough_for_the_counter() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dynbench.dynamic import Execution, Skip
 from dynbench.dynamic.regions import find_regions
 from dynbench.meters.calibration import Benchmark, best, measure
-from dynbench.meters.scaling import Walker, sizes_up_to, walk_all
+from dynbench.meters.scaling import Walker, sizes_up_to
 from dynbench.meters.watch import Watched, roles
 from dynbench.strategies import Compaction, Masking
 
@@ -105,7 +105,8 @@ def test_times_are_medians_by_number_of_items_and_warm_up_does_not_count() -> No
             return Execution(Masking()).run(model, X[:n])
 
     walker, whole = Walker(regions, walk), Walker([], walk, whole=True)
-    walk_all([walker, whole], [1, 4], _Clock(), rounds=3)
+    for one in (walker, whole):
+        one.some([1, 4], _Clock())
     body = walker.times()["block.body"]
     assert body.sizes == [1, 4] and body.us == body.low_us == body.high_us == [1.0, 1.0]
     assert whole.times()[""].sizes == [1, 4]

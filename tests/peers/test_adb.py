@@ -22,13 +22,12 @@ from dynbench.deploy.targets.base import Failed, Lost
 from dynbench.deploy.targets.local import Local
 from dynbench.deploy.targets.profile import Reach
 from dynbench.errors import UserError
-from dynbench.paths import cache_dir
+from tests.peers.debian import native_agent, unpacked
 from tests.peers.test_ssh import LONG, QUICK, agents, bundle, nothing_is_left, place
 
 __all__ = ["bundle", "place"]  # fixtures
 
 SERIAL = "127.0.0.1:5555"
-GET = Path(__file__).with_name("get_adbd.sh")
 ADBD = "usr/lib/android-sdk/platform-tools/adbd"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 ENDLESS = LONG.model_copy(update={"time_limit_s": 100.0})
@@ -62,16 +61,10 @@ class Device:
 def root() -> Path:
     if os.getuid() != 0 or platform.machine() != "x86_64":
         pytest.skip("adbd is started as root, on x86-64 only")
-    for program in ("adb", "unshare", "nsenter", "ip", "apt-get", "dpkg-deb"):
+    for program in ("adb", "unshare", "nsenter", "ip"):
         if not shutil.which(program):
             pytest.skip(f"{program} is not installed")
-    folder = cache_dir() / "adbd"
-    done = subprocess.run(
-        [str(GET), str(folder)], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
-    )
-    if done.returncode:
-        pytest.skip(f"Debian 13's adbd cannot be installed: {done.stderr.strip()[-300:]}")
-    return folder / "root"
+    return unpacked("adbd", "amd64", "adbd")
 
 
 @pytest.fixture
@@ -131,6 +124,20 @@ def test_answers_are_equal_to_those_of_this_machine_and_nothing_is_left(
     assert {arm.name for arm in result.arms if arm.rounds} == {arm.name for arm in job.arms}
     local = Local("here", Reach(kind="local")).run(tmp_path / "job", "python", deadline_s=60, progress=silent)
     assert checks(found) == checks(local) and checks(found)
+    assert nothing_is_left(place)
+
+
+def test_the_native_agent_measures_and_is_removed(device: Device, bundle: Path, place: Path, tmp_path: Path) -> None:
+    built = native_agent()
+    native = phone(place, python=None, agent="native", program=built.agent, runtime_folder=built.library.parent)
+    assert {s.name: s.level for s in native.doctor()} == {"connection": "ok", "native agent": "ok", "disk": "ok"}
+    assert nothing_is_left(place)
+    job = write_job(bundle, tmp_path / "job", QUICK)
+    found = native.run(tmp_path / "job", "native", deadline_s=60, progress=silent)
+    result = Result.model_validate_json(found.read_bytes()).of(job)
+    assert {arm.name for arm in result.arms if arm.rounds} == {arm.name for arm in job.arms}
+    local = Local("here", Reach(kind="local")).run(tmp_path / "job", "python", deadline_s=60, progress=silent)
+    assert checks(found) == checks(local) and result.agent.name == "native"
     assert nothing_is_left(place)
 
 

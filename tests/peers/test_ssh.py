@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 from dynbench.deploy import build
+from dynbench.deploy.agents.native.program import Program
 from dynbench.deploy.job import Result, Timing, write_job
 from dynbench.deploy.targets import outcome
 from dynbench.deploy.targets.base import Failed, Lost
@@ -24,6 +26,8 @@ from dynbench.deploy.targets.profile import Reach
 from dynbench.deploy.targets.ssh import Ssh
 from dynbench.experiment import Options, load_specs
 from tests.deploy.test_bundle import TINY
+from tests.deploy.test_native_program import elf, put
+from tests.peers.debian import native_agent
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 pytestmark = pytest.mark.skipif(SSHD is None or not shutil.which("ssh"), reason="no OpenSSH server is installed")
@@ -231,6 +235,45 @@ def test_a_full_disk_is_one_sentence(server: Server, bundle: Path, place: Path, 
         assert nothing_is_left(place)
     finally:
         subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture(scope="module")
+def built() -> Program:
+    return native_agent()  # before a test has a cache of its own
+
+
+def test_the_native_agent_measures_and_is_removed(
+    built: Program, server: Server, bundle: Path, place: Path, tmp_path: Path
+) -> None:
+    board = device(server, place, python=None, agent="native", program=built.agent, runtime_folder=built.library.parent)
+    assert {s.name: s.level for s in board.doctor()} == {"connection": "ok", "native agent": "ok", "disk": "ok"}
+    assert nothing_is_left(place)
+    job = write_job(bundle, tmp_path / "job", QUICK)
+    found = board.run(tmp_path / "job", "native", deadline_s=60, progress=lambda _: None)
+    result = Result.model_validate_json(found.read_bytes()).of(job)
+    assert result.agent.name == "native" and {a.name for a in result.arms if a.rounds} == {a.name for a in job.arms}
+    assert nothing_is_left(place)
+
+
+def test_a_program_for_another_machine_is_refused_before_it_is_sent(
+    server: Server, bundle: Path, place: Path, tmp_path: Path
+) -> None:
+    write_job(bundle, tmp_path / "job", QUICK)
+    other = "riscv64"
+    program = put(tmp_path / "agent", elf(other, "/lib/ld-linux.so.1"))
+    put(tmp_path / "libonnxruntime.so", elf(other))
+    board = device(server, place, python=None, agent="native", program=program)
+    with pytest.raises(Failed, match=f"board: it is .*, and the native agent .* is for {other}: build it for"):
+        board.run(tmp_path / "job", "native", deadline_s=60, progress=lambda _: None)
+    (step,) = (s for s in board.doctor() if s.name == "native agent")
+    assert step.level == "missing" and f"is for {other}" in step.text
+    foreign = put(tmp_path / "foreign" / "agent", elf(platform.machine(), "/system/bin/linker64"))
+    put(tmp_path / "foreign" / "libonnxruntime.so", elf(platform.machine()))
+    with pytest.raises(Failed, match="it has no /system/bin/linker64, so the native agent .* for another system"):
+        device(server, place, python=None, agent="native", program=foreign).run(
+            tmp_path / "job", "native", deadline_s=60, progress=lambda _: None
+        )
+    assert nothing_is_left(place)
 
 
 def test_what_cannot_be_reached_is_lost_with_a_remedy(

@@ -24,7 +24,7 @@ def checkout(tmp_path: Path) -> Path:
     program(tmp_path, "id", "echo 0")
     program(tmp_path, "apt-get", 'echo "apt-get $*" >>log')
     program(tmp_path, "make", 'echo "make $* with DYNBENCH_CI=$DYNBENCH_CI" >>log')
-    for name in ("chromium", "initdb", "c++", "npm", "sshd", "ssh", "adb", "ip"):
+    for name in ("chromium", "initdb", "c++", "aarch64-linux-gnu-g++", "cmake", "npm", "sshd", "ssh", "adb", "ip"):
         program(tmp_path, name, "exit 0")
     return tmp_path
 
@@ -99,7 +99,7 @@ def test_in_ci_only_tests_that_need_a_gpu_may_be_skipped(tmp_path: Path) -> None
     pytest_ = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--continue-on-collection-errors")
     outcomes = {}
     for ci in ("", "1"):
-        env = {**os.environ, "DYNBENCH_CI": ci}
+        env = {**os.environ, "DYNBENCH_CI": ci, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(pytest_, cwd=tmp_path, env=env, capture_output=True, text=True)
         outcomes[ci] = done.stdout
     assert "1 passed, 3 skipped" in outcomes[""]

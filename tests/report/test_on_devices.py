@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,29 @@ import pytest
 from dynbench.analysis.headline import contest
 from dynbench.analysis.overview import summarise
 from dynbench.report.content import Report, build
+from dynbench.report.figures import draw
+from dynbench.report.layout import theme
 from dynbench.report.overview import build_overview
+from dynbench.report.sustained import Load, Sustained
 from dynbench.store.run import Run
 from dynbench.store.schema import Cell, Startup
 from tests.report import made_up
 from tests.report.test_content import rows, tables
 
 HERE, PHONE, LOST = "this-machine", "Phone (Chrome 156, WebAssembly)", "board"
+LOAD = {
+    "dynamic": [[60.0, 1.0, 50.0], [120.0, 1.1, 60.0], [180.0, 1.5, 71.0]],
+    "dynamic, again": [[60.0, 1.0, 50.0]],
+    "ResNet-38": [[60.0, 2.0, None], [120.0, 2.0, None]],
+    "broken": [["x"], [1.0]],
+}
 DEVICES: dict[str, dict[str, Any]] = {
-    HERE: {"target": HERE, "kind": "local", "cpu": "Made-up CPU", "jobs": {made_up.SKIPPED: {"status": "ok"}}},
+    HERE: {
+        "target": HERE,
+        "kind": "local",
+        "cpu": "Made-up CPU",
+        "jobs": {made_up.SKIPPED: {"status": "ok", "sustained": {"step_s": 60.0, "arms": LOAD}}},
+    },
     PHONE: {
         "target": "browser",
         "kind": "browser",
@@ -48,6 +63,16 @@ def on(device: str, speed: float, slower: float = 1.0, workload: str = made_up.S
     return found
 
 
+def ahead(cells: list[Cell], saves: float) -> Cell:
+    """The dynamic network among cells with decisions known ahead, which take a share of its time."""
+    dynamic = next(c for c in cells if c.arm.kind == "strategy")
+    assert dynamic.latency is not None
+    arm = dynamic.arm.model_copy(update={"kind": "control", "live": False, "without": "deciding"})
+    latency = {key: getattr(dynamic.latency, key) * (1 - saves) for key in ("stream_ms", "item_ms", "batch_p50_ms")}
+    changes: dict[str, Any] = {"latency": dynamic.latency.model_copy(update=latency), "deployed_speedups": []}
+    return dynamic.model_copy(update={"arm": arm, "cell_id": f"{dynamic.group_id}/{arm.key}"} | changes)
+
+
 def lost(cells: list[Cell]) -> list[Cell]:
     """The same cells of a device that vanished."""
     kept = ("group_id", "cell_id", "workload", "decisions", "arm", "primary", "device", "batch_size", "threads")
@@ -60,6 +85,10 @@ def lost(cells: list[Cell]) -> list[Cell]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     cells = [*lost(on(LOST, 1.0)), *on(HERE, 1.2), *on(PHONE, 0.8, slower=3.0)]
+    cells.append(ahead([c for c in cells if c.device == HERE], 0.25))
+    refused = ahead([c for c in cells if c.device == PHONE], 0.0)
+    gone: dict[str, Any] = {"status": "refused", "reason": "its graph takes no decisions", "latency": None}
+    cells.append(refused.model_copy(update=gone))
     about = made_up.manifest(made_up.info(), devices=DEVICES)
     return Run.open(made_up.write_run(tmp_path_factory.mktemp("devices") / "run", about, cells))
 
@@ -82,6 +111,36 @@ def test_a_row_for_every_device_and_network(report: Report) -> None:
     assert found[LOST, "ResNet-38"]["latency_item_ms"].note == "it vanished"
 
 
+def test_what_deciding_takes_has_an_interval_or_a_reason(report: Report) -> None:
+    found = {(r["on_device"].text, r["network_there"].text): r for r in rows(tables(report, "on-devices")[0])}
+    here = found[HERE, "dynamic network"]["deciding_there"]
+    assert isinstance(here.sort, float) and here.sort == pytest.approx(0.25, abs=0.03)
+    assert re.fullmatch(r"\d+ % \([\d.]+ to [\d.]+\)", here.text)
+    phone = found[PHONE, "dynamic network"]["deciding_there"]
+    assert (phone.text, phone.note) == ("n/a", "its graph takes no decisions")
+    assert found[HERE, "ResNet-38"]["deciding_there"].text == "–"
+    known = [r for r in rows(tables(report, "on-devices")[1]) if r["on_device"].text == HERE]
+    assert known and all(r["known_ms"].sort < r["path_ms"].sort for r in known)  # type: ignore[operator]
+
+
+def test_load_that_lasts_is_a_figure_and_a_table(report: Report) -> None:
+    (table,) = (t for t in tables(report, "on-devices") if t.key.startswith("device load"))
+    found = {r["network_there"].text: r for r in rows(table)}
+    assert set(found) == {"dynamic network", "ResNet-38"}
+    assert found["dynamic network"]["sustained_slower"].sort == pytest.approx(1.5)
+    assert found["dynamic network"]["sustained_c"].sort == 71.0
+    assert found["ResNet-38"]["sustained_c"].note == "no temperature can be read there"
+    (group,) = (g for g in report.figures if g.key == "sustained")
+    (panel,) = group.panels
+    assert "1.50 ms (71 C) at 180 s" in panel.alt
+    assert isinstance(panel.drawing, Sustained)
+    with theme():
+        image = draw(panel.drawing)
+        bare = draw(Sustained("phone", [Load("a", [1.0, 2.0], [3.0, 3.1], [None, None])]))
+    assert "minutes under load" in image and "ms per item" in image and "dynamic network" in image
+    assert "seconds under load" in bare
+
+
 def test_times_by_path_grow_with_the_path_and_stand_beside_the_static_network(report: Report) -> None:
     paths = tables(report, "on-devices")[1]
     mine = [r for r in rows(paths) if r["on_device"].text == PHONE]
@@ -93,7 +152,7 @@ def test_times_by_path_grow_with_the_path_and_stand_beside_the_static_network(re
 
 
 def test_what_the_agents_say_is_there(report: Report) -> None:
-    said = [(r["on_device"].text, r["note_of_agent"].text) for r in rows(tables(report, "on-devices")[2])]
+    said = [(r["on_device"].text, r["note_of_agent"].text) for r in rows(tables(report, "on-devices")[3])]
     assert (PHONE, "clock: steps of 5.0 us") in said and (LOST, "it vanished") in said
 
 

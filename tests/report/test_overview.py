@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from dynbench.analysis.overview import summarise
+from dynbench.paths import workload_files
 from dynbench.report import write_report
 from dynbench.report.drawings import Absent
 from dynbench.report.overview import Overview, build_overview
+from dynbench.report.overview_columns import BY_PROFILE
+from dynbench.report.published import CLAIMS, counterparts
+from dynbench.report.values import missing
 from dynbench.store.run import Run
 from tests.report import made_up
 from tests.report.test_pages import Page
+from tests.report.test_waterfall import explained
 
 NAMES = (made_up.SKIPPED, made_up.CASCADED, made_up.EXPERTS)
 
@@ -127,7 +133,34 @@ def test_claims_stand_beside_what_was_measured_of_the_same_method(tmp_path: Path
     )
     table = answer.blocks[-1].table
     assert table is not None and table.key == "answer claims"
-    assert [(row[0].text, row[-1].text) for row in table.rows] == [("SkipNet (ECCV 2018)", "1.09x")]
+    keys = [column.key for column in table.columns]
+    rows = [{key: value.text for key, value in zip(keys, row, strict=True)} for row in table.rows]
+    assert [row["method"] for row in rows] == [claim.method for claim in CLAIMS]
+    measured = [row for row in rows if row["workload"] != "–"]
+    assert [(row["method"], row["workload"], row["step_2"]) for row in measured] == [
+        ("SkipNet (ECCV 2018)", "S", "1.09x")
+    ]
+    assert measured[0]["saved"] == "29"
+    others = [row["counterpart_note"] for row in rows if row["workload"] == "–"]
+    assert all(note.startswith(("not in this run: ", "no counterpart: ")) for note in others)
+
+
+def test_a_claim_whose_workload_could_not_be_timed_says_so(tmp_path: Path) -> None:
+    infos = [made_up.info(name="skipnet38_digits", title="S"), made_up.info(name="tome_digits", title="T")]
+    cells = [made_up.refused("compaction", 8, "no such operator", workload="tome_digits")]
+    cells += made_up.group(8, workload="skipnet38_digits")
+    run = Run.open(made_up.write_run(tmp_path / "run", made_up.manifest(*infos), cells))
+    summaries = summarise(list(run.manifest.workloads.values()), run.cells)
+    (row,) = (r for r in counterparts(summaries) if r.get("workload", missing("")).text == "T")
+    assert row["counterpart_note"].text.startswith("no dynamic network was timed; see Not measured")
+    assert list(counterparts([s for s in summaries if s.info.name == "none"])) == []
+
+
+def test_every_claim_has_a_workload_that_comes_along_or_a_reason() -> None:
+    assert len(CLAIMS) == 22 and len({claim.method for claim in CLAIMS}) == len(CLAIMS)
+    for claim in CLAIMS:
+        assert all(any(name.startswith(begin) for name in workload_files()) for begin in claim.workloads)
+        assert claim.workloads or claim.note.startswith("no counterpart: ")
 
 
 def test_a_family_shows_what_more_parts_cost(tmp_path: Path) -> None:
@@ -171,3 +204,29 @@ def test_language_models_are_told_by_token(tmp_path: Path) -> None:
     assert "has 90.1 % top-1 accuracy, ResNet-38 90.5 % top-1 accuracy" in answer.sentences[2]
     assert [p.key for p in answer.panels] == ["answer-entropy", "answer-position"]
     assert len(answer.blocks) == 2
+
+
+def test_controls_whose_result_is_known_are_judged_in_the_overview(tmp_path: Path) -> None:
+    infos = [made_up.info(role="positive control"), made_up.info(made_up.CASCADED, role="null control")]
+    run = Run.open(made_up.write_run(tmp_path / "run", made_up.manifest(*infos), made_up.group(32)))
+    overview = build_overview(run, {i.name: i.name for i in infos})
+    assert "1 of 1 positive controls came out as expected." in overview.sentences
+    assert "0 of 1 null controls came out as expected." in overview.sentences
+    assert "Made-up cascade, a null control: not judged; no dynamic network was timed." in overview.sentences
+    table = overview.table.table
+    assert table is not None
+    (column,) = (i for i, c in enumerate(table.columns) if c.key == "overview_role")
+    assert {row[column].text for row in table.rows} == {"positive control: as expected", "null control: not judged"}
+
+
+def test_a_loss_without_controls_is_marked_and_one_by_controls_is_not(tmp_path: Path) -> None:
+    infos = [made_up.info(), made_up.info(made_up.CASCADED)]
+    cells = [explained(c) if c.arm.strategy == "compaction" else c for c in made_up.group(32)]
+    cells += made_up.group(32, workload=made_up.CASCADED)
+    run = Run.open(made_up.write_run(tmp_path / "run", made_up.manifest(*infos), cells))
+    table = build_overview(run, {i.name: i.name for i in infos}).table.table
+    assert table is not None
+    (column,) = (i for i, c in enumerate(table.columns) if c.key == "largest_loss")
+    assert f"{BY_PROFILE}: it has no controls" in table.columns[column].definition
+    marked = {row[0].text: row[column].text.endswith(BY_PROFILE) for row in table.rows}
+    assert marked == {made_up.TITLES[made_up.SKIPPED]: False, made_up.TITLES[made_up.CASCADED]: True}

@@ -8,7 +8,7 @@ from dynbench.report.content import Report, build
 from dynbench.report.drawings import Absent
 from dynbench.report.figures import draw
 from dynbench.report.layout import theme
-from dynbench.report.waterfall import WITHOUT_CONTROLS, Fall
+from dynbench.report.waterfall import ATTACH, WITHOUT_CONTROLS, Fall
 from dynbench.store.run import Run
 from dynbench.store.schema import Cell, Factor, Warning_, Waterfall
 from tests.report import made_up
@@ -50,7 +50,7 @@ def test_the_steps_lead_from_the_ideal_to_the_measured_speedup(tmp_path: Path) -
 
 def test_the_table_has_every_factor_and_how_it_was_measured(tmp_path: Path) -> None:
     found = reported(tmp_path, [explained(made_up.cell("compaction", 8, 1.1))])
-    (block,) = next(s for s in found.sections if s.key == "why").blocks
+    block, _ = next(s for s in found.sections if s.key == "why").blocks
     assert block.table is not None and len(block.table.rows) == len(FACTORS)
     texts = [[v.text for v in row] for row in block.table.rows]
     assert "1.25x (1.24 to 1.26)" in texts[1]
@@ -60,7 +60,7 @@ def test_the_table_has_every_factor_and_how_it_was_measured(tmp_path: Path) -> N
 def test_a_profile_that_disagrees_is_shown_beside(tmp_path: Path) -> None:
     doubt = Warning_(id="DB-WHY-01", text="moving items takes 8 % by controls, 30 % by the profile", remedy="none")
     found = reported(tmp_path, [explained(made_up.cell("compaction", 8, 1.1), warnings=[doubt])])
-    (block,) = next(s for s in found.sections if s.key == "why").blocks
+    block, _ = next(s for s in found.sections if s.key == "why").blocks
     assert block.text[-1] == "DB-WHY-01: moving items takes 8 % by controls, 30 % by the profile."
 
 
@@ -78,3 +78,28 @@ def test_a_run_without_controls_says_so_in_one_sentence(tmp_path: Path) -> None:
     assert drawings(found) == [Absent(WITHOUT_CONTROLS)]
     (block,) = next(s for s in found.sections if s.key == "why").blocks
     assert block.text == [WITHOUT_CONTROLS] and block.table is None
+
+
+def test_the_same_is_shown_in_joules_where_they_were_metered(tmp_path: Path) -> None:
+    cell = explained(made_up.cell("compaction", 8, 1.1))
+    assert cell.waterfall is not None
+    joules = cell.waterfall.model_copy(update={"speedup": cell.waterfall.speedup * 0.9, "baseline": "ResNet-38"})
+    found = reported(tmp_path, [cell.model_copy(update={"energy_waterfall": joules})])
+    in_time, in_joules = drawings(found)
+    assert isinstance(in_time, Fall) and isinstance(in_joules, Fall)
+    assert (in_time.of, in_joules.of, in_joules.speedup) == ("time", "energy", joules.speedup)
+    with theme():
+        assert "saving of energy against ResNet-38" in draw(in_joules)
+    blocks = next(s for s in found.sections if s.key == "why").blocks
+    (block,) = (b for b in blocks if b.title == "In joules")
+    assert block.table is not None and len(block.table.rows) == len(FACTORS)
+    assert "in joules; by controls the largest loss is fewer items per call" in block.text[0]
+    assert not any(ATTACH in text for b in blocks for text in b.text)
+
+
+def test_without_a_counter_the_report_says_what_to_attach(tmp_path: Path) -> None:
+    found = reported(tmp_path, [explained(made_up.cell("compaction", 8, 1.1))])
+    blocks = next(s for s in found.sections if s.key == "why").blocks
+    (text,) = (t for b in blocks for t in b.text if ATTACH in t)
+    assert text.startswith("The same in joules is not there: this made-up machine has no energy counter. ")
+    assert not any(b.title == "In joules" for b in blocks)

@@ -745,3 +745,11 @@ def test_series_of_one_key_are_one(file: Path) -> None:
     keys = [s.key for s in History.open(str(file)).series()]
     assert len(set(keys)) == len(keys) == 2
     assert keys[0].model_copy(update={"threads": 2}) not in keys
+
+
+def test_an_error_that_sqlite_has_no_word_for_is_a_sentence() -> None:
+    with (
+        pytest.raises(UserError, match="h.db is damaged: it holds a text that is none"),
+        database._errors_explained("h.db"),
+    ):
+        b"\xe4 ".decode()

@@ -54,6 +54,8 @@ def full() -> Cell:
         deployed_speedups=[{**interval, "baseline": "ResNet", "primary": True, "resolution": 0.01}],
         waterfall=waterfall,
         deployed_waterfall=waterfall,
+        energy_waterfall=waterfall,
+        deployed_energy_waterfall=waterfall,
         ideal=2.0,
         efficiency=0.6,
         flops={"dense": 10.0, "required_region": 5.0, "required_total": 6.0, "executed": 7.0, "accounted": 4.0},

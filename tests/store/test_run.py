@@ -78,7 +78,15 @@ def test_a_cell_of_which_nothing_came_yet_is_not_stored(writer: RunWriter) -> No
 def test_interrupted_cells_are_not_finished(writer: RunWriter) -> None:
     for status in ("ok", "refused", "failed", "interrupted"):
         writer.append_cell(cell(status, status))
-    assert writer.finished_cells() == {f"{GROUP}/{s}" for s in ("ok", "refused", "failed")}
+    assert Run.open(writer.path).finished_cells() == {f"{GROUP}/{s}" for s in ("ok", "refused", "failed")}
+
+
+def test_cells_of_a_group_that_is_measured_again_are_forgotten(writer: RunWriter) -> None:
+    for strategy in ("masking", "compaction", "masking", "cascading"):
+        writer.append_cell(cell(strategy))
+    writer.forget({f"{GROUP}/masking"})
+    assert [c.cell_id for c in Run.open(writer.path).cells] == [f"{GROUP}/compaction", f"{GROUP}/cascading"]
+    assert len(lines(writer).read_bytes().splitlines()) == 2
 
 
 @pytest.mark.parametrize("cut", [1, 30, 200])

@@ -155,13 +155,53 @@ def test_a_control_does_the_work_that_is_left_in(strategy: str, name: str) -> No
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("strategy", ["cascading", "compaction"])
 @pytest.mark.parametrize("name", ["pyramid", "ponder"])
-def test_known_ahead_answers_as_the_network_where_no_weights_follow_from_scores(name: str) -> None:
+def test_known_ahead_answers_as_the_network_where_no_weights_follow_from_scores(strategy: str, name: str) -> None:
     net, args = make(name)
     trace = decided(net, args)
-    _, _, right = executed(Execution(STRATEGIES["cascading"](), replay=trace), net, args)
-    _, _, got = executed(without("cascading", "deciding", trace), net, args)
+    _, _, right = executed(Execution(STRATEGIES[strategy](), replay=trace), net, args)
+    _, _, got = executed(without(strategy, "deciding", trace), net, args)
     torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-5)
+
+
+def leaving() -> tuple[nn.Module, Tensor, Trace]:
+    """Four stages; of 6 items, two leave after the first, none after the second, one after the third."""
+    torch.manual_seed(0)
+    stages, heads = [nn.Linear(8, 8) for _ in range(4)], [nn.Linear(8, 2) for _ in range(4)]
+    net = Exits("exit", stages, heads, lambda answer, state, k: answer[:, 0] > 0).eval()
+    x = torch.randn(6, 8)
+    trace = decided(net, (x,))
+    rows = [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    next(iter(trace.entries.values())).value.copy_(torch.tensor(rows).bool().flatten())
+    return net, x, trace
+
+
+def test_compaction_of_a_loop_moves_as_often_with_its_decisions_known_as_without() -> None:
+    net, x, trace = leaving()
+    _, usual, right = executed(Execution(STRATEGIES["compaction"](), replay=trace), net, (x,))
+    found = {p: executed(without("compaction", p, trace), net, (x,)) for p in LEFT}
+    states_back = 3  # after each step that follows the first who leave
+    assert usual["index_copy_"] == states_back + 3  # and the answers of these steps
+    assert found["waiting"][1]["index_copy_"] == usual["index_copy_"]
+    assert found["deciding"][1]["index_copy_"] == states_back + 3  # and the answers of those who leave, by three heads
+    for part in ("everything", "moving"):
+        assert not any(found[part][1][name] for name in MOVES if name != "index_select" or part == "everything")
+    for part in ("everything", "deciding", "waiting"):
+        assert not any(found[part][1][name] for name in ("nonzero", "masked_select", "index"))
+    for part in ("deciding", "waiting"):
+        torch.testing.assert_close(found[part][2], right)
+    assert found["everything"][0] == 2 * 8 * 8 * (6 + 4 + 4 + 3) + 2 * 8 * 2 * 6  # an answer for each item, once
+    assert found["moving"][0] == found["waiting"][0] == 2 * 8 * 10 * (6 + 4 + 4 + 3)
+
+
+def test_a_loop_of_compaction_moves_more_than_one_of_cascading_and_is_else_the_same() -> None:
+    net, x, trace = leaving()
+    for part in LEFT:
+        ours, theirs = (executed(without(s, part, trace), net, (x,)) for s in ("compaction", "cascading"))
+        assert ours[0] == theirs[0]
+        put_back = [calls["index_copy_"] for _, calls, _ in (ours, theirs)]
+        assert put_back[0] > put_back[1] if LEFT[part].moves else put_back == [0, 0]
 
 
 def test_the_heads_of_exits_run_for_those_alone_who_leave_by_them() -> None:
@@ -199,7 +239,7 @@ def test_experts_get_as_many_items_as_go_to_them() -> None:
 def test_what_means_nothing_is_refused_with_the_reason() -> None:
     net = make("pyramid")[0]
     assert "waits for nothing" in (refuses_control("masking", "waiting", net) or "")
-    assert "those of cascading" in (refuses_control("compaction", "everything", net) or "")
+    assert refuses_control("compaction", "everything", net) is None
     assert "no control of per_sample" in (refuses_control("per_sample", "everything", net) or "")
     assert "in the course of its own work" in (refuses_control("compaction", "deciding", make("programs")[0]) or "")
     assert any(isinstance(p, Program) for p in points(make("programs")[0]).values())

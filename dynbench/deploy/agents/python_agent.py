@@ -6,7 +6,9 @@ in random order, and writes `result.json` and, as the proof that it came to its 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -97,15 +99,17 @@ def parse_mhz(text: str) -> float | None:
         return None
 
 
-def is_emulated(uname: str, command: str, cpuinfo: str) -> bool:
+def is_emulated(uname: str, command: str, cpuinfo: str, modalias: str = "", emulator: str = "") -> bool:
     """Whether this is an emulator of another machine, whose times mean nothing.
 
-    uname: architecture; command: how this process was started according to the kernel; cpuinfo: of the kernel.
+    uname: architecture; command: how this process was started according to the kernel, and its name; cpuinfo: of the
+    kernel; modalias: of its processor, which tells the host's kind; emulator: what Android says of being one.
     """
-    if "qemu-" in command:
+    if "qemu-" in command or "1" in emulator:
         return True
-    x86 = "GenuineIntel" in cpuinfo or "AuthenticAMD" in cpuinfo
-    return x86 and uname not in ("x86_64", "i386", "i686", "AMD64")
+    if uname in ("x86_64", "i386", "i686", "AMD64"):
+        return "type:aarch64" in modalias
+    return any(sign in cpuinfo for sign in ("GenuineIntel", "AuthenticAMD")) or "type:x86" in modalias
 
 
 # --- The machine ---
@@ -132,8 +136,15 @@ def output_of(*command: str) -> str:
 
 def emulated_here() -> bool:
     """Whether this process runs in an emulator."""
-    started = f"{text_of('/proc/self/cmdline')} {os.path.basename(os.path.realpath('/proc/self/exe'))}"
-    return is_emulated(platform.machine(), started, text_of("/proc/cpuinfo"))
+    # Of a process, qemu answers for /proc/self in its guest's name; for the thread the kernel does.
+    started = f"{text_of('/proc/thread-self/cmdline')} {text_of('/proc/thread-self/comm')}"
+    return is_emulated(
+        platform.machine(),
+        started,
+        text_of("/proc/cpuinfo"),
+        text_of("/sys/devices/system/cpu/modalias"),
+        output_of("/system/bin/getprop", "ro.boot.qemu") + output_of("/system/bin/getprop", "ro.kernel.qemu"),
+    )
 
 
 def temperature_c() -> float | None:
@@ -362,12 +373,16 @@ class Lane:
             )
         )
 
+    def call(self) -> Any:
+        """What is timed: the session below its checks of names, which cost 1 us a call, as `dynbench run` calls it."""
+        return getattr(self.session, "_sess", self.session).run
+
     def sample(self) -> list[int]:
         """One pass over the stream: the ns of every batch."""
-        run, names, clock, out = self.session.run, self.answers, time.perf_counter_ns, []
+        run, names, clock, out = self.call(), self.answers, time.perf_counter_ns, []
         for feeds in self.feeds:
             start = clock()
-            run(names, feeds)
+            run(names, feeds, None)
             out.append(max(1, clock() - start))
         return out
 
@@ -392,17 +407,18 @@ class Measurement:
         """The result."""
         started = time.time()
         lanes = [Lane(arm, size) for size in self.job["batch_sizes"] for arm in self.job["arms"]]
-        sustained, checks, stopped_by = None, [], "rounds"
+        sustained, split, checks, stopped_by = None, None, [], "rounds"
         try:
             inputs = self.np.load(self.folder / self.job["input"]["file"], allow_pickle=False)
             for lane in lanes:
                 self.load(lane, inputs)
             for lane in lanes:
-                if lane.reason is None:
+                if lane.reason is None and lane.arm.get("compared", True):
                     checks.append(self.check(lane))
             if not self.emulated:
                 stopped_by = self.time(lanes)
                 sustained = self.sustain(lanes) if self.job["sustained_s"] else None
+                split = self.split(lanes) if self.job.get("split") else None
         except Deadline:
             stopped_by = "deadline"
         for lane in lanes:
@@ -437,6 +453,7 @@ class Measurement:
                 for lane in lanes
             ],
             "sustained": sustained,
+            "split": split,
             "memory_bytes": None if self.emulated else peak_memory_bytes(),
             "readings": {} if self.emulated else dict(self.readings.table(), energy_j=self.energy),
         }
@@ -456,9 +473,19 @@ class Measurement:
                 str(self.folder / lane.file), options, providers=["CPUExecutionProvider"]
             )
             lane.load_ms = (time.perf_counter_ns() - start) / 1e6
-            takes = {value.name for value in lane.session.get_inputs()} & {self.job["input"]["name"]}
-            parts = (inputs[i * lane.size : (i + 1) * lane.size] for i in range(number))
-            lane.feeds = [dict.fromkeys(takes, self.np.ascontiguousarray(part)) for part in parts]
+            takes = {value.name for value in lane.session.get_inputs()}
+            arrays = {self.job["input"]["name"]: (inputs, 1)}
+            for given in lane.arm.get("given", []):
+                array = self.np.load(self.folder / given["file"], allow_pickle=False)
+                arrays[given["input"]] = (array, given["rows"])
+            lane.feeds = [
+                {
+                    name: self.np.ascontiguousarray(array[i * lane.size * rows : (i + 1) * lane.size * rows])
+                    for name, (array, rows) in arrays.items()
+                    if name in takes
+                }
+                for i in range(number)
+            ]
             start = time.perf_counter_ns()
             lane.session.run(lane.answers, lane.feeds[0])
             lane.first_ms = (time.perf_counter_ns() - start) / 1e6
@@ -558,11 +585,11 @@ class Measurement:
             power, why = self._sensor()
             if power:
                 power.start()
-            begin, items, ns, second, total = time.monotonic(), 0, 0, 0, 0
+            begin, items, ns, second, total, run = time.monotonic(), 0, 0, 0, 0, lane.call()
             while True:
                 for feeds in lane.feeds:
                     start = time.perf_counter_ns()
-                    lane.session.run(lane.answers, feeds)
+                    run(lane.answers, feeds, None)
                     ns += time.perf_counter_ns() - start
                     items += lane.size
                     passed = time.monotonic() - begin
@@ -594,6 +621,22 @@ class Measurement:
                     "idle": "included",
                 }
         self.energy = energy or self.energy
+        return rows
+
+    def split(self, lanes: list[Lane]) -> list[dict[str, Any]]:
+        """Requests to the machine that has the other part of each network."""
+        place = Path(__file__).with_name("python_split.py")
+        spec = importlib.util.spec_from_file_location("python_split", place)
+        if spec is None or spec.loader is None:
+            raise Stop(f"{place} is missing")
+        module = importlib.util.module_from_spec(spec)
+        known = {lane.arm["name"]: lane for lane in lanes if lane.reason is None}
+        split = dict(self.job["split"], cuts=[cut for cut in self.job["split"]["cuts"] if cut["arm"] in known])
+        try:
+            spec.loader.exec_module(module)
+            rows: list[dict[str, Any]] = module.exchange(split, known, self.np, self.job["seed"], self.within)
+        except (OSError, ValueError) as e:
+            raise Stop(str(e)) from e
         return rows
 
     def _sensor(self) -> tuple[Power | None, str]:
@@ -717,17 +760,24 @@ def write(folder: Path, result: dict[str, Any]) -> None:
     """The result, then its hash: each complete or not there."""
     content = json.dumps(result, allow_nan=False).encode()
     for name, data in (("result.json", content), ("result.sha256", hashlib.sha256(content).hexdigest().encode())):
-        with open(folder / f"{name}.part", "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(folder / f"{name}.part", folder / name)
+        _put(folder / name, data)
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Writes a file in one step: whoever asks never finds a part of it. A link that is there is not followed."""
+    part = path.with_name(f"{path.name}.part")
+    with contextlib.suppress(FileNotFoundError):  # what a process left that was killed
+        part.unlink()
+    with open(part, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
 
 
 def main(folder: Path) -> None:
     """Measures the job in a folder; the exit code says nothing that the result does not."""
-    (folder / "agent.pid.part").write_text(str(os.getpid()))
-    os.replace(folder / "agent.pid.part", folder / "agent.pid")  # in one step: whoever asks never finds it empty
+    _put(folder / "agent.pid", str(os.getpid()).encode())
     try:
         limit = float(json.loads((folder / "job.json").read_bytes())["deadline_s"])
     except (OSError, ValueError, KeyError, TypeError):

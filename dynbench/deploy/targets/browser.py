@@ -6,6 +6,7 @@ they like. So results are collected, for several jobs at once, until enough devi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from dynbench.deploy.job import MOST_RESULT_BYTES, read_job
 from dynbench.deploy.targets.base import Failed, Lost, Step
 from dynbench.deploy.targets.browser_address import lan_addresses, links, qr_code
 from dynbench.deploy.targets.browser_guests import Guests, Received
+from dynbench.deploy.targets.browser_here import opened
 from dynbench.deploy.targets.browser_server import Server, Take
 from dynbench.errors import UserError
 from dynbench.scratch import make_scratch
@@ -51,6 +53,8 @@ class Browser:
         port: 0: any that is free.
         runtime_folder: of ONNX Runtime Web's npm package; None: it is looked for, and else downloaded once.
         webgpu: measure by WebGPU too, where a browser has it.
+        opens: a program on this machine that opens the page; empty: people do.
+        device: what that browser is called.
         show: is given what people need to join, line by line: the link and its QR code.
     """
 
@@ -59,6 +63,8 @@ class Browser:
     port: int = 0
     runtime_folder: Path | None = None
     webgpu: bool = True
+    opens: str = ""
+    device: str = ""
     show: Callable[[str], None] = print
 
     def facts(self) -> dict[str, Any]:
@@ -150,8 +156,15 @@ class Browser:
             "result": Take(MOST_RESULT_BYTES, guests.result),
         }
         end = time.monotonic() + deadline_s
-        with Server(self.host, self.port, self._files(jobs, found), takes) as server:
-            self._invite(server)
+        browser = None
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(Server(self.host, self.port, self._files(jobs, found), takes))
+            if self.opens:
+                devices = devices or 1
+                *_, link = links(self.host, server.port, server.token)
+                browser = stack.enter_context(opened(self.opens, link, self.device))
+            else:
+                self._invite(server)
             finished = 0
             try:
                 while (devices is None or finished < devices) and time.monotonic() < end:
@@ -159,6 +172,9 @@ class Browser:
                         yield guests.received.get(timeout=LOOK_S)
                     except Empty:
                         finished = guests.look()
+                        if browser is not None and browser.poll() is not None:
+                            progress(f"{self.opens} ended by itself")
+                            break
             except KeyboardInterrupt:
                 progress("ended by Ctrl-C; what came is kept")
             while not guests.received.empty():

@@ -42,4 +42,11 @@ def open_target(name: str, profile: DeviceProfile) -> Target:
             from dynbench.deploy.targets.browser import Browser
 
             reach = profile.target
-            return Browser(name, host=reach.host, port=reach.port, runtime_folder=reach.runtime_folder)
+            return Browser(
+                name,
+                host=reach.host,
+                port=reach.port,
+                runtime_folder=reach.runtime_folder,
+                opens=reach.open,
+                device=profile.title if reach.open else "",
+            )

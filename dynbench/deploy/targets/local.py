@@ -15,17 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynbench.deploy.agents import python_agent
 from dynbench.deploy.job import JOB, RESULT, RESULT_SHA256, read_job
+from dynbench.deploy.targets.agents import NATIVE_REMEDY, PROBE, Agent, NativeAgent, agent_for, started
 from dynbench.deploy.targets.base import Failed, Lost, Step
 from dynbench.deploy.targets.outcome import kept, proved
 from dynbench.deploy.targets.profile import Reach
 from dynbench.errors import UserError
 from dynbench.scratch import scratch
 
-AGENT = "agent.py"
 LOOK_S = 0.2
-PROBE = "import sys, numpy, onnxruntime; print(sys.version.split()[0], numpy.__version__, onnxruntime.__version__)"
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,10 @@ class Local:
         return {"kind": "local", "agent": self.reach.measures, "architecture": platform.machine()}
 
     def doctor(self) -> Iterator[Step]:
-        """The interpreter and its packages."""
+        """The interpreter and its packages, or the native agent."""
+        if self.reach.measures == "native":
+            yield self._native()
+            return
         try:
             done = subprocess.run(
                 [self._python, "-c", PROBE],
@@ -64,6 +65,25 @@ class Local:
         else:
             yield Step("python", "ok", "Python {}, numpy {}, onnxruntime {}".format(*done.stdout.split()))
 
+    def _agent(self, say: Callable[[str], None] = lambda _: None) -> Agent:
+        agent = agent_for(self.reach, self._python, say)
+        if isinstance(agent, NativeAgent) and (wrong := agent.misfit(platform.machine(), has_loader=True)):
+            raise UserError(f"target {self.name}: {wrong}")
+        return agent
+
+    def _native(self) -> Step:
+        try:
+            agent = self._agent()
+            with scratch("target", Path(self.reach.folder) if self.reach.folder else None) as folder:
+                copy_agent(agent, folder)
+                done = subprocess.run(
+                    [agent.start(str(folder))[0], "--version"],
+                    stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+                )  # fmt: skip
+        except (UserError, OSError, subprocess.TimeoutExpired) as e:
+            return Step("native agent", "missing", str(e), NATIVE_REMEDY)
+        return started(done.returncode == 0, done.stdout, done.stderr)
+
     def run(self, job: Path, agent: str, *, deadline_s: float, progress: Callable[[str], None]) -> Path:
         """Measures a job.
 
@@ -72,24 +92,25 @@ class Local:
             Lost: it did not finish in time.
             Failed: it says that it could not measure, or ended without a result.
         """
-        if agent != "python":
-            raise UserError(f"target {self.name} measures by the agent 'python', not {agent!r}")
+        if agent != self.reach.measures:
+            raise UserError(f"target {self.name} measures by the agent {self.reach.measures!r}, not {agent!r}")
         asked = read_job(job)
+        mine = self._agent(lambda text: progress(f"{self.name}: {text}"))
         with scratch("target", Path(self.reach.folder) if self.reach.folder else None) as folder:
-            copy_job(job, [*asked.sha256, JOB], folder)
+            copy_job(job, [*asked.sha256, JOB], mine, folder)
             log = folder / "agent.log"
             progress(f"{self.name}: measuring {asked.workload}")
             try:
                 with log.open("wb") as words:
                     process = subprocess.Popen(
-                        [self._python, str(folder / AGENT), str(folder)],
+                        mine.start(str(folder)),
                         stdin=subprocess.DEVNULL,
                         stdout=words,
                         stderr=words,
                         start_new_session=True,
                     )
             except OSError as e:
-                raise UserError(f"target {self.name}: {self._python} cannot be started: {e.strerror or e}") from e
+                raise UserError(f"target {self.name}: {mine.program} cannot be started: {e.strerror or e}") from e
             try:
                 end = time.monotonic() + deadline_s
                 while process.poll() is None and not (folder / RESULT_SHA256).exists():
@@ -105,7 +126,7 @@ class Local:
         return kept(content, job)
 
 
-def copy_job(job: Path, names: list[str], folder: Path) -> None:
+def copy_job(job: Path, names: list[str], agent: Agent, folder: Path) -> None:
     """Copies the files of a job and the agent into a folder.
 
     Raises:
@@ -115,9 +136,16 @@ def copy_job(job: Path, names: list[str], folder: Path) -> None:
         for name in names:
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(job / name, folder / name)
-        shutil.copyfile(python_agent.__file__, folder / AGENT)
+        copy_agent(agent, folder)
     except OSError as e:
         raise UserError(f"the job cannot be copied to {folder}: {e.strerror or e}") from e
+
+
+def copy_agent(agent: Agent, folder: Path) -> None:
+    """Copies an agent into a folder, so that it can be started there."""
+    for name, place in agent.files.items():
+        shutil.copyfile(place, folder / name)
+        (folder / name).chmod(0o700)
 
 
 def last_words(log: bytes) -> str:

@@ -7,16 +7,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dynbench.deploy.agents.python_agent import VERSION
 from dynbench.deploy.bundle import sha256
 from dynbench.deploy.job import MOST_RESULT_BYTES, RESULT, RESULT_SHA256, Job, Result
+from dynbench.deploy.targets.agents import VERSIONS
 from dynbench.deploy.targets.base import Failed, Lost
 from dynbench.errors import UserError
-from dynbench.files import make_folder, write_bytes
+from dynbench.files import make_own_folder, write_bytes
 from dynbench.reading import parse_json
 from dynbench.store.jsonable import first_fault
-
-VERSIONS = {"python": VERSION}
 
 
 def proved(content: bytes, digest: str, job: Job, agent: str, device: str) -> Result:
@@ -56,7 +54,8 @@ def proved(content: bytes, digest: str, job: Job, agent: str, device: str) -> Re
 def kept(content: bytes, job_folder: Path) -> Path:
     """Stores a proved result below its job, each in a folder of its own. Returns where."""
     place = job_folder / "results" / secrets.token_hex(4)
-    make_folder(place)
+    make_own_folder(place.parent)
+    make_own_folder(place)
     write_bytes(place / RESULT, content)
     write_bytes(place / RESULT_SHA256, sha256(content).encode())
     return place / RESULT

@@ -11,18 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynbench.deploy.agents import python_agent
+from dynbench.deploy.agents.python_agent import SPARE_S
 from dynbench.deploy.bundle import sha256
 from dynbench.deploy.job import JOB, RESULT, RESULT_SHA256, Job, read_job
+from dynbench.deploy.targets.agents import (
+    NATIVE_REMEDY,
+    PROBE,
+    PYTHON_REMEDY,
+    Agent,
+    NativeAgent,
+    agent_for,
+    digests,
+    started,
+)
 from dynbench.deploy.targets.base import Failed, Lost, Step
-from dynbench.deploy.targets.local import AGENT, PROBE, last_words
+from dynbench.deploy.targets.local import last_words
 from dynbench.deploy.targets.outcome import kept, proved
 from dynbench.deploy.targets.profile import Reach
 from dynbench.deploy.targets.ssh_client import Client, Unreachable
 from dynbench.errors import UserError
 
 LOOK_S, SLOWEST_LOOK_S = 0.5, 5.0  # each look starts a shell on the device: they become rare
-HASHES = "import hashlib, sys; print(*[hashlib.sha256(open(f, 'rb').read()).hexdigest() for f in sys.argv[1:]])"
 FULL = "No space left on device"
 
 
@@ -54,7 +63,7 @@ class Ssh:
             with self._client() as client:
                 machine = client.ask("uname -sm")
                 yield Step("connection", "ok", f"{self.reach.host} answers: {machine.text}")
-                yield self._interpreter(client)
+                yield self._native(client) if self.reach.measures == "native" else self._interpreter(client)
                 yield self._disk(client)
         except (Unreachable, UserError) as e:
             yield Step("connection", "missing", str(e), f"try `ssh -o BatchMode=yes {self.reach.host} true`")
@@ -73,11 +82,36 @@ class Ssh:
             return Step("python", "ok", "Python {}, numpy {}, onnxruntime {}".format(*words))
         return Step("python", "missing", f"{self._python} cannot measure: {said.error or said.text}", self._remedy())
 
+    def _native(self, client: Client) -> Step:
+        """Sends the native agent, asks it for its version, and removes it."""
+        folder = ""
+        try:
+            agent = self._agent(client)
+            folder = self._folder(client)
+            self._send(client, agent.files, folder)
+            said = client.ask(agent.hashes(folder, list(agent.files)))
+        except (UserError, Failed) as e:
+            return Step("native agent", "missing", str(e), NATIVE_REMEDY)
+        finally:
+            self._clear(client, folder)
+        return started(said.ok, said.text, said.error)
+
     def _remedy(self) -> str:
-        return (
-            "on the device: python3 -m venv ~/dynbench && ~/dynbench/bin/pip install numpy onnxruntime; then give "
-            '`python = "/home/USER/dynbench/bin/python"` in its file'
-        )
+        return NATIVE_REMEDY if self.reach.measures == "native" else PYTHON_REMEDY
+
+    def _agent(self, client: Client, say: Callable[[str], None] = lambda _: None) -> Agent:
+        """The agent, if it is one for this device.
+
+        Raises:
+            UserError: it cannot be built.
+            Failed: it is for another machine.
+        """
+        agent = agent_for(self.reach, "python3", say)
+        if isinstance(agent, NativeAgent):
+            said = client.ask(f"uname -m; test -e {shlex.quote(agent.built.loader)}")
+            if wrong := agent.misfit(said.text, has_loader=said.ok):
+                raise Failed(f"{self.name}: {wrong}")
+        return agent
 
     def run(self, job: Path, agent: str, *, deadline_s: float, progress: Callable[[str], None]) -> Path:
         """Measures a job.
@@ -87,17 +121,18 @@ class Ssh:
             Lost: it cannot be reached, or did not finish in time.
             Failed: it cannot measure, and says why.
         """
-        if agent != "python":
-            raise UserError(f"target {self.name} measures by the agent 'python', not {agent!r}")
+        if agent != self.reach.measures:
+            raise UserError(f"target {self.name} measures by the agent {self.reach.measures!r}, not {agent!r}")
         asked = read_job(job)
         folder = ""
         end = time.monotonic() + deadline_s
         with self._client() as client:
             try:
+                mine = self._agent(client, lambda text: progress(f"{self.name}: {text}"))
                 folder = self._folder(client)
-                self._push(client, job, asked, folder)
+                self._push(client, job, asked, mine, folder)
                 progress(f"{self.name}: measuring {asked.workload}")
-                self._start(client, folder)
+                self._start(client, mine, folder)
                 digest = self._wait(client, folder, end, deadline_s, progress)
                 content = client.ask(f"cat {in_folder(folder, RESULT)}").out
                 proved(content, digest, asked, agent, self.name)
@@ -114,23 +149,26 @@ class Ssh:
             raise Failed(f"{self.name}: no folder can be made there: {said.error or said.text or 'no message'}")
         return folder
 
-    def _push(self, client: Client, job: Path, asked: Job, folder: str) -> None:
-        done = client.ask(f"tar -x -f - -C {shlex.quote(folder)}", _archive(job, [*asked.sha256, JOB]))
+    def _push(self, client: Client, job: Path, asked: Job, agent: Agent, folder: str) -> None:
+        self._send(client, {name: job / name for name in [*asked.sha256, JOB]} | agent.files, folder)
+        sent = {JOB: job / JOB} | agent.files  # the agent compares the others
+        said = client.ask(agent.hashes(folder, list(sent)))
+        if not said.ok:
+            raise Failed(f"{self.name}: {agent.program} cannot be started there ({said.error}); {self._remedy()}")
+        if digests(said.text) != [sha256(place.read_bytes()) for place in sent.values()]:
+            raise Lost(f"{self.name}: the job did not arrive as it was sent: a sha256 differs")
+
+    def _send(self, client: Client, files: dict[str, Path], folder: str) -> None:
+        """Copies files, by their names there, into a folder of the device."""
+        done = client.ask(f"tar -x -f - -C {shlex.quote(folder)}", _archive(files))
         if not done.ok:
             if FULL in done.errors:
                 raise Failed(f"{self.name}: its disk is full; free some space, or name another `folder` in its file")
             raise Failed(f"{self.name}: the job cannot be written there: {done.error or 'no message'}")
-        files = f"{in_folder(folder, AGENT)} {in_folder(folder, JOB)}"  # the agent compares the others
-        said = client.ask(f"{self._python} -c {shlex.quote(HASHES)} {files}")
-        if not said.ok:
-            raise Failed(f"{self.name}: {self._python} cannot be started there ({said.error}); {self._remedy()}")
-        if said.text.split() != [sha256(Path(python_agent.__file__).read_bytes()), sha256((job / JOB).read_bytes())]:
-            raise Lost(f"{self.name}: the job did not arrive as it was sent: a sha256 differs")
 
-    def _start(self, client: Client, folder: str) -> None:
-        here = shlex.quote(folder)
+    def _start(self, client: Client, agent: Agent, folder: str) -> None:
         said = client.ask(
-            f"cd {here} && {{ nohup {self._python} {in_folder(folder, AGENT)} {here} </dev/null >agent.log 2>&1 & "
+            f"cd {shlex.quote(folder)} && {{ nohup {shlex.join(agent.start(folder))} </dev/null >agent.log 2>&1 & "
             "echo $! >agent.pid; }"
         )
         if not said.ok:
@@ -165,7 +203,7 @@ class Ssh:
     def _left(self, client: Client, folder: str, asked: Job) -> str:
         if not folder:
             return ""
-        return f"; what still runs there ends by itself within {asked.deadline_s + python_agent.SPARE_S:.0f} s"
+        return f"; what still runs there ends by itself within {asked.deadline_s + SPARE_S:.0f} s"
 
     def _clear(self, client: Client, folder: str) -> None:
         """Ends the agent, if it is this one, and removes the folder."""
@@ -188,10 +226,10 @@ def in_folder(folder: str, name: str) -> str:
     return shlex.quote(f"{folder}/{name}")
 
 
-def _archive(job: Path, names: list[str]) -> bytes:
+def _archive(files: dict[str, Path]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, place in [*((name, job / name) for name in names), (AGENT, Path(python_agent.__file__))]:
+        for name, place in files.items():
             content = place.read_bytes()
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(content), 0o600

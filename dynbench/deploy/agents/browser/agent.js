@@ -54,6 +54,7 @@ class Measurement {
     const lanes = await this.load();
     const checks = await this.check(lanes);
     const stoppedBy = this.job.emulated ? "rounds" : await this.time(lanes, step);
+    const sustained = this.job.emulated || !this.job.sustained_s ? null : await this.sustain(lanes);
     if (timesHidden) this.note(`hidden: the page was hidden ${timesHidden} times; rounds it interrupted were dropped`);
     return {
       schema_version: 1,
@@ -79,7 +80,7 @@ class Measurement {
         rounds: lane.rounds,
         positions: lane.positions,
       })),
-      sustained: null,
+      sustained,
       memory_bytes: this.runtime.memoryBytes(),
     };
   }
@@ -128,7 +129,11 @@ class Measurement {
         this.sessions.set(lane.file, { session, loadMs: performance.now() - start });
       }
       Object.assign(lane, this.sessions.get(lane.file));
-      lane.feeds = lane.batches.map((b) => this.runtime.feeds(lane.session, this.job.input, b));
+      const given = (lane.arm.given ?? []).map((g) => ({ ...g, array: parseNpy(this.files.get(g.file), g.file) }));
+      lane.feeds = lane.batches.map((b) => ({
+        ...this.runtime.feeds(lane.session, this.job.input, b),
+        ...this.runtime.given(lane.session, given, b.first, lane.size),
+      }));
       const start = performance.now();
       await lane.session.run(lane.feeds[0], answersOf(lane.arm));
       lane.firstMs = performance.now() - start;
@@ -140,7 +145,7 @@ class Measurement {
   async check(lanes) {
     const checks = [];
     for (const lane of lanes) {
-      if (lane.reason) continue;
+      if (lane.reason || lane.arm.compared === false) continue;
       this.say(`comparing the answers of ${lane.arm.name}, batch ${lane.size}`, 0.04);
       const runs = [];
       try {
@@ -243,6 +248,43 @@ class Measurement {
       ns.push(Math.max(1, Math.round(((performance.now() - start) * 1e6) / times)));
     }
     return ns;
+  }
+
+  // Each arm at the first batch size for `sustained_s`, second by second. A browser tells no temperature. The time of a
+  // pass over the stream is one reading, as the clock may be coarse; passes while the page was hidden do not count.
+  async sustain(lanes) {
+    const rows = [];
+    const group = lanes.filter((lane) => lane.rounds.length && lane.size === this.job.batch_sizes[0]);
+    try {
+      for (const [i, lane] of group.entries()) {
+        const names = answersOf(lane.arm);
+        let start = performance.now();
+        let [second, items, ns] = [0, 0, 0];
+        for (let passed = 0; passed < this.job.sustained_s; ) {
+          start += await this.untilVisible();
+          const before = timesHidden;
+          const begin = performance.now();
+          for (const feeds of lane.feeds) await lane.session.run(feeds, names);
+          const took = performance.now() - begin;
+          if (!hidden && timesHidden === before) {
+            ns += took * 1e6;
+            items += lane.size * lane.feeds.length;
+          }
+          passed = (performance.now() - start) / 1000;
+          if (passed >= second + 1 && items) {
+            rows.push({ arm: lane.arm.name, second, items, ns: Math.round(ns), temperature_c: null });
+            [second, items, ns] = [Math.floor(passed), 0, 0];
+          }
+          const done = (i + Math.min(1, passed / this.job.sustained_s)) / group.length;
+          this.say(`under load, ${lane.arm.name}, batch ${lane.size}`, done, 0, this.job.sustained_s - passed);
+          await this.breathe();
+        }
+      }
+    } catch (error) {
+      if (!(error instanceof Deadline)) throw error;
+      this.note(`load: ended early: ${error.message}`);
+    }
+    return rows;
   }
 
   // Lets messages in, which a loop of awaited sessions would keep out.

@@ -2,7 +2,9 @@
 
 // y = x, for one number: the smallest graph, with which the runtime itself is started before anything is timed.
 const IDENTITY = "CAc6NwoQCgF4EgF5IghJZGVudGl0eRIBZ1oPCgF4EgoKCAgBEgQKAggBYg8KAXkSCgoICAESBAoCCAFCBAoAEA0=";
-const KINDS = { float32: "float32", float64: "float64", int32: "int32", int64: "int64", bool: "bool" };
+const KINDS = {
+  float32: "float32", float64: "float64", int32: "int32", int64: "int64", bool: "bool", uint8: "uint8", int8: "int8",
+};
 
 // What the runtime writes while somebody listens. It keeps the console's functions when it starts, so they are replaced
 // before that.
@@ -72,6 +74,18 @@ export class Runtime {
   feeds(session, input, batch) {
     if (!session.inputNames.includes(input.name)) return {};
     return { [input.name]: new this.ort.Tensor(KINDS[input.dtype], batch.data, batch.shape) };
+  }
+
+  // Inputs beside the stream: of `size` items from the item `first` on, the rows of each array.
+  given(session, arrays, first, size) {
+    const feeds = {};
+    for (const { input, rows, array } of arrays) {
+      if (!session.inputNames.includes(input)) continue;
+      const width = array.shape.slice(1).reduce((a, b) => a * b, 1);
+      const data = array.data.slice(first * rows * width, (first + size) * rows * width);
+      feeds[input] = new this.ort.Tensor(KINDS[array.dtype], data, [size * rows, ...array.shape.slice(1)]);
+    }
+    return feeds;
   }
 
   // WebAssembly's memory only grows, so what it has at the end is the most it had.

@@ -1,0 +1,1 @@
+"""The native agent: one C++ program on ONNX Runtime's C API, for devices without Python."""

@@ -1,0 +1,93 @@
+"""T(n) of a network that is one graph: calls of it, some of them recorded by ONNX Runtime, in the rounds of a group."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dynbench.devices.base import Device
+from dynbench.experiment.build import Prepared, Source
+from dynbench.experiment.graphs import one_tensor, session
+from dynbench.graph import Session
+from dynbench.meters.graph_record import BETWEEN, LEAST_US, MOVING, CallOf, divided, lines, runs_of
+from dynbench.scratch import make_scratch
+from dynbench.store.scaling import Network, Part
+from dynbench.store.schema import Arm
+
+FEW_CALLS = 3  # of a graph that are timed, after one that is not, at each size in each round
+MOST_RUNS = 200  # that are recorded in a group
+
+
+class GraphWalker:
+    """Calls the graph of an arm at several sizes, and divides the time among the regions of the network.
+
+    Args:
+        p: the workload.
+        source: of the decisions.
+        arm: of control 'graph'.
+        batch_size: of the group.
+        regions: of the network, by name.
+
+    Raises:
+        CannotTrace: there is no such graph.
+    """
+
+    def __init__(self, p: Prepared, source: Source, arm: Arm, batch_size: int, regions: Sequence[str]) -> None:
+        self._arm, self._inputs, self._regions = arm, one_tensor(p), frozenset(regions)
+        self._plain = session(p, source, arm, batch_size)
+        self._folder = make_scratch("walk")
+        self._recorder = Session(self._plain.graph, threads=p.options.threads, profile=str(self._folder / "profile"))
+        self._replay = None if arm.live else p.trace(source, batch_size)
+        self._whole: dict[int, list[float]] = defaultdict(list)  # us by items
+        self._runs: list[int] = []  # items of each call that is recorded
+        self._start = 0
+
+    def some(self, sizes: Sequence[int], device: Device) -> None:
+        """Calls the graph with each number of items; other items of the stream each time."""
+        for n in [1] if self._plain.graph.single else sizes:
+            begin = self._start * n % (len(self._inputs) - n + 1)
+            feeds = self._plain.feeds(self._inputs[begin : begin + n], self._replay, begin)
+            for run in range(1 + FEW_CALLS):  # the first finds other caches
+                start = device.clock_ns()
+                self._plain.answer(feeds)
+                if run:
+                    self._whole[n].append((device.clock_ns() - start) / 1e3)
+            if len(self._runs) < MOST_RUNS:
+                self._recorder.answer(feeds)
+                self._runs.append(n)
+        self._start += 1
+
+    def close(self) -> None:
+        """Removes its files."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def network(self) -> Network:
+        """T(n) of the regions, and of what lies between them: of all calls so far; nothing is recorded after it."""
+        events = json.loads(Path(self._recorder.session.end_profiling()).read_text(encoding="utf-8"))
+        calls: list[CallOf] = []
+        between: dict[str, dict[int, list[float]]] = {name: defaultdict(list) for name in (BETWEEN, MOVING)}
+        for n, nodes in zip(self._runs, runs_of(events), strict=True):
+            mine, rest = divided(nodes, float(np.median(self._whole[n])), self._regions)
+            calls += mine
+            for name, us in rest.items():
+                between[name][n].append(us)
+        parts = [_part(name, "body", sizes, us) for name, (sizes, us) in lines(calls).items()]
+        for name, by_size in between.items():
+            middle = [max(float(np.median(by_size[n])), LEAST_US) for n in sorted(by_size)]
+            parts.append(_part(name, "moving" if name == MOVING else "points", sorted(by_size), middle))
+        return Network(
+            engine=self._arm.engine,
+            form=self._arm.form,
+            control="graph",
+            single=self._plain.graph.single,
+            parts=sorted(parts, key=lambda part: part.name),
+        )
+
+
+def _part(name: str, role: str, sizes: list[int], us: list[float]) -> Part:
+    return Part.model_validate({"name": name, "role": role, "sizes": sizes, "us": us, "low_us": us, "high_us": us})
