@@ -21,6 +21,7 @@ CI = os.environ.get("DYNBENCH_CI") == "1"
 LONGEST = (
     *("gate/test_check.py", "project/test_packaging.py", "faults/test_kills.py", "faults/test_runs.py"),
     *("project/test_docs.py", "training/test_going_on.py", "experiment/test_ways.py", "experiment/test_run.py"),
+    *("cli/test_run.py", "models/test_published_table.py"),
 )
 """Files that come first: when all others are given out, no worker has to wait long for one of them."""
 

@@ -119,8 +119,7 @@ def _address() -> str:
     """Where the zygote listens. It is started when this is first asked, and ends with the process that asked."""
     if SOCKET in os.environ:
         return os.environ[SOCKET]
-    folder = Path(tempfile.mkdtemp(prefix="dynbench-tests-"))
-    address = str(folder / "zygote")
+    address = str(Path(tempfile.mkdtemp(prefix="dynbench-tests-")) / "zygote")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0", SOCKET: address}
     process = subprocess.Popen(
         [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=ROOT,
@@ -129,11 +128,11 @@ def _address() -> str:
     assert process.stdout is not None
     with process.stdout:
         assert process.stdout.readline() == b"ready\n"
-    _processes.append((process, folder))
+    _processes.append(process)
     return address
 
 
-_processes: list[tuple[subprocess.Popen[bytes], Path]] = []
+_processes: list[subprocess.Popen[bytes]] = []
 
 
 @contextlib.contextmanager
@@ -146,11 +145,10 @@ def forks() -> Iterator[None]:
         local.subprocess = before  # type: ignore[attr-defined]
         _address.cache_clear()
         while _processes:
-            process, folder = _processes.pop()
+            process = _processes.pop()
             assert process.stdin is not None
             process.stdin.close()
             process.wait()
-            shutil.rmtree(folder)
 
 
 def main() -> None:
@@ -173,6 +171,7 @@ def main() -> None:
             _attend(connection)
             return
         connection.close()
+    shutil.rmtree(Path(os.environ[SOCKET]).parent, ignore_errors=True)
     os._exit(0)
 
 
