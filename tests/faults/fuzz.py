@@ -277,7 +277,7 @@ def limited() -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, HANGS_AFTER_S)
-    faulthandler.dump_traceback_later(4 * HANGS_AFTER_S, exit=True)  # stuck where no signal is looked at
+    faulthandler.dump_traceback_later(HANGS_AFTER_S + 60, exit=True)  # stuck where no signal is looked at
     try:
         yield
     finally:

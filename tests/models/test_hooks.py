@@ -77,9 +77,9 @@ def test_every_hook_has_a_default() -> None:
 
 def test_the_file_of_a_class_counts_not_that_of_its_builder(tmp_path: Path) -> None:
     (tmp_path / "builder.py").write_text(
-        "from own import Net\n\nPAPER = 'Another'\n\n\ndef build():\n    return Net()\n"
+        "from net_of_builder import Net\n\nPAPER = 'Another'\n\n\ndef build():\n    return Net()\n"
     )
-    (tmp_path / "own.py").write_text(FILE)
+    (tmp_path / "net_of_builder.py").write_text(FILE)
     build = load_object("builder.py:build", tmp_path)
     assert hooks.of(build()).paper == "A paper"
     assert hooks.origin(build) == ("Another", None)

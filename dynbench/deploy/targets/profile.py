@@ -116,7 +116,8 @@ class DeviceProfile(BaseModel):
 
 def device_files() -> dict[str, Path]:
     """The devices that come with dynbench, by name."""
-    return {path.stem: path for path in sorted((project_dir("hardware") / "targets").glob("*.toml"))}
+    found = {path.stem: path for path in (project_dir("hardware") / "targets").glob("*.toml")}
+    return dict(sorted(found.items()))
 
 
 def load_device(path: Path) -> DeviceProfile:
