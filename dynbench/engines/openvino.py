@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dynbench.dynamic.regions import Region
+from dynbench.engines import signal_stack
 from dynbench.engines.exported import OPSET, Session, sessions
 
 
@@ -57,7 +58,8 @@ class OpenVino:
         import openvino
 
         core = openvino.Core()
-        request = core.compile_model(core.read_model(graph), "CPU", _settings()).create_infer_request()
+        with signal_stack.kept():
+            request = core.compile_model(core.read_model(graph), "CPU", _settings()).create_infer_request()
         names = [port.get_any_name() for port in request.model_inputs]
 
         def run(inputs: dict[str, Tensor]) -> list[Tensor]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from dynbench.strategies import STRATEGIES, Masking
 from tests.networks import make
 
 needs_openvino = pytest.mark.skipif(engine.missing() is not None, reason=str(engine.missing()))
+ROOT = Path(__file__).parents[2]
 NETWORKS = ("pyramid", "widths", "picking")
 
 
@@ -151,3 +155,24 @@ def test_facts_name_versions_threads_and_precision() -> None:
     facts = ENGINES["openvino"].facts()
     assert facts["openvino"] and facts["opset"] == 17 and facts["inference_precision_hint"] == "f32"
     assert facts["inference_num_threads"] == torch.get_num_threads()
+
+
+SIGNALLED = """
+import faulthandler, gc, os, signal
+import torch
+from tests.engines.test_openvino import prepare, small
+
+faulthandler.enable()  # as pytest does: gives the thread a stack for signals
+kept = [prepare(small(), torch.randn(4, 3, 8, 8)) for _ in range(3)]
+while kept:
+    del kept[0]
+    gc.collect()
+signal.signal(signal.SIGALRM, lambda *_: print("told"))
+os.kill(os.getpid(), signal.SIGALRM)
+"""
+
+
+@needs_openvino
+def test_a_signal_can_still_be_told_when_models_have_gone_in_the_order_they_came() -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "told\n"), done.stderr
