@@ -174,7 +174,7 @@ class _KeepsArguments(click.Command):
 def command(ctx: click.Context, resume: Path | None, retry_failed: bool, **given: Any) -> None:
     """Measure workloads under every strategy and write a report.
 
-    Without a workload: the default suite, which needs no download and takes 4 to 5 minutes on 2 cores; `all` is
+    Without a workload: the default suite, which needs no download and takes about 4 minutes on 2 cores; `all` is
     every workload that comes along. Ctrl-C ends the round, keeps what is measured and still writes the report.
     """
     arguments, said = ctx.meta["arguments"], ctx

@@ -102,7 +102,8 @@ def test_what_deciding_takes_is_known_from_the_same_rounds(here: Run) -> None:
     found = next(f for f in dynamic.deployed_waterfall.factors if f.name == "deciding")
     totals = here.samples(dynamic.group_id).groupby(["arm", "round"], observed=True)["duration_ns"].sum()
     ratios = totals[dynamic.arm.key].to_numpy() / totals[known.arm.key].to_numpy()
-    assert found.value == pytest.approx(float(np.exp(np.median(np.log(ratios))))) and found.low <= found.value <= found.high
+    median = float(np.exp(np.median(np.log(ratios))))
+    assert found.value == pytest.approx(median) and found.low <= found.value <= found.high
     assert found.share is not None and found.share_low is not None and found.share_low <= found.share
 
 
