@@ -228,15 +228,31 @@ def _distrusted(arm: RunningArm, finding: Finding | None) -> dict[str, Any]:
 
 
 def _doubts(arm: RunningArm, reference: Reference) -> list[Warning_]:
-    """A warning where the answers were not compared in float64."""
-    if reference.note is None or arm.arm.kind != "strategy" or arm.cell.static_twin:
+    """Warnings where the answers were not compared in float64, or hold NaN."""
+    if arm.arm.kind != "strategy" or arm.cell.static_twin:
         return []
+    doubts = _without_number(reference)
+    return doubts if reference.note is None else [_coarsely_compared(reference), *doubts]
+
+
+def _without_number(reference: Reference) -> list[Warning_]:
+    answer = reference.answer or []
+    real = [t for t in answer if t.is_floating_point() or t.is_complex()]
+    bad = [t.isnan().reshape(len(t), -1).any(1) for t in real if t.numel()]
+    if not any(bool(rows.any()) for rows in bad):
+        return []
+    share = max(float(rows.double().mean()) for rows in bad)
+    text = f"the right answers to {share:.0%} of the items hold NaN, which equals any other NaN"
+    return [Warning_(id="DB-CHECK-04", text=text, remedy="look for an overflow or a division by 0 in the model")]
+
+
+def _coarsely_compared(reference: Reference) -> Warning_:
     if reference.answer is None:
         text = f"the answers were not compared: {reference.note}"
-        return [Warning_(id="DB-CHECK-02", text=text, remedy="`dynbench verify` shows what raises")]
+        return Warning_(id="DB-CHECK-02", text=text, remedy="`dynbench verify` shows what raises")
     text = f"the answers were compared in {reference.type}: {reference.note}"
     remedy = "none is needed; a model that can be copied and follows `.double()` is compared more sharply, in float64"
-    return [Warning_(id="DB-CHECK-01", text=text, remedy=remedy)]
+    return Warning_(id="DB-CHECK-01", text=text, remedy=remedy)
 
 
 def _compared(p: Prepared, arm: RunningArm, answer: list[Tensor], facts: Facts) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Finding:
         text: which module or point does it, and how it shows.
     """
 
-    name: Literal["not deterministic", "depends on the batch", "writes into its input"]
+    name: Literal["not deterministic", "depends on the batch", "writes into its input", "answers no number"]
     text: str
 
     def __str__(self) -> str:
@@ -68,6 +68,7 @@ def inspect(model: nn.Module, x: Any, others: Any) -> Finding | None:
 def _found(model: nn.Module, x: Any, others: Any) -> Iterator[Finding]:
     """All findings, one after the other."""
     yield from _writes(model, x)
+    yield from _no_number(model, x)
     precision = precision_of(model, x)
     few = _rows(x, slice(FEW))
     for replay in (None, *_edges(model, few)):
@@ -139,6 +140,22 @@ def _writes(model: nn.Module, x: Any) -> Iterator[Finding]:
     for now, then in zip(tensors(x), tensors(before), strict=True):
         now.copy_(then)
     yield Finding("writes into its input", "the next pass over the same batch is given something else")
+
+
+def _no_number(model: nn.Module, x: Any) -> Iterator[Finding]:
+    """Nothing but NaN and infinities: every answer would equal every other one."""
+    answer = [t.dequantize() if t.is_quantized else t for t in run(model, x, Masking()).answer]
+    real = [t for t in answer if t.numel() and (t.is_floating_point() or t.is_complex())]
+    if len(real) != len([t for t in answer if t.numel()]) or not real or any(bool(t.isfinite().any()) for t in real):
+        return
+    events = _watched(model, x, Masking())
+    bad = (e for e in events if not _finite(e.made) and _finite(e.given))
+    text = f"{_blame(model, next(bad, None), 'makes NaN or inf of numbers')}; no item has any other answer"
+    yield Finding("answers no number", text)
+
+
+def _finite(found: list[Tensor]) -> bool:
+    return all(bool(t.isfinite().all()) for t in found if t.is_floating_point() or t.is_complex())
 
 
 def _not_deterministic(

@@ -98,6 +98,19 @@ def barred():
     return Exits("exit", [nn.Linear(8, 8) for _ in range(2)], [Barred(8, 4) for _ in range(2)], sure)
 
 
+class Root(nn.Module):
+    def forward(self, x):
+        return torch.sqrt(-1 - x.abs())
+
+
+def always(x, carry):
+    return torch.ones(len(x)), carry
+
+
+def nan():
+    return Net(Root(), gate=always)
+
+
 class Wrong(nn.Module):
     """Right for every batch that a check of a few items makes, and for one item; wrong for the batches of the run."""
 
@@ -201,3 +214,12 @@ def test_answers_of_nan_and_infinity_are_compared_as_values(tmp_path: Path) -> N
     cell = measured(tmp_path, "barred")["compaction"]
     assert cell.status == "ok" and cell.max_error is not None and cell.tolerance is not None
     assert cell.max_error <= cell.tolerance < 1e-3
+    (doubt,) = [w for w in cell.warnings if w.id.startswith("DB-CHECK")]
+    assert doubt.id == "DB-CHECK-04" and "to 100% of the items hold NaN" in doubt.text
+
+
+def test_a_network_that_answers_nothing_but_nan_fails_though_all_answers_are_equal(tmp_path: Path) -> None:
+    cells = measured(tmp_path, "nan")
+    for key in ("masking", "compaction", "per_sample"):
+        assert cells[key].status == "failed" and cells[key].latency is not None
+        assert "answers no number: Root 'block.body' of Skip 'block' makes NaN or inf of" in str(cells[key].reason)

@@ -290,7 +290,7 @@ def test_a_runtime_that_hangs_is_ended_at_the_deadline(
 def test_the_deadline_ends_the_rounds_and_keeps_them(
     commands: dict[str, list[str]], bundle: Path, tmp_path: Path
 ) -> None:
-    endless = {"rounds_min": 10**6, "deadline_s": 3.0, "batch_sizes": [1]}
+    endless = {"rounds_min": 10**6, "deadline_s": 2.0, "batch_sizes": [64]}  # long before the most samples of a job
     job = write_job(bundle, tmp_path / "job", QUICK.model_copy(update=endless))
     result, _ = by_hand(commands["native"], tmp_path / "job")
     assert result is not None and result.of(job).stopped_by == "deadline"
