@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from dynbench.errors import UserError as UserError
     from dynbench.experiment.spec import Options as Options
     from dynbench.meters.accuracy import Score as Score
-    from dynbench.store.quantities import Quantity as Quantity
+    from dynbench.store.quantity import Quantity as Quantity
     from dynbench.strategies import Strategy as Strategy
     from dynbench.unavailable import Unavailable as Unavailable
 
@@ -64,7 +64,7 @@ _WHERE = {
     "UserError": "dynbench.errors",
     "Inputs": "dynbench.data",
     "Options": "dynbench.experiment.spec",
-    "Quantity": "dynbench.store.quantities",
+    "Quantity": "dynbench.store.quantity",
     "Score": "dynbench.meters.accuracy",
     "Strategy": "dynbench.strategies",
     "Unavailable": "dynbench.unavailable",

@@ -16,7 +16,8 @@ from dynbench.analysis.judge import MATTERS, Judgement, judge
 from dynbench.analysis.resolution import FLOOR
 from dynbench.analysis.statistics import median_interval, quotient
 from dynbench.errors import UserError
-from dynbench.store.quantities import Quantity, quantities
+from dynbench.store.quantities import quantities
+from dynbench.store.quantity import Quantity
 from dynbench.store.run import Run
 from dynbench.store.schema import Arm, Cell, Interval, WorkloadInfo
 from dynbench.unavailable import Unavailable

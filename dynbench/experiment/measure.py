@@ -30,7 +30,7 @@ from dynbench.experiment.walks import Walks
 from dynbench.experiment.ways import Tournament
 from dynbench.meters.dispatch import operator_call_s
 from dynbench.meters.latency import Timing, time_batches
-from dynbench.store.quantities import evaluate
+from dynbench.store.quantity import evaluate
 from dynbench.store.run import write_samples
 from dynbench.store.schema import Cell, Compiled, Flops, Interval, Latency, RoundSample, Speedup, Warning_, Witnesses
 from dynbench.store.walks import write_walked

@@ -16,7 +16,7 @@ from dynbench.meters.loads import PROTOCOL as LOAD_PROTOCOL
 from dynbench.names import STRATEGY_NAMES
 from dynbench.parts import choose, load_part
 from dynbench.paths import load_object
-from dynbench.store.quantities import Quantity, check_quantity
+from dynbench.store.quantity import Quantity, check_quantity
 from dynbench.strategies import STRATEGIES, Dense, Strategy
 
 MUST_IMPLEMENT = ("route", "loop", "weights")

@@ -14,7 +14,7 @@ from dynbench.experiment.build import Prepared, Source, sha256
 from dynbench.experiment.tokens import study_tokens
 from dynbench.experiment.weights import weight_files
 from dynbench.reading import read_json
-from dynbench.store.quantities import describe as describe_quantity
+from dynbench.store.quantity import describe as describe_quantity
 from dynbench.store.run import trace_path
 from dynbench.store.schema import OWN_MODEL, Arm, Cell, DeclaredCost, WorkloadInfo
 from dynbench.strategies import PREFERRED

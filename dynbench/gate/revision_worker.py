@@ -37,7 +37,8 @@ from dynbench.launch.channel import Channel
 from dynbench.meters.latency import time_batches
 from dynbench.meters.required import PartCosts
 from dynbench.meters.syncs import count_syncs
-from dynbench.store.quantities import QUANTITIES, Quantity, evaluate
+from dynbench.store.quantities import QUANTITIES
+from dynbench.store.quantity import Quantity, evaluate
 from dynbench.store.schema import Arm, Cell, Decisions, Flops
 from dynbench.strategies import PREFERRED, Strategy
 from dynbench.unavailable import Measured, Unavailable

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dynbench.store.quantities import QUANTITIES, Quantity
+from dynbench.store.quantities import QUANTITIES
+from dynbench.store.quantity import Quantity
 
 Kind = Literal["name", "number", "text", "prose"]
 STAYING = (

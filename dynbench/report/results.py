@@ -38,7 +38,8 @@ from dynbench.report.values import (
     words,
 )
 from dynbench.report.waterfall import why_section
-from dynbench.store.quantities import Place, Quantity, Reading, quantities
+from dynbench.store.quantities import quantities
+from dynbench.store.quantity import Place, Quantity, Reading
 from dynbench.store.schema import Accuracy, Cell, Claim, Flops, Interval, Speedup, WorkloadInfo
 from dynbench.unavailable import Measured, Unavailable
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from dynbench.errors import UserError, suggestion
 from dynbench.files import make_folder, write_aside
 from dynbench.store.jsonable import to_json
-from dynbench.store.quantities import columns, flat, quantities, stored
+from dynbench.store.quantities import quantities, stored
+from dynbench.store.quantity import columns, flat
 from dynbench.store.run import Run
 from dynbench.store.schema import SCHEMA_VERSION, Cell, RoundSample, Speedup
 from dynbench.unavailable import Unavailable

@@ -274,11 +274,13 @@ class History:
         """Records a run, all of it or nothing.
 
         Raises:
-            UserError: nothing in it was timed, or the database cannot be written.
+            UserError: nothing in it was timed, its manifest lacks a workload, or the database cannot be written.
         """
         cells = [c for c in run.cells if c.status == "ok" and c.latency is not None]
         if not cells:
             raise UserError(f"{run.path} holds nothing that was timed, so there is nothing to record")
+        if unknown := {c.workload for c in cells} - set(run.manifest.workloads):
+            raise UserError(f"{run.path / 'manifest.json'}: workloads lacks {min(unknown)!r}, of which there are cells")
         row = _run_row(run)
         this_run = RUNS.c.identity == row["identity"]
         of_this_run = CELLS.c.run == row["identity"]

@@ -388,7 +388,7 @@ class Cell(Record):
 class OwnQuantity(Record):
     """What a user's own quantity says of itself; its values are in `Cell.own`.
 
-    The fields are those of `store.quantities.Quantity`, where they are explained.
+    The fields are those of `store.quantity.Quantity`, where they are explained.
     """
 
     key: str = Field(pattern=r"^[a-z][a-z0-9_]*$")

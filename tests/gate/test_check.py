@@ -252,7 +252,7 @@ def test_weights_that_git_does_not_have_are_the_heads_on_both_sides(repository: 
 
 
 QUANTITY = """
-from dynbench.store.quantities import Quantity
+from dynbench.store.quantity import Quantity
 
 COST = Quantity(
     key="stages", header="stages", definition="Of the network.", exact=True, better="down", {how}

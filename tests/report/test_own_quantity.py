@@ -13,7 +13,8 @@ from dynbench.analysis.compare import compare, exact_quantities
 from dynbench.report.content import Report, build
 from dynbench.report.tables import Table
 from dynbench.store.export import export
-from dynbench.store.quantities import Quantity, check_quantity, describe, evaluate, numbers
+from dynbench.store.quantities import numbers
+from dynbench.store.quantity import Quantity, check_quantity, describe, evaluate
 from dynbench.store.run import Run
 from dynbench.store.schema import Cell
 from tests.report import made_up

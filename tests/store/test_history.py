@@ -74,6 +74,14 @@ def test_what_is_recorded_is_read_in_order(address: str, tmp_path: Path) -> None
     assert all(p.speedup is None for p in by_name["plain"].points)
 
 
+def test_cells_of_a_workload_that_the_manifest_lacks_are_told(tmp_path: Path) -> None:
+    run = made_up_run(tmp_path)
+    file = run / "manifest.json"
+    file.write_text(file.read_text().replace('"net": {', '"other": {'))
+    with pytest.raises(UserError, match=r"manifest.json: workloads lacks 'net', of which there are cells"):
+        record(run, str(tmp_path / "history.sqlite"))
+
+
 def test_recording_again_changes_nothing(address: str, tmp_path: Path) -> None:
     run = made_up_run(tmp_path)
     record(run, address)

@@ -11,18 +11,8 @@ import pytest
 from hypothesis import given, settings
 
 from dynbench.errors import UserError
-from dynbench.store.quantities import (
-    EXACT_WORK,
-    QUANTITIES,
-    Quantity,
-    check_quantity,
-    columns,
-    describe,
-    evaluate,
-    flat,
-    numbers,
-    quantities,
-)
+from dynbench.store.quantities import EXACT_WORK, QUANTITIES, numbers, quantities
+from dynbench.store.quantity import Quantity, check_quantity, columns, describe, evaluate, flat
 from dynbench.store.schema import Cell, Interval
 from dynbench.unavailable import Unavailable
 from tests.analysis.cells import info
