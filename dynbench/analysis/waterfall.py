@@ -10,9 +10,10 @@ everything: E; without deciding and waiting: D; without waiting: W), and with FL
                        R     T / F(T)   E   D   W   B / F(B)
 
 which are surplus work, fewer items per call, moving, deciding, waiting, and a rest: another network's speed per FLOP.
-A control that is missing leaves its factor to the next one, or to the rest. Values are medians of paired rounds; their
-product would miss the whole by the little by which a median of products differs from a product of medians, and the
-rest takes that in, so that the product is exact.
+Where B runs in another engine than S, a further control is B in the engine of S; it takes the place of B, and its time
+over that of B is a factor of its own. A control that is missing leaves its factor to the next one, or to the rest.
+Values are medians of paired rounds; their product would miss the whole by the little by which a median of products
+differs from a product of medians, and the rest takes that in, so that the product is exact.
 
 The same holds for joules in the place of times; the rounds are then parts of each arm's window of the counter.
 """
@@ -42,6 +43,7 @@ IN_WORDS = {
     "moving": "moving items",
     "deciding": "deciding",
     "waiting": "waiting and launching",
+    "engine": "another engine",
     "rest": "the rest",
 }
 """Names of factors, for people."""
@@ -68,6 +70,7 @@ class Arms:
         dynamic: the arm that is explained.
         without: its controls, by what is left out.
         twin: the model without its decisions, in the same engine; None: not measured, or it is the baseline itself.
+        here: the baseline in the engine of the dynamic arm; None: not measured, or it runs there anyway.
         required: FLOPs per item that the decisions ask for, gates and heads left out.
         waits: the host waits for decisions of the dynamic arm: what no control takes apart is deciding and waiting.
         surplus: executed over required FLOPs of the dynamic arm, where no control without everything tells them.
@@ -80,6 +83,7 @@ class Arms:
     without: Mapping[Part, Timed]
     twin: Timed | None
     required: float
+    here: Timed | None = None
     waits: bool = True
     surplus: float | None = None
     of: Literal["time", "energy"] = "time"
@@ -101,7 +105,7 @@ def waterfall(arms: Arms, phases: Phases | None = None) -> Waterfall | None:
     ideal = dense / arms.required
     speedups = ratio_of_totals(arms.baseline.totals, arms.dynamic.totals)
     speedup = median_interval(speedups).value
-    factors = [*_of_work(arms), *_overheads(arms, {} if phases is None else phase_shares(phases))]
+    factors = [*_of_work(arms), *_overheads(arms, {} if phases is None else phase_shares(phases)), *_of_engine(arms)]
     left = np.full(len(speedups), ideal) / speedups
     for ratios, _ in factors:
         left = left / ratios
@@ -125,10 +129,11 @@ def _of_work(arms: Arms) -> list[tuple[Ratios, Factor]]:
         exact = Factor(value=surplus, low=surplus, high=surplus, name="surplus", how=how)
         found.append((np.full(rounds, surplus), exact))
     if bare is not None and bare.flops:
-        whole = arms.baseline if arms.twin is None or not arms.twin.flops else arms.twin
+        static = arms.here if arms.here is not None and arms.here.flops else arms.baseline
+        whole = static if arms.twin is None or not arms.twin.flops else arms.twin
         assert whole.flops
         ratios = ratio_of_totals(bare.totals, whole.totals) * (whole.flops / bare.flops)
-        against = arms.name if whole is arms.baseline else "the static twin"
+        against = arms.name if whole is static else "the static twin"
         how = f"dense at the active count over {against}, {arms.of} per FLOP"
         found.append((ratios, Factor(**median_interval(ratios).model_dump(), name="fewer_items", how=how)))
     return found
@@ -174,6 +179,15 @@ def _overheads(arms: Arms, profile: Mapping[str, float]) -> list[tuple[Ratios, F
             found.append((ratios, factor))
         below, covered = (called, arm), []
     return found
+
+
+def _of_engine(arms: Arms) -> list[tuple[Ratios, Factor]]:
+    """The baseline in the engine of the dynamic arm, over the same in its own."""
+    if arms.here is None:
+        return []
+    ratios = ratio_of_totals(arms.here.totals, arms.baseline.totals)
+    how = f"{arms.name} in the engine of the dynamic network over the same in its fastest one"
+    return [(ratios, Factor(**median_interval(ratios).model_dump(), name="engine", how=how))]
 
 
 def _spread(shares: Ratios) -> tuple[float, float]:

@@ -33,7 +33,7 @@ from dynbench.meters.memory import peak_bytes
 from dynbench.meters.phases import PhaseTimer
 from dynbench.meters.required import PartCosts, Required
 from dynbench.meters.syncs import count_syncs
-from dynbench.store.schema import Compiled, GraphBreak, Memory, Phases, Warning_
+from dynbench.store.schema import Arm, Compiled, GraphBreak, Memory, Phases, Warning_
 from dynbench.strategies import PerSample
 from dynbench.unavailable import Measured, Unavailable
 
@@ -126,7 +126,7 @@ class Work:
 
 def diagnose(p: Prepared, source: Source, arm: RunningArm, facts: Facts) -> Work:
     """Measures all that takes no time sample."""
-    if arm.arm.without is not None:
+    if arm.arm.only_explains:
         return _of_control(p, source, arm, facts)
     if isinstance(arm.call, GraphCall):
         return _of_graph(p, source, arm, arm.call, facts)
@@ -160,7 +160,7 @@ def diagnose(p: Prepared, source: Source, arm: RunningArm, facts: Facts) -> Work
 
 
 def _of_control(p: Prepared, source: Source, arm: RunningArm, facts: Facts) -> Work:
-    """What an arm with a part left out executed, and nothing else: its answer is not that of the network."""
+    """What an arm executed that only explains another one, and nothing else: no answer of it is a result."""
     calls: Measured = INSIDE
     if isinstance(arm.call, GraphCall):
         executed = _executed(p, source, arm, arm.call)
@@ -173,6 +173,8 @@ def _of_control(p: Prepared, source: Source, arm: RunningArm, facts: Facts) -> W
         "operator_calls": calls,
         "energy": measure_energy(lambda: _stream(arm), arm.device, items=p.items, idle_w=p.idle_w),
     }
+    if arm.arm.baseline is not None:
+        return Work(executed, executed, executed, executed, None, columns)
     if leaves_out_bodies(executed, facts.required_region):
         columns |= {"status": "refused", "reason": "it leaves out bodies too, whose answers nothing follows from"}
     return Work(executed, facts.required_region, facts.required_total, accounted, None, columns)
@@ -333,7 +335,7 @@ def _checked_alike(
 
 def _executed(p: Prepared, source: Source, arm: RunningArm, call: GraphCall) -> Measured:
     """FLOPs per item that the graph really executed; a static one does the same for every batch of a size."""
-    static = arm.arm.kind == "baseline"
+    static = _is_static(arm.arm)
     batches = arm.batches[:1] if static else arm.batches
     decisions = None if static else source.decisions.label
     key = ("graph", arm.arm.baseline, decisions, arm.arm.live, arm.arm.without, arm.cell.batch_size)
@@ -369,7 +371,7 @@ def _count(p: Prepared, source: Source, arm: RunningArm) -> Counted:
     """
     batch_size, strategy = arm.cell.batch_size, arm.strategy
     assert isinstance(arm.call, Call)
-    static = arm.cell.static_twin or arm.arm.kind == "baseline" or (strategy.fixed_work and source.sweep)
+    static = arm.cell.static_twin or _is_static(arm.arm) or (strategy.fixed_work and source.sweep)
     one_by_one = strategy.item_by_item and not p.batch_scope
     key = (
         arm.arm.baseline,
@@ -395,6 +397,10 @@ def _count(p: Prepared, source: Source, arm: RunningArm) -> Counted:
     if again or len(p.parts.engines) > 1:
         p.counted[key] = counted
     return counted
+
+
+def _is_static(arm: Arm) -> bool:
+    return arm.baseline is not None and arm.kind != "opaque"
 
 
 def _peak_bytes(p: Prepared, source: Source, arm: RunningArm) -> Measured:

@@ -88,7 +88,8 @@ def explained_energy(arm: Ran, base: Ran | None, arms: Sequence[Ran], work: Mapp
 
 def _as_many(arms: Arms) -> Arms:
     """With as many parts of each as there are of all: an arm whose pass takes long has fewer."""
-    every = [arms.baseline, arms.dynamic, *arms.without.values(), *([] if arms.twin is None else [arms.twin])]
+    others = [t for t in (arms.twin, arms.here) if t is not None]
+    every = [arms.baseline, arms.dynamic, *arms.without.values(), *others]
     some = min(len(t.totals) for t in every)
     cut = {id(t): replace(t, totals=t.totals[:some]) for t in every}
     return replace(
@@ -97,6 +98,7 @@ def _as_many(arms: Arms) -> Arms:
         dynamic=cut[id(arms.dynamic)],
         without={part: cut[id(t)] for part, t in arms.without.items()},
         twin=None if arms.twin is None else cut[id(arms.twin)],
+        here=None if arms.here is None else cut[id(arms.here)],
     )
 
 
@@ -120,6 +122,11 @@ def _arms(
     twin = (
         None if base.cell.static_twin else next((a for a in arms if a.arm in measured and _is_twin(a, arm.arm)), None)
     )
+    here = None
+    if base.arm.engine != arm.arm.engine:
+        same = [a for a in arms if a.arm in measured and a.arm.baseline == base.arm.baseline and not a.arm.again]
+        same = sorted((a for a in same if a.arm.engine == arm.arm.engine), key=lambda a: a.arm.kind != "control")
+        here = next((measured[a.arm] for a in same), None)
     surplus = None
     if isinstance(mine.executed, float) and isinstance(total, float) and region > 0:
         surplus = (mine.executed - (total - region)) / region
@@ -129,6 +136,7 @@ def _arms(
         dynamic=measured[arm.arm],
         without={control.without: measured[control] for control in fair if control.without is not None},
         twin=None if twin is None else measured[twin.arm],
+        here=here,
         required=region,
         waits=arm.arm.control == "host" and arm.arm.strategy != "masking",
         surplus=surplus if surplus is None or surplus > 0 else None,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,8 @@ def _with_controls(
     p: Prepared, source: Source, cells: list[Cell], device: Device
 ) -> tuple[list[RunningArm], list[Cell]]:
     """The arms of planned cells; and as failed the cells of controls that cannot be made, which cost no other arm."""
-    arms, failed = make_arms(p, source, [c for c in cells if c.arm.without is None], device), []
-    for cell in (c for c in cells if c.arm.without is not None):
+    arms, failed = make_arms(p, source, [c for c in cells if not c.arm.only_explains], device), []
+    for cell in (c for c in cells if c.arm.only_explains):
         try:
             arms.append(running_arm(p, source, cell, device))
         except DynbenchError as e:
@@ -111,13 +112,21 @@ def _with_controls(
 
 
 def _controls_of_fastest(p: Prepared, source: Source, batch_size: int, cells: list[Cell]) -> list[Cell]:
-    """The controls of the dynamic network in its fastest way, as far as they are not among the cells already."""
-    found = (c.arm for c in cells if c.deployed and c.arm.kind == "strategy" and c.status == "planned")
-    fastest = next(found, None)
+    """The controls of the dynamic network in its fastest way, as far as they are not among the cells already.
+
+    Where the primary baseline is fastest in another engine, it is one of them in this engine as well.
+    """
+    found = [c for c in cells if c.deployed and c.status == "planned"]
+    fastest = next((c.arm for c in found if c.arm.kind == "strategy"), None)
     if fastest is None or not controls_asked(p, source, batch_size):
         return []
+    controls = controls_of(p, fastest)
+    primary = next((c for c in found if c.primary), None)
+    if primary is not None and primary.arm.engine != fastest.engine:
+        timed = (c.arm for c in primary.candidates if c.arm.engine == fastest.engine and c.ratio is not None)
+        controls += [arm.model_copy(update={"kind": "control"}) for arm in islice(timed, 1)]
     planned = {c.arm for c in cells}
-    made = (planned_cell(p, source, batch_size, arm) for arm in controls_of(p, fastest) if arm not in planned)
+    made = (planned_cell(p, source, batch_size, arm) for arm in controls if arm not in planned)
     return [cell for cell in made if cell.status == "planned"]
 
 
@@ -192,7 +201,7 @@ def measure_group(
     for arm in arms:
         arm.written = arm.arm.model_copy(update={"again": False}) in written
         tell("arm", name=arm.arm.key)
-        repeats = arm.arm.again or arm.arm.without is not None  # the same calls as those of an arm before
+        repeats = arm.arm.again or arm.arm.only_explains  # the same calls as those of an arm before
         _guarded(arm, partial(_warm_up, arm, source.sweep or repeats or arm.arm in timed))
     walks = None
     if p.options.scaling and p.spec.model_kind == "points":
@@ -281,7 +290,7 @@ def _primary(arm: RunningArm, arms: list[RunningArm], *, deployed: bool) -> Runn
 def _ratios(arms: list[RunningArm]) -> list[np.ndarray]:
     """[rounds] primary baseline over arm, for every arm but controls of which a part is left out; both ways of it."""
     found = []
-    for arm in (a for a in arms if a.arm.without is None):
+    for arm in (a for a in arms if not a.arm.only_explains):
         for deployed in (False, True):
             primary = _primary(arm, arms, deployed=deployed)
             if primary is not None and primary is not arm and primary.failed is None and arm.failed is None:
@@ -337,7 +346,7 @@ def _cell(
         reason = f"stopped after {len(arm.rounds)} rounds; a result needs {MIN_ROUNDS}"
         return cell.model_copy(update={"status": "interrupted", "reason": reason, "stopped_by": stopped_by})
     noise = noises.written if arm.written else noises.deployed
-    speedups = [] if arm.arm.without else _speedups(arm, arms, noises.written.resolution, deployed=False)
+    speedups = [] if arm.arm.only_explains else _speedups(arm, arms, noises.written.resolution, deployed=False)
     deployed_speedups = _speedups(arm, arms, noises.deployed.resolution, deployed=True)
     update: dict[str, Any] = {
         "status": "ok",
@@ -451,7 +460,7 @@ def _flops(arm: RunningArm, mine: Work, dense: Work | None, speedups: list[Speed
         accounted_rule=mine.accounted_rule,
     )
     found: dict[str, Any] = {"flops": flops}
-    ideal = None if arm.arm.kind == "baseline" or arm.arm.without else ideal_speedup(flops)
+    ideal = None if arm.arm.kind == "baseline" or arm.arm.only_explains else ideal_speedup(flops)
     if ideal is None:
         return found
     found["ideal"] = ideal

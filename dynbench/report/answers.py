@@ -40,6 +40,7 @@ CAUSES = {
     "fewer_items": "fewer items per call",
     "moving": "moving",
     "deciding": "deciding",
+    "engine": "another engine",
     "rest": "the rest",
 }
 IN_WORDS = {"faster": "faster", "unclear": "not told apart", "slower": "slower"}

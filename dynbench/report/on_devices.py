@@ -69,7 +69,7 @@ def devices_section(run: Run, infos: Sequence[WorkloadInfo], mine: dict[str, lis
     for info in infos:
         cells = mine[info.name]
         known = _deciding(run, cells)
-        shown = [cell for device in by_device(cells) for cell in device if cell.arm.without is None]
+        shown = [cell for device in by_device(cells) for cell in device if not cell.arm.only_explains]
         rows = [_row(cell, cells, run.manifest) | known.get(cell.cell_id, {}) for cell in shown]
         if not rows:
             blocks.append(Block(info.title, ["No device sent a result."]))

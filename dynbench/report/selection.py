@@ -47,7 +47,7 @@ def views(info: WorkloadInfo, cells: Sequence[Cell]) -> list[View]:
 
     Arms with a part left out are not shown by themselves: what they say is in the waterfalls of others.
     """
-    mine = [c for c in cells if c.workload == info.name and not is_sweep(c) and c.arm.without is None]
+    mine = [c for c in cells if c.workload == info.name and not is_sweep(c) and not c.arm.only_explains]
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in sorted(mine, key=_order):
         groups.setdefault((cell.decisions.label, *_setting(cell)), []).append(cell)

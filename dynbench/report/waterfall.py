@@ -30,7 +30,8 @@ FACTOR_COLUMNS = [
         definition="Surplus work: FLOPs executed over those that the decisions ask for. Fewer items per call: time per "
         "FLOP with as many items as each part is asked for, over that of whole batches. Moving items: gather and "
         "scatter. Deciding: gates, routers, policies and heads. Waiting and launching: what the host waits for and has "
-        "to look at. The rest: what no control tells apart.",
+        "to look at. Another engine: the primary baseline in the engine of the dynamic network, over the same in its "
+        "fastest one. The rest: what no control tells apart.",
         kind="text",
         stays=True,
     ),

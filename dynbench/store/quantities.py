@@ -535,6 +535,7 @@ _WHY = [
         ("moving", "moving items"),
         ("deciding", "deciding"),
         ("waiting", "waiting and launching"),
+        ("engine", "another engine than the baseline's"),
         ("rest", "what no control tells apart"),
     )
 ]

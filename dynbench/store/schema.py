@@ -219,7 +219,8 @@ class Arm(Record):
 
     Attributes:
         kind: 'strategy': the workload's model under a strategy. 'baseline': a static network. 'control': as a strategy,
-            but for one thing. 'opaque': a dynamic network with control flow of its own and no decision points.
+            but for one thing; or a static network in another engine than its fastest. 'opaque': a dynamic network with
+            control flow of its own and no decision points.
         strategy: how decided work is executed; None: a static network, of which nothing is decided.
         baseline: name of the static or opaque network in the workload; None: it is the workload's own model that runs.
         form: how the network is written down: layout, folded batch norm.
@@ -243,6 +244,11 @@ class Arm(Record):
     without: Literal["everything", "deciding", "waiting", "moving"] | None = None
     again: bool = False
     load: str = "closed loop"
+
+    @property
+    def only_explains(self) -> bool:
+        """It is measured for the waterfalls of other arms, and is no result of its own."""
+        return self.without is not None or (self.kind == "control" and self.baseline is not None)
 
     @property
     def name(self) -> str:
@@ -300,8 +306,8 @@ class Factor(Interval):
         value: median over rounds, of paired ratios of two arms.
         name: 'surplus' (FLOPs executed over required), 'fewer_items' (time per FLOP at the items that a part is called
             with, over that of the whole batch), 'moving' (gather and scatter), 'deciding' (gates, routers, policies and
-            heads), 'waiting' (for decisions, and for the host to launch what follows), 'rest' (what no control tells
-            apart).
+            heads), 'waiting' (for decisions, and for the host to launch what follows), 'engine' (the baseline in the
+            engine of the arm, over the same in its fastest one), 'rest' (what no control tells apart).
         how: how it was measured, in words.
         share: of the arm's time, as the controls say; None: it is not a share of it.
         share_low: lower end of its interval.
@@ -312,7 +318,7 @@ class Factor(Interval):
     value: Positive
     low: Positive
     high: Positive
-    name: Literal["surplus", "fewer_items", "moving", "deciding", "waiting", "rest"]
+    name: Literal["surplus", "fewer_items", "moving", "deciding", "waiting", "engine", "rest"]
     how: str
     share: float | None = None
     share_low: float | None = None

@@ -86,6 +86,17 @@ def test_the_rest_is_another_networks_speed_where_the_twin_is_not_the_baseline()
     assert "static twin over plain" in got.factors[-1].how
 
 
+def test_the_baseline_in_the_engine_of_the_arm_is_a_factor_and_takes_the_place_of_the_baseline() -> None:
+    got = found(replace(arms(), here=timed(125, DENSE)))
+    wanted = {"fewer_items": 1.2 / 1.25, "moving": 1.1, "deciding": 75 / 66, "waiting": 80 / 75, "engine": 1.25}
+    assert values(got) == pytest.approx({"surplus": 1, **wanted, "rest": 1})
+    given = arms()
+    graph = replace(given, without={"deciding": given.without["deciding"]}, waits=False, surplus=1.0)
+    got = found(replace(graph, here=timed(125, DENSE)))
+    assert values(got) == pytest.approx({"surplus": 1, "deciding": 80 / 66, "engine": 1.25, "rest": 1.32 / 1.25})
+    assert "plain in the engine of the dynamic network" in got.factors[2].how
+
+
 def test_without_a_control_its_factor_goes_to_the_next_and_says_so() -> None:
     given = arms()
     few = {part: arm for part, arm in given.without.items() if part != "waiting"}

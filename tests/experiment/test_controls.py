@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
+import dynbench.experiment.measure
 from dynbench.analysis.statistics import median_interval, ratio_of_totals
 from dynbench.experiment.build import Prepared, prepare
 from dynbench.experiment.explain import leaves_out_bodies
 from dynbench.experiment.measure import measure_group
-from dynbench.experiment.plan import controls_of, planned_cells
+from dynbench.experiment.plan import controls_of, planned_cell, planned_cells
 from dynbench.experiment.spec import Options, load_spec
 from dynbench.meters.energy import measure_energy
 from dynbench.store.run import Run
-from dynbench.store.schema import Arm, Cell
+from dynbench.store.schema import Arm, Candidate, Cell
 from dynbench.unavailable import Unavailable
 from tests.cli import call
 
@@ -101,6 +102,54 @@ def test_what_is_deployed_is_explained_as_well(run: Run) -> None:
     assert cell.deployed_waterfall is not None
     (speedup,) = (s for s in cell.deployed_speedups if s.primary)
     assert cell.deployed_waterfall.speedup == pytest.approx(speedup.value)
+
+
+def test_a_baseline_that_is_fastest_elsewhere_is_measured_in_the_engine_of_the_network_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = prepared(decisions=["learned"], time_limit_s=0.3, precision=0.9, deployed=True)
+    (source,) = p.sources
+    way = {"engine": "onnxruntime", "control": "graph"}
+    graph = Arm.model_validate({"kind": "strategy", "strategy": "cascading", "live": True, **way})
+    static = Arm.model_validate({"kind": "baseline", "baseline": p.spec.primary.name, **way})
+
+    class Decided:
+        """A tournament that eager PyTorch won with the static network, ONNX Runtime with the dynamic one."""
+
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def fastest(self, cells: list[Cell]) -> list[Cell]:
+            primary = next(i for i, c in enumerate(cells) if c.primary)
+            candidates = [Candidate(arm=cells[primary].arm, ratio=1.0), Candidate(arm=static, ratio=1.3)]
+            won = {"deployed": True, "candidates": candidates}
+            cells[primary] = cells[primary].model_copy(update=won)
+            return [*cells, planned_cell(p, source, 4, graph).model_copy(update={"deployed": True})]
+
+    monkeypatch.setattr(dynbench.experiment.measure, "Tournament", Decided)
+    (tmp_path / "samples").mkdir()
+    found = measure_group(
+        p,
+        source,
+        4,
+        planned_cells(p, source, 4),
+        run=tmp_path,
+        process=0,
+        without=set(),
+        tell=lambda *_, **__: None,
+        stop=lambda: False,
+    )
+    cells = {c.arm.key: c for c in map(Cell.model_validate, found["cells"])}
+    control = cells[f"control:{static.title}"]
+    assert control.status == "ok" and control.arm.only_explains and control.flops is not None
+    assert not control.speedups and not control.deployed_speedups and control.ideal is None
+    dynamic, primary = cells[graph.key], cells[f"baseline:{static.name}"]
+    assert dynamic.deployed_waterfall is not None and control.latency is not None and primary.latency is not None
+    factors = {f.name: f.value for f in dynamic.deployed_waterfall.factors}
+    assert list(factors)[-2:] == ["engine", "rest"]
+    assert factors["engine"] == pytest.approx(control.latency.stream_ms / primary.latency.stream_ms, rel=0.5)
+    (speedup,) = (s for s in dynamic.deployed_speedups if s.primary)
+    assert math.prod(factors.values()) == pytest.approx(dynamic.deployed_waterfall.ideal / speedup.value)
 
 
 def test_a_control_is_no_result_by_itself(run: Run) -> None:

@@ -25,7 +25,7 @@ WITNESSES = ("waited", "stolen", "switched_per_s", "control_us", "control_drift"
 def full() -> Cell:
     """A cell that has everything, each number another one."""
     interval = {"value": 1.2, "low": 1.1, "high": 1.3}
-    names = ("surplus", "fewer_items", "moving", "deciding", "waiting", "rest")
+    names = ("surplus", "fewer_items", "moving", "deciding", "waiting", "engine", "rest")
     factors = [{**interval, "name": name, "how": "two arms"} for name in names]
     waterfall = {"baseline": "ResNet", "ideal": 2.0, "speedup": 1.2, "factors": factors}
     return cell(
