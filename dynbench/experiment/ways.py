@@ -38,7 +38,8 @@ ROUNDS = 5  # of ways that may win
 CLOSE, CLOSE_ROUNDS = 1.1, 8  # of ways within so much of the fastest, more rounds
 HOPELESS = 1.5  # a way that takes so much longer than the fastest in the first round is timed no more
 FORM_GAIN = 1.5  # a form is at most so much faster than the network as written
-TIME_LIMIT_S = 3.0  # of one network's tournament
+TIME_LIMIT_S = 3.0  # of one network's tournament; after that only close ways go on
+CLOSE_TIME_LIMIT_S = 9.0
 
 Tell = Callable[..., None]
 
@@ -269,10 +270,11 @@ class Tournament:
             for entry in alive:
                 self._time(entry, keep=played >= 0)
             alive = [e for e in alive if e.reason is None]
-            if self._stop() or (played >= 2 and time.monotonic() - begin > TIME_LIMIT_S):
+            elapsed_s = time.monotonic() - begin if played >= 2 else 0.0
+            if self._stop() or elapsed_s > CLOSE_TIME_LIMIT_S:
                 return
             if played >= 0 and alive:
-                limit = HOPELESS if played < ROUNDS else CLOSE
+                limit = HOPELESS if played < ROUNDS and elapsed_s <= TIME_LIMIT_S else CLOSE
                 fastest = min(map(_median_ns, alive))
                 alive = [e for e in alive if _median_ns(e) <= limit * fastest]
             if len(alive) < 2 and played >= 0:
