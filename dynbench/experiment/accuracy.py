@@ -13,7 +13,8 @@ from dynbench.data.dataset import map_arrays
 from dynbench.dynamic import Execution
 from dynbench.dynamic.items import called, joined_answers, map_items, named_tensors
 from dynbench.errors import UserError
-from dynbench.experiment.build import Prepared, Stream, to_batch
+from dynbench.experiment.build import Prepared
+from dynbench.experiment.networks import Stream, to_batch
 from dynbench.experiment.plan import control_strategy
 from dynbench.meters.accuracy import CannotJudge, Rules, Score, judged
 from dynbench.paths import load_function

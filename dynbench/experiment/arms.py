@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from dynbench.devices.base import Device
 from dynbench.dynamic import Execution, Profile, Trace
 from dynbench.dynamic.items import first
-from dynbench.experiment.build import (
-    Batch,
-    Prepared,
-    Source,
+from dynbench.experiment.build import Batch, Prepared, Source
+from dynbench.experiment.dtypes import cast
+from dynbench.experiment.graphs import session
+from dynbench.experiment.networks import (
     Stream,
     build_baseline,
     build_formed,
@@ -23,8 +23,6 @@ from dynbench.experiment.build import (
     finished_by,
     prepare_network,
 )
-from dynbench.experiment.dtypes import cast
-from dynbench.experiment.graphs import session
 from dynbench.experiment.parts import Parts
 from dynbench.experiment.ready import first_pass, open_wrappers
 from dynbench.experiment.spec import Options, Workload

@@ -16,7 +16,7 @@ from dynbench.dynamic import Trace
 from dynbench.dynamic.faults import ModelError, in_a_line
 from dynbench.dynamic.items import Arguments, map_items
 from dynbench.experiment.arms import runnable
-from dynbench.experiment.build import Stream
+from dynbench.experiment.networks import Stream
 from dynbench.experiment.parts import load_engine
 from dynbench.experiment.spec import Options, Workload, parse_spec
 from dynbench.launch import ForkServer, LocalLauncher, ProcessLost

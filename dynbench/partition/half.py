@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dynbench.data.pixels import Pixels, from_jpeg
-from dynbench.experiment.build import build_model
+from dynbench.experiment.networks import build_model
 from dynbench.experiment.spec import ModelRef, load_spec
 from dynbench.meters.chain import Chain, Crossing
 from dynbench.partition.messages import pack

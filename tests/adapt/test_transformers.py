@@ -14,7 +14,7 @@ from torch import Tensor
 from dynbench.adapt.transformers import NextToken, causal_lm, early_exit, mixture_of_experts
 from dynbench.dynamic import points
 from dynbench.errors import UserError
-from dynbench.experiment.build import build_model
+from dynbench.experiment.networks import build_model
 from dynbench.experiment.spec import load_spec
 from tests.adapt.same_answer import TOLERANCE, assert_same_answer, difference, run
 from tests.models.same_answer import decided_both_ways

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from dynbench import devices
 from dynbench.errors import UserError
 from dynbench.experiment.arms import running_arm
-from dynbench.experiment.build import build_model, prepare
+from dynbench.experiment.build import prepare
 from dynbench.experiment.diagnose import Facts, diagnose
+from dynbench.experiment.networks import build_model
 from dynbench.experiment.plan import planned_cells
 from dynbench.experiment.spec import Options, Workload, parse_spec
 from dynbench.experiment.verify import Verdict, verify_workloads

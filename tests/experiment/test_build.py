@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from dynbench.errors import UserError
-from dynbench.experiment.build import build_model, stream_items
+from dynbench.experiment.build import stream_items
+from dynbench.experiment.networks import build_model
 from dynbench.experiment.spec import ModelRef
 
 

@@ -11,9 +11,10 @@ import torch
 from dynbench.dynamic.items import Arguments
 from dynbench.errors import UserError
 from dynbench.experiment.arms import runnable
-from dynbench.experiment.build import Prepared, build_baseline, prepare
+from dynbench.experiment.build import Prepared, prepare
 from dynbench.experiment.graphs import proved_dynamic
 from dynbench.experiment.memory import ProbeRequest
+from dynbench.experiment.networks import build_baseline
 from dynbench.experiment.spec import Baseline, Options, load_spec
 from dynbench.experiment.verify import verify_workloads
 from dynbench.graph import CannotTrace

@@ -10,8 +10,8 @@ import torch
 
 from dynbench.dynamic import Execution
 from dynbench.experiment import memory
-from dynbench.experiment.build import build_model
 from dynbench.experiment.memory import ProbeRequest, cell_peak_bytes
+from dynbench.experiment.networks import build_model
 from dynbench.experiment.spec import Options, load_spec
 from dynbench.store.schema import Arm
 from dynbench.strategies import PerSample

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dynbench.data import load_inputs
 from dynbench.dynamic import Execution, Trace
-from dynbench.experiment.build import build_model
+from dynbench.experiment.networks import build_model
 from dynbench.experiment.spec import load_spec
 from dynbench.meters.required import PartCosts
 from dynbench.models.accounting import static_macs

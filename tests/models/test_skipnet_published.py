@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dynbench.counting.flops import FlopCounter
 from dynbench.dynamic import Execution, points
-from dynbench.experiment.build import build_model
+from dynbench.experiment.networks import build_model
 from dynbench.experiment.spec import load_spec
 from dynbench.models.skipnet_published import PublishedSkipNet, skipnet_as_published
 from dynbench.strategies import Masking

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from dynbench.experiment.build import build_model
+from dynbench.experiment.networks import build_model
 from dynbench.experiment.spec import ModelRef, Workload, load_spec
 from dynbench.paths import load_function, workload_files
 
