@@ -67,8 +67,10 @@ def inspect(model: nn.Module, x: Any, others: Any) -> Finding | None:
 
 def _found(model: nn.Module, x: Any, others: Any) -> Iterator[Finding]:
     """All findings, one after the other."""
-    yield from _writes(model, x)
-    yield from _no_number(model, x)
+    before = map_items(torch.clone, x)
+    answer = run(model, x, Masking()).answer
+    yield from _writes(x, before)
+    yield from _no_number(model, x, answer)
     precision = precision_of(model, x)
     few = _rows(x, slice(FEW))
     for replay in (None, *_edges(model, few)):
@@ -132,9 +134,8 @@ def run(
 # --- the findings ----------------------------------------------------------------------------------------------------
 
 
-def _writes(model: nn.Module, x: Any) -> Iterator[Finding]:
-    before = map_items(torch.clone, x)
-    run(model, x, Masking())
+def _writes(x: Any, before: Any) -> Iterator[Finding]:
+    """A pass changed its inputs, which are then put back."""
     if output_error(list(tensors(x)), list(tensors(before))) == 0:
         return
     for now, then in zip(tensors(x), tensors(before), strict=True):
@@ -142,9 +143,9 @@ def _writes(model: nn.Module, x: Any) -> Iterator[Finding]:
     yield Finding("writes into its input", "the next pass over the same batch is given something else")
 
 
-def _no_number(model: nn.Module, x: Any) -> Iterator[Finding]:
+def _no_number(model: nn.Module, x: Any, answer: list[Tensor]) -> Iterator[Finding]:
     """Nothing but NaN and infinities: every answer would equal every other one."""
-    answer = [t.dequantize() if t.is_quantized else t for t in run(model, x, Masking()).answer]
+    answer = [t.dequantize() if t.is_quantized else t for t in answer]
     real = [t for t in answer if t.numel() and (t.is_floating_point() or t.is_complex())]
     if len(real) != len([t for t in answer if t.numel()]) or not real or any(bool(t.isfinite().any()) for t in real):
         return
