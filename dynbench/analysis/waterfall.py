@@ -186,7 +186,7 @@ def _of_engine(arms: Arms) -> list[tuple[Ratios, Factor]]:
     if arms.here is None:
         return []
     ratios = ratio_of_totals(arms.here.totals, arms.baseline.totals)
-    how = f"{arms.name} in the engine of the dynamic network over the same in its fastest one"
+    how = f"{arms.name} in the engine of the dynamic network over {arms.name} in its fastest one"
     return [(ratios, Factor(**median_interval(ratios).model_dump(), name="engine", how=how))]
 
 
@@ -236,7 +236,8 @@ def sentence(who: str, found: Waterfall, of: Literal["time", "energy"] = "time")
     if (worst := largest_loss(found)) is None:
         return f"{reached}; controls tell no loss apart from none."
     lost = f"{times(worst.value, digits_of(worst))}"
-    cause = f"the rest ({worst.how})" if worst.name == "rest" else IN_WORDS[worst.name]
+    asides = {"rest": f"the rest ({worst.how})", "engine": f"the engine ({worst.how})"}
+    cause = asides.get(worst.name, IN_WORDS[worst.name])
     if worst.name != "surplus":  # that one is counted, not timed
         lost += f" (95 % CI {interval(worst)})"
     where = "by controls in the same rounds" if of == "time" else "by controls"
