@@ -27,9 +27,10 @@ run: $(INSTALLED)
 report: $(INSTALLED)
 	$(BIN)/dynbench report $(ARGS)
 
-# One thread per process: small tensors do not gain from more, and the processes do not compete for cores.
+# One thread per process: small tensors do not gain from more. One process more than there are cores, as some tests wait.
+WORKERS = $(shell nproc 2>/dev/null | awk '{ print $$1 < 4 ? $$1 + 1 : 4 }')
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder \
 		--ignore tests/peers $(ARGS)
 
 # Slow ones, one after the other: each starts a browser or another peer.
