@@ -201,7 +201,8 @@ def _rest_in_words(arms: Arms, known: list[str]) -> str:
         gone = [IN_WORDS["fewer_items"]] + ([IN_WORDS["moving"]] if "moving" not in known else [])
         return f"{' and '.join(gone)}: no control tells them apart here"
     if arms.twin is not None:
-        return f"the static twin over {arms.name}, {arms.of} per FLOP"
+        where = "" if arms.here is None else " in the same engine"
+        return f"the static twin over {arms.name}{where}, {arms.of} per FLOP"
     return "what the product of medians leaves"
 
 

@@ -38,8 +38,7 @@ ROUNDS = 5  # of ways that may win
 CLOSE, CLOSE_ROUNDS = 1.1, 8  # of ways within so much of the fastest, more rounds
 HOPELESS = 1.5  # a way that takes so much longer than the fastest in the first round is timed no more
 FORM_GAIN = 1.5  # a form is at most so much faster than the network as written
-TIME_LIMIT_S = 3.0  # of one network's tournament; after that only close ways go on
-CLOSE_TIME_LIMIT_S = 9.0
+TIME_LIMIT_S, CLOSE_TIME_LIMIT_S = 3.0, 9.0  # of one network's tournament: of all ways, and where only close ones go on
 
 Tell = Callable[..., None]
 

@@ -95,6 +95,9 @@ def test_the_baseline_in_the_engine_of_the_arm_is_a_factor_and_takes_the_place_o
     got = found(replace(graph, here=timed(125, DENSE)))
     assert values(got) == pytest.approx({"surplus": 1, "deciding": 80 / 66, "engine": 1.25, "rest": 1.32 / 1.25})
     assert "plain in the engine of the dynamic network" in got.factors[2].how
+    both = found(replace(arms(), here=timed(125, DENSE), twin=timed(130, DENSE)))
+    assert values(both)["rest"] == pytest.approx(1.3 / 1.25)
+    assert both.factors[-1].how == "the static twin over plain in the same engine, time per FLOP"
 
 
 def test_without_a_control_its_factor_goes_to_the_next_and_says_so() -> None:
