@@ -322,11 +322,14 @@ def errors(predictions: Sequence[Prediction]) -> Errors | str:
 
 
 def usage_of(cell: Cell, scaling: Scaling) -> Usage | None:
-    """What the arm of a cell does; None: nobody watched it, or it decides for itself."""
+    """What the arm of a cell does; None: nobody watched it, or it decides for itself.
+
+    In micro-batches it does what it does at that batch size.
+    """
     arm = cell.arm
     if arm.kind not in ("strategy", "control") or arm.live and arm.control == "host":
         return None
-    wanted = (arm.strategy, arm.without, cell.decisions.label, cell.batch_size)
+    wanted = (arm.strategy, arm.without, cell.decisions.label, arm.micro_batch or cell.batch_size)
     found = (u for u in scaling.usages if (u.arm.strategy, u.arm.without, u.label, u.batch_size) == wanted)
     return next(found, None)
 
@@ -397,7 +400,8 @@ def crossing(points: Sequence[tuple[float, float]]) -> float | None:
 def _terms(scaling: Scaling, arm: Arm, usage: Usage, levers: Levers = NONE) -> dict[str, float] | None:
     """None: T(n) of its network is not known, or not of a region that calls operators."""
     single = arm.control == "graph" and usage.batch_size == 1
-    network = scaling.network(None, arm.engine, arm.form, control=arm.control, single=single)
+    form = arm.in_whole_batches.form if arm.control == "graph" else arm.form
+    network = scaling.network(None, arm.engine, form, control=arm.control, single=single)
     written = scaling.network(None, "eager", "plain")
     if network is None or written is None:
         return None

@@ -6,7 +6,7 @@ from dynbench.engines.base import PROTOCOL, CannotPrepare, Engine, prepared
 from dynbench.engines.compile import Compile, RegionReport, compiled_regions
 from dynbench.engines.cuda_graph import CudaGraph
 from dynbench.engines.eager import Eager
-from dynbench.engines.forms import FORMS, Form, MicroBatches, applicable, apply_form, without_micro_batches
+from dynbench.engines.forms import FORMS, Form, MicroBatches, applicable, apply_form
 from dynbench.engines.onnxruntime import OnnxRuntime
 from dynbench.engines.openvino import OpenVino
 
@@ -36,5 +36,4 @@ __all__ = [
     "apply_form",
     "compiled_regions",
     "prepared",
-    "without_micro_batches",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable
 from functools import reduce
 from typing import Any, NamedTuple
@@ -153,19 +152,6 @@ def apply_form(name: str, model: nn.Module, example: Any, run: Run = called) -> 
         model = FORMS[part].model(model, example, run)
     steps = [FORMS[part].inputs for part in name.split("+")]
     return model, lambda x: reduce(lambda y, step: step(y), steps, x)
-
-
-_MICRO_BATCHES = re.compile(r"micro_batches_([1-9]\d*)")
-
-
-def without_micro_batches(name: str) -> tuple[str, int | None]:
-    """A form's name without its last part 'micro_batches_N', and N; as it is, and None, where there is none.
-
-    An example: 'folded+micro_batches_8' is ('folded', 8), and 'micro_batches_8' is ('plain', 8).
-    """
-    *others, last = name.split("+")
-    found = _MICRO_BATCHES.fullmatch(last)
-    return (name, None) if found is None else ("+".join(others) or "plain", int(found[1]))
 
 
 class MicroBatches(nn.Module):

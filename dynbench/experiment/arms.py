@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dynbench.devices.base import Device
 from dynbench.dynamic import Execution, Profile, Trace
 from dynbench.dynamic.items import first
+from dynbench.experiment.alike import joined
 from dynbench.experiment.build import Batch, Prepared, Source
 from dynbench.experiment.dtypes import cast
 from dynbench.experiment.graphs import session
@@ -65,24 +66,40 @@ class GraphCall:
         session: of the graph.
         replay: decisions that are inputs of the graph; None: it makes its own, or has none.
         items: of the stream.
+        micro_batch: items that the session takes at a time; None: a whole batch.
     """
 
     network: nn.Module
     session: Session
     replay: Trace | None
     items: int
-    _feeds: dict[tuple[int, int], Feeds] = field(default_factory=dict)
+    micro_batch: int | None = None
+    _feeds: dict[tuple[int, int], list[Feeds]] = field(default_factory=dict)
 
-    def feeds(self, start: int, x: Tensor) -> Feeds:
-        """What the session takes for the batch x [n, ...], whose first item has the index `start` in the stream."""
+    def feeds(self, start: int, x: Tensor) -> list[Feeds]:
+        """What the session takes, one after the other, for the batch x [n, ...], whose first item is the `start`-th."""
         key = (start, x.data_ptr())
         if key not in self._feeds:
-            self._feeds[key] = self.session.feeds(x, self.replay, start)
+            self._feeds[key] = [self.session.feeds(part, self.replay, i) for i, part in self._parts(start, x)]
         return self._feeds[key]
 
     def __call__(self, start: int, x: Tensor) -> tuple[Tensor, ...]:
         """The tensors of the answer to the batch x [n, ...]."""
-        return tuple(self.session.answer(self.feeds(start, x)))
+        return _joined([self.session.answer(feeds) for feeds in self.feeds(start, x)])
+
+    def decided(self, start: int, x: Tensor) -> tuple[tuple[Tensor, ...], Trace]:
+        """The same answer, and what a graph that decides by itself decided for this batch."""
+        passes = [self.session.run(part) for _, part in self._parts(start, x)]
+        return _joined([answer for answer, _ in passes]), joined([said for _, said in passes])
+
+    def _parts(self, start: int, x: Tensor) -> list[tuple[int, Tensor]]:
+        size = self.micro_batch or len(x)
+        return [(start + i, x[i : i + size]) for i in range(0, len(x), size)]
+
+
+def _joined(answers: list[list[Tensor]]) -> tuple[Tensor, ...]:
+    """Answers of parts of a batch as the answer to all of it."""
+    return tuple(answers[0]) if len(answers) == 1 else tuple(torch.cat(parts) for parts in zip(*answers, strict=True))
 
 
 @dataclass
@@ -142,9 +159,10 @@ def running_arm(p: Prepared, source: Source, cell: Cell, device: Device) -> Runn
     arm, batch_size = cell.arm, cell.batch_size
     replay = None if arm.live or arm.baseline is not None else p.trace(source, batch_size)
     strategy = p.strategy(arm.strategy)
+    as_written = p.as_written(arm.in_whole_batches if arm.control == "graph" else arm)
     call: Call | GraphCall
     if arm.control == "graph":
-        call = GraphCall(p.as_written(arm), session(p, source, arm, batch_size), replay, p.items)
+        call = GraphCall(as_written, session(p, source, arm, batch_size), replay, p.items, arm.micro_batch)
     elif arm.without is not None:
         assert arm.strategy is not None and replay is not None
         if p.parts.strategies[arm.strategy].fixed_work:  # it comes to points that no item of the stream reached
@@ -152,7 +170,7 @@ def running_arm(p: Prepared, source: Source, cell: Cell, device: Device) -> Runn
         call = Call(p.network(arm), Without(control(arm.strategy, arm.without), replay=replay), p.items)
     else:
         call = Call(p.network(arm), Execution(strategy, replay=replay), p.items)
-    return RunningArm(cell, call, strategy, p.as_written(arm), p.batches(batch_size), device)
+    return RunningArm(cell, call, strategy, as_written, p.batches(batch_size), device)
 
 
 def runnable(spec: Workload, options: Options, arm: Arm, inputs: Stream, trace: Trace | None, items: int) -> Call:

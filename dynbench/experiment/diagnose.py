@@ -312,7 +312,7 @@ def _checked_alike(
     reference = facts.reference
     if reference.answer is None:
         return {}, []
-    passes = [call.session.run(x) for _, x in arm.batches]
+    passes = [call.decided(start, x) for start, x in arm.batches]
     said, right = joined([trace for _, trace in passes]), p.trace(source, arm.cell.batch_size)
     got = [torch.cat(parts) for parts in zip(*(answer for answer, _ in passes), strict=True)]
     alike = decided_alike(said, right, GRAPH_TOLERANCE)
@@ -338,10 +338,11 @@ def _executed(p: Prepared, source: Source, arm: RunningArm, call: GraphCall) -> 
     static = _is_static(arm.arm)
     batches = arm.batches[:1] if static else arm.batches
     decisions = None if static else source.decisions.label
-    key = ("graph", arm.arm.baseline, decisions, arm.arm.live, arm.arm.without, arm.cell.batch_size)
+    size = arm.arm.micro_batch or arm.cell.batch_size
+    key = ("graph", arm.arm.baseline, decisions, arm.arm.live, arm.arm.without, size)
     if key not in p.counted:
         try:
-            total = executed_flops(call.session.graph, [call.feeds(start, x) for start, x in batches])
+            total = executed_flops(call.session.graph, [f for start, x in batches for f in call.feeds(start, x)])
             p.counted[key] = total / sum(len(x) for _, x in batches)
         except (DynbenchError, ValueError) as e:
             p.counted[key] = Unavailable(unavailable=str(e))

@@ -82,7 +82,7 @@ class GraphWalker:
             parts.append(_part(name, "moving" if name == MOVING else "points", sorted(by_size), middle))
         return Network(
             engine=self._arm.engine,
-            form=self._arm.form,
+            form=self._arm.in_whole_batches.form,
             control="graph",
             single=self._plain.graph.single,
             parts=sorted(parts, key=lambda part: part.name),

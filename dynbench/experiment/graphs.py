@@ -48,12 +48,13 @@ def session(p: Prepared, source: Source, arm: Arm, batch_size: int) -> Session:
     Args:
         p: the workload.
         source: of the decisions.
-        arm: of control 'graph'.
-        batch_size: at 1, a dynamic network gets a graph for a single item.
+        arm: of control 'graph'; in micro-batches it has the same graph as without.
+        batch_size: at 1, a dynamic network gets a graph for a single item; so it does in micro-batches of 1.
 
     Raises:
         CannotTrace: the network cannot be a graph, or (`WrongGraph`) the graph answers otherwise than the network.
     """
+    batch_size, arm = arm.micro_batch or batch_size, arm.in_whole_batches
     dynamic = arm.baseline is None
     masking = dynamic and arm.strategy == Masking.name
     single, replay = dynamic and batch_size == 1 and not masking, dynamic and not arm.live

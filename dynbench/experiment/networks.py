@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from dynbench.data.dataset import map_arrays
 from dynbench.dynamic import Execution, points
 from dynbench.dynamic.items import Arguments, called, first, map_items
-from dynbench.engines import Engine, MicroBatches, apply_form, prepared, without_micro_batches
+from dynbench.engines import Engine, MicroBatches, apply_form, prepared
 from dynbench.errors import UserError
 from dynbench.experiment.dtypes import cast, input_dtype
 from dynbench.experiment.ready import detach_computed, first_pass, is_unfinished
 from dynbench.experiment.signature import check_call
 from dynbench.experiment.spec import Baseline, ModelRef, Opaque, Workload
 from dynbench.experiment.weights import NotThere, load_weights
+from dynbench.names import without_micro_batches
 from dynbench.paths import load_function, weights_path
 from dynbench.strategies import Dense, Masking
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -72,9 +73,13 @@ class SlimConv2d(nn.Conv2d):
     def at(self, level: int) -> nn.Module:
         """The convolution of a level; its weights are a differentiable copy."""
         out, of = self.outputs[level], self.inputs[level] if self.groups == 1 else 1
-        bias = None if self.bias is None else self.bias[:out]
+        bias = None if self.bias is None else self.bias[:out].clone()
         groups = 1 if self.groups == 1 else out
-        return _Conv2d(self.weight[:out, :of].contiguous(), bias, self.stride[0], self.pad, groups)
+        return _Conv2d(_copy(self.weight[:out, :of]), bias, self.stride[0], self.pad, groups)
+
+
+def _copy(t: Tensor) -> Tensor:
+    return t.clone(memory_format=torch.contiguous_format)  # a view would require a gradient even where none is taken
 
 
 class _Conv2d(nn.Module):
@@ -97,7 +102,7 @@ class SlimLinear(nn.Linear):
 
     def at(self, level: int) -> nn.Module:
         """The layer of a level; its weights are a differentiable copy."""
-        return _Linear(self.weight[:, : self.inputs[level]].contiguous(), self.bias)
+        return _Linear(_copy(self.weight[:, : self.inputs[level]]), self.bias)
 
 
 class _Linear(nn.Module):
@@ -272,6 +277,7 @@ def _copied(module: nn.Module) -> Any:
     """A copy that shares everything but its own attributes, and runs as its class says: no engine has prepared it."""
     part = copy.copy(module)
     vars(part).pop("forward", None)
+    part._forward_pre_hooks, part._forward_hooks = OrderedDict(), OrderedDict()  # of who watches the original
     return part
 
 
@@ -395,7 +401,8 @@ class AtWidth(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [n, 3, H, W] -> logits [n, num_classes]."""
         if self.__dict__["deployed"] is None:
-            self.__dict__["deployed"] = at_level(self.body, self.level)
+            with torch.inference_mode(False), torch.no_grad():  # slices are constants of a graph
+                self.__dict__["deployed"] = at_level(self.body, self.level)
         y: Tensor = self.__dict__["deployed"](x)
         return y
 

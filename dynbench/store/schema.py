@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
+from dynbench.names import without_micro_batches
 from dynbench.unavailable import Measured, Unavailable
 
 SCHEMA_VERSION = 4
@@ -223,7 +224,7 @@ class Arm(Record):
             control flow of its own and no decision points.
         strategy: how decided work is executed; None: a static network, of which nothing is decided.
         baseline: name of the static or opaque network in the workload; None: it is the workload's own model that runs.
-        form: how the network is written down: layout, folded batch norm.
+        form: how the network is written down: layout, folded batch norm, items at a time.
         engine: what executes the regions.
         control: who plays the strategy: 'host' (Python, region by region) or 'graph' (it is part of the graph).
         live: it makes its own decisions instead of replaying those of the group.
@@ -249,6 +250,16 @@ class Arm(Record):
     def only_explains(self) -> bool:
         """It is measured for the waterfalls of other arms, and is no result of its own."""
         return self.without is not None or (self.kind == "control" and self.baseline is not None)
+
+    @property
+    def micro_batch(self) -> int | None:
+        """Items that it computes at a time; None: the whole batch."""
+        return without_micro_batches(self.form)[1]
+
+    @property
+    def in_whole_batches(self) -> Arm:
+        """The same, called with a whole batch at once."""
+        return self.model_copy(update={"form": without_micro_batches(self.form)[0]})
 
     @property
     def name(self) -> str:

@@ -23,12 +23,12 @@ from dynbench.engines import (
     apply_form,
     compiled_regions,
     prepared,
-    without_micro_batches,
 )
 from dynbench.engines import compile as compile_engine
 from dynbench.engines.compile import Compile
 from dynbench.engines.forms import fold_batchnorm, micro_batched
 from dynbench.models.resnet import resnet
+from dynbench.names import without_micro_batches
 from dynbench.strategies import Compaction, Masking
 from tests.networks import make
 

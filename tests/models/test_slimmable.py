@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from dynbench.counting.flops import FlopCounter
 from dynbench.dynamic import Execution, Trace
 from dynbench.dynamic.regions import Region
-from dynbench.engines import prepared
+from dynbench.engines import ENGINES, prepared
+from dynbench.graph import Session, static_graph
 from dynbench.meters.required import PartCosts
 from dynbench.models.accounting import static_macs
 from dynbench.models.dsnet import DSNet, dsnet, dsnet_mobilenet, likeliest, macs_by_width
@@ -133,6 +134,19 @@ def test_a_width_is_the_first_channels_of_every_layer_with_its_own_batch_norm(wi
     assert torch.allclose(deployed.eval()(x), want, atol=1e-5)
     if width == 1:
         assert torch.allclose(net(x), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("called_before", [False, True])
+def test_a_network_deployed_at_a_width_can_be_a_graph_and_a_region_of_an_engine(called_before: bool) -> None:
+    torch.manual_seed(0)
+    net, x = at_width(base=16, width=0.5).eval(), images()
+    with torch.inference_mode():
+        if called_before:
+            net(x)
+        run = Session(static_graph(net, x))
+        (answer,) = run.answer(run.feeds(x))
+        by_engine = prepared(net, ENGINES["onnxruntime"], lambda m: m(x))(x)
+        assert torch.allclose(answer, net(x), atol=1e-5) and torch.allclose(by_engine, net(x), atol=1e-5)
 
 
 def test_items_of_several_widths_in_a_batch_each_get_the_batch_norm_of_their_own() -> None:
