@@ -23,6 +23,7 @@ from dynbench.analysis.cost_model import (
     model_of,
     terms,
     time_of,
+    usage_of,
 )
 from dynbench.store.scaling import Between
 from dynbench.store.schema import Arm, Cell
@@ -203,6 +204,26 @@ def test_a_graph_is_predicted_from_its_own_times_and_only_where_these_are_known(
     assert found is not None and found.predicted_us == pytest.approx(sum(terms(seen, graph(), CONSTANTS).values()))
     single = usage("compaction", 1, 1.0, "learned")
     assert model_of(cells, known).predict(arm, single) is None  # a graph for a single item is another one
+
+
+def test_in_micro_batches_an_arm_does_what_it_does_at_that_batch_size() -> None:
+    cells, scaling = made_up()
+    cell = next(c for c in cells if c.batch_size == 32 and c.arm.kind == "strategy" and not c.decisions.sweep)
+
+    def in_parts(size: int) -> Cell:
+        form = f"micro_batches_{size}"
+        way = {"form": form, "engine": "onnxruntime", "control": "graph"}
+        return cell.model_copy(update={"arm": cell.arm.model_copy(update=way)})
+
+    whole, parts = usage_of(cell, scaling), usage_of(in_parts(8), scaling)
+    assert whole is not None and parts is not None and (whole.batch_size, parts.batch_size) == (32, 8)
+    assert usage_of(in_parts(7), scaling) is None  # nobody watched it
+    own = networks()[0]
+    free = own.model_copy(update={"parts": [*own.parts[:2], part("stem", 20, 10, operators=0)]})
+    known = model_of(cells, scaling.model_copy(update={"networks": [free, graph()]}))
+    predicted = known.predict(in_parts(8).arm, parts)
+    plain = known.predict(in_parts(8).arm.in_whole_batches, parts)
+    assert predicted is not None and plain is not None and predicted.predicted_us == plain.predicted_us
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0, -1.0])

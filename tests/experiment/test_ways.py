@@ -12,8 +12,10 @@ from dynbench import devices
 from dynbench.engines import ENGINES, CannotPrepare, Form, RegionReport, forms
 from dynbench.errors import UserError
 from dynbench.experiment import Options, diagnose, graphs, measure, run_experiment, ways
+from dynbench.experiment.alike import decided_alike, joined
+from dynbench.experiment.arms import GraphCall, running_arm
 from dynbench.experiment.build import Prepared, prepare
-from dynbench.experiment.plan import planned_cells
+from dynbench.experiment.plan import planned_cell, planned_cells
 from dynbench.experiment.spec import check_options, load_spec
 from dynbench.experiment.ways import Tournament
 from dynbench.graph import CannotTrace
@@ -150,7 +152,8 @@ def test_other_decisions_than_learned_are_replayed_in_the_graph(tmp_path: Path) 
     options = QUICK.model_copy(update={"batch_sizes": [4], "decisions": ["synthetic"]})
     run_experiment([str(TINY / "tiny.toml")], options, tmp_path / "run", command=[])
     (cell,) = (c for c in Run.open(tmp_path / "run").cells if c.deployed and c.arm.kind == "strategy")
-    (graph,) = (c for c in cell.candidates if c.arm.control == "graph")
+    graph, in_parts = (c for c in cell.candidates if c.arm.control == "graph")
+    assert {graph.arm.in_whole_batches, in_parts.arm.in_whole_batches} == {graph.arm.in_whole_batches}
     assert not graph.arm.live and graph.reason is None
 
 
@@ -217,6 +220,52 @@ def test_static_networks_are_tried_in_micro_batches_where_the_batch_is_larger(ti
     }
 
 
+def sizes_tried(cell: Cell) -> set[int | None]:
+    return {c.arm.micro_batch for c in cell.candidates if c.arm.control == "graph" and c.ratio is not None}
+
+
+def test_graphs_are_tried_in_micro_batches_smaller_than_the_batch(
+    tiny: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ways, "FORM_GAIN", 1e9)
+    assert [sizes_tried(c) for c in played(tiny, 4)] == [{None, 1}] * 2
+    assert [sizes_tried(c) for c in played(tiny, 1)] == [{None}] * 2
+    monkeypatch.setattr(ways, "OF_GRAPHS", (2, 3, 4))
+    assert [sizes_tried(c) for c in played(tiny, 4)] == [{None, 2, 3}] * 2
+    monkeypatch.setattr(ways, "left_out", lambda model, x: frozenset({"load"}))
+    assert [sizes_tried(c) for c in played(tiny, 4)] == [{None}, {None, 2, 3}]
+    monkeypatch.setattr(ways, "FORM_GAIN", 0.0)
+    assert [sizes_tried(c) for c in played(tiny, 4)] == [{None}] * 2
+
+
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_graph_in_micro_batches_answers_decides_and_executes_the_same(tiny: Prepared, size: int, live: bool) -> None:
+    (source,) = (s for s in tiny.sources if s.decisions.label == "learned")
+    (arm,) = (a for a in ways.dynamic_ways(tiny, source) if a.control == "graph")
+    work = []
+    with torch.inference_mode():
+        for form in ("plain", f"micro_batches_{size}"):
+            way = arm.model_copy(update={"form": form, "live": live})
+            cell = planned_cell(tiny, source, 4, way)
+            running = running_arm(tiny, source, cell, devices.device("cpu"))
+            answer = [torch.cat(parts) for parts in zip(*(running.call(i, x) for i, x in running.batches), strict=True)]
+            facts = diagnose.Facts.of(tiny, source, 4)
+            assert isinstance(running.call, GraphCall) and facts.reference.answer is not None
+            assert running.call.session.graph.single == (form == "micro_batches_1")
+            assert len(running.call.feeds(*running.batches[0])) == (1 if form == "plain" else -(-4 // size))
+            for got, right in zip(answer, facts.reference.answer, strict=True):
+                assert torch.allclose(got, right.to(got.dtype), atol=1e-5)
+            if live:
+                said = [running.call.decided(i, x) for i, x in running.batches]
+                alike = decided_alike(joined([trace for _, trace in said]), tiny.trace(source, 4), 1e-4)
+                assert len(alike) == tiny.items and bool(alike.all())
+                assert torch.equal(torch.cat([answer[0] for answer, _ in said]), answer[0])
+            work.append(diagnose.diagnose(tiny, source, running, facts))
+    whole, parts = work
+    assert whole.executed == parts.executed and parts.columns["max_error"] <= parts.columns["tolerance"]
+
+
 def test_what_was_compiled_is_recorded_and_graph_breaks_are_warned_of() -> None:
     regions = [RegionReport("gate", 3, ("item()",)), RegionReport("", 1, ("item()", "print"))]
     compiled = diagnose.compiled_record(regions)
@@ -231,8 +280,8 @@ def test_masking_is_a_graph_where_the_user_names_it_and_only_there(tiny: Prepare
     assert [a.strategy for a in ways.dynamic_ways(tiny, source) if a.control == "graph"] == ["cascading"]
     asked = prepare(load_spec(str(TINY / "tiny.toml")), QUICK.model_copy(update={"strategies": ["masking"]}))
     (cell,) = (c for c in played(asked, 4) if c.arm.baseline is None)
-    (graph,) = (c for c in cell.candidates if c.arm.control == "graph")
-    assert graph.arm.strategy == "masking" and graph.ratio is not None
+    graphs = [c for c in cell.candidates if c.arm.control == "graph"]
+    assert [g.arm.strategy for g in graphs] == ["masking"] * 2 and all(g.ratio is not None for g in graphs)
     (key,) = (k for k in asked.sessions if k[0] is None)  # type: ignore[index]
     masked = asked.sessions[key].graph
     assert not masked.single and not any(n.op_type == "If" for n in masked.model.graph.node)
