@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from dynbench.names import without_micro_batches
 from dynbench.store.schema import Arm, Interval
 
 ENGINE_NAMES = {
@@ -81,7 +82,7 @@ def seconds(value: float) -> str:
 
 
 def way_in_words(arm: Arm) -> str:
-    """How a network is run, after its name: 'as one ONNX Runtime graph', 'in eager PyTorch (folded)'."""
+    """How a network is run, after its name: 'as one ONNX Runtime graph (8 items at a time)', 'in eager PyTorch (folded)'."""
     engine = ENGINE_NAMES.get(arm.engine, arm.engine)
     if arm.control == "graph":
         where = f"as one {engine} graph"
@@ -89,7 +90,10 @@ def way_in_words(arm: Arm) -> str:
         where = f"with its parts in {engine}"
     else:
         where = f"in {engine}"
-    return where if arm.form == "plain" else f"{where} ({arm.form.replace('+', ', ')})"
+    form, size = without_micro_batches(arm.form)
+    said = [] if form == "plain" else [part.replace("_", " ") for part in form.split("+")]
+    said += [] if size is None else [f"{size} item{'' if size == 1 else 's'} at a time"]
+    return f"{where} ({', '.join(said)})" if said else where
 
 
 def _fixed(value: float, digits: int) -> str:

@@ -15,8 +15,9 @@ from dynbench.analysis.formatting import (
     significant,
     times,
     times_with_interval,
+    way_in_words,
 )
-from dynbench.store.schema import Interval
+from dynbench.store.schema import Arm, Interval
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,23 @@ def test_a_ratio_with_its_interval(ends: tuple[float, float, float], text: str) 
     found = Interval(**dict(zip(("value", "low", "high"), ends, strict=True)))
     assert times_with_interval(found) == text
     assert text == f"{times(found.value)} ({interval(found)})"
+
+
+@pytest.mark.parametrize(
+    ("way", "text"),
+    [
+        ({}, "in eager PyTorch"),
+        ({"form": "folded+channels_last"}, "in eager PyTorch (folded, channels last)"),
+        ({"form": "folded+micro_batches_8"}, "in eager PyTorch (folded, 8 items at a time)"),
+        ({"engine": "onnxruntime"}, "with its parts in ONNX Runtime"),
+        (
+            {"engine": "onnxruntime", "control": "graph", "form": "micro_batches_1"},
+            "as one ONNX Runtime graph (1 item at a time)",
+        ),
+    ],
+)
+def test_how_a_network_is_run_is_said_in_words(way: dict[str, str], text: str) -> None:
+    assert way_in_words(Arm.model_validate({"kind": "strategy", "strategy": "compaction"} | way)) == text
 
 
 @given(st.floats(0.9, 1.1), st.floats(0, 0.2), st.floats(0, 0.2))
