@@ -82,7 +82,7 @@ def seconds(value: float) -> str:
 
 
 def way_in_words(arm: Arm) -> str:
-    """How a network is run, after its name: 'as one ONNX Runtime graph (8 items at a time)', 'in eager PyTorch (folded)'."""
+    """How a network is run, after its name: 'as one ONNX Runtime graph', 'in eager PyTorch (8 items at a time)'."""
     engine = ENGINE_NAMES.get(arm.engine, arm.engine)
     if arm.control == "graph":
         where = f"as one {engine} graph"
