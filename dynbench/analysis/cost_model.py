@@ -25,7 +25,7 @@ from dynbench.store.scaling import Between, Constants, Network, Part, Scaling, U
 from dynbench.store.schema import Arm, Cell
 
 TERMS = ("body", "decide", "moving", "operators", "waiting", "points")
-NOISE, TRUST = 0.05, 0.5  # spread of a measured time, and of a factor around 1, that the fit reckons with
+NOISE, TRUST = 0.05, 0.1  # spread of a measured time, and of a factor around 1, that the fit reckons with
 OUTLYING = 0.1  # of the time: cells further off count less (Huber)
 LEAST_HELD_OUT = 5  # cells: fewer tell no distribution of errors
 LEAST_FITTED = 3

@@ -16,6 +16,8 @@ import numpy as np
 from dynbench.store.scaling import Between, Constants, Network, Part, Role
 from dynbench.store.walks import Walked
 
+SLOWEST_BYTES = 20.0  # times what a byte takes in a large copy: what takes longer between regions is not bytes
+
 Key = tuple[str | None, str, str, Literal["host", "graph"], bool]  # of a network: see `_key`
 Row = tuple[float, float, float]  # us: median, lower and upper quartile
 Times = dict[tuple[Key, str, int], Row]  # by network, region and size
@@ -97,7 +99,7 @@ def between_of(part: Part, few: Outside, many: Outside, constants: Constants) ->
     table = np.stack([np.ones_like(n), n], 1) / us[:, None]
     fixed, each = np.linalg.lstsq(table, np.ones_like(us), rcond=None)[0]  # relative errors
     us_per_byte = each * (n[-1] - n[0]) / (many.bytes - few.bytes)
-    if us_per_byte <= 0:  # too few bytes to be seen
+    if not 0 < us_per_byte * constants.moved_bytes_per_s / 1e6 <= SLOWEST_BYTES:  # too few bytes to be seen
         us_per_byte, fixed, each = 1e6 / constants.moved_bytes_per_s, float(np.median(us)), 0.0
     called_us = few.movings * constants.gather_us + few.operators * constants.operator_us
     call_us = (fixed + each * n[0] - us_per_byte * few.bytes - called_us) / few.calls

@@ -44,7 +44,7 @@ def test_a_known_law_is_recovered_on_cells_that_the_fit_did_not_see() -> None:
 
 def test_with_enough_cells_the_factors_of_the_law_come_out() -> None:
     law = dict(zip(TERMS, (1.1, 0.8, 1.4, 1.0, 1.9, 0.6), strict=True))
-    table = np.random.default_rng(0).uniform(10, 1000, (400, len(TERMS)))
+    table = np.random.default_rng(0).uniform(10, 1000, (4000, len(TERMS)))
     rows = [dict(zip(TERMS, row, strict=True)) for row in table.tolist()]
     found = fit(rows, [sum(law[name] * us for name, us in row.items()) for row in rows])
     assert found == pytest.approx(law, rel=0.02)
