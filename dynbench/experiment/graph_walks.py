@@ -13,13 +13,13 @@ import numpy as np
 from dynbench.devices.base import Device
 from dynbench.experiment.build import Prepared, Source
 from dynbench.experiment.graphs import one_tensor, session
-from dynbench.graph import Session
+from dynbench.graph import Feeds, Session
 from dynbench.meters.graph_record import BETWEEN, LEAST_US, MOVING, CallOf, divided, lines, runs_of
 from dynbench.scratch import make_scratch
 from dynbench.store.scaling import Network, Part
 from dynbench.store.schema import Arm
 
-FEW_CALLS = 3  # of a graph that are timed, after one that is not, at each size in each round
+FEW_CALLS = 3  # of a graph after the first, which finds other caches, at each size in each round
 MOST_RUNS = 200  # that are recorded in a group
 
 
@@ -45,22 +45,27 @@ class GraphWalker:
         self._replay = None if arm.live else p.trace(source, batch_size)
         self._whole: dict[int, list[float]] = defaultdict(list)  # us by items
         self._runs: list[int] = []  # items of each call that is recorded
-        self._start = 0
+        self._at = 0  # in the stream
 
     def some(self, sizes: Sequence[int], device: Device) -> None:
-        """Calls the graph with each number of items; other items of the stream each time."""
+        """Calls the graph with each number of items, as a pass over the stream does: other items each time."""
         for n in [1] if self._plain.graph.single else sizes:
-            begin = self._start * n % (len(self._inputs) - n + 1)
-            feeds = self._plain.feeds(self._inputs[begin : begin + n], self._replay, begin)
-            for run in range(1 + FEW_CALLS):  # the first finds other caches
+            us: list[float] = []
+            for _ in range(1 + FEW_CALLS):
+                feeds = self._next(n)
                 start = device.clock_ns()
                 self._plain.answer(feeds)
-                if run:
-                    self._whole[n].append((device.clock_ns() - start) / 1e3)
+                us.append((device.clock_ns() - start) / 1e3)
+            self._whole[n].append(_of_a_pass(us, -(-len(self._inputs) // n)))
             if len(self._runs) < MOST_RUNS:
                 self._recorder.answer(feeds)
                 self._runs.append(n)
-        self._start += 1
+
+    def _next(self, n: int) -> Feeds:
+        """The next n items of the stream; from its beginning where fewer are left."""
+        begin = self._at if self._at + n <= len(self._inputs) else 0
+        self._at = begin + n
+        return self._plain.feeds(self._inputs[begin : begin + n], self._replay, begin)
 
     def close(self) -> None:
         """Removes its files."""
@@ -87,6 +92,17 @@ class GraphWalker:
             single=self._plain.graph.single,
             parts=sorted(parts, key=lambda part: part.name),
         )
+
+
+def _of_a_pass(us: list[float], calls: int) -> float:
+    """The mean time of the calls of a pass, of which the first finds the caches of something else.
+
+    Args:
+        us: of the first calls of a pass.
+        calls: that it has.
+    """
+    first, later = us[0], float(np.median(us[1:]))
+    return (first + (calls - 1) * later) / calls
 
 
 def _part(name: str, role: str, sizes: list[int], us: list[float]) -> Part:
