@@ -45,12 +45,12 @@ def match(r: int, scores: Tensor) -> Tensor:
         scores: [n, Ta, Tb].
 
     Returns:
-        [n, r + (Ta - r) + r] long: the tokens of A that are merged; those that are not, ascending; and the tokens of B
-        into which the first are merged.
+        [n, r + (Ta - r) + r] long: the tokens of A that are merged; those that are not; both ascending, as their order
+        says nothing; and the tokens of B into which the first are merged.
     """
     best, partner = scores.max(-1)  # [n, Ta]
     order = best.argsort(dim=1, descending=True, stable=True)
-    merged, kept = order[:, :r], order[:, r:].sort(1).values
+    merged, kept = order[:, :r].sort(1).values, order[:, r:].sort(1).values
     return torch.cat([merged, kept, partner.gather(1, merged)], 1)
 
 

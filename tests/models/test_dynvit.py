@@ -142,6 +142,16 @@ def test_pruning_accounts_for_what_is_required(ratio: float) -> None:
 # -- ToMe
 
 
+def test_which_pairs_are_merged_is_decided_not_in_which_order() -> None:
+    torch.manual_seed(0)
+    scores = torch.rand(3, 8, 7) / 2
+    scores[:, 2, 3], scores[:, 5, 1], scores[:, 6, 6] = 0.9, 0.9 + 1e-6, 0.9 - 1e-6
+    others = scores.clone()
+    others[:, 2, 3], others[:, 5, 1] = 0.9 + 1e-6, 0.9  # as another order of additions may round them
+    assert torch.equal(match(3, scores), match(3, others))
+    assert match(3, scores)[0, :3].tolist() == [2, 5, 6] and match(3, scores)[0, -3:].tolist() == [3, 1, 6]
+
+
 def merged_by_hand(x: Tensor, size: Tensor, keys: Tensor, r: int) -> tuple[Tensor, Tensor]:
     """One image, tokens in a list: x [T, d], size [T], keys [h, T, c]."""
     k = keys.mean(0)
