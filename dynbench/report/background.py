@@ -20,6 +20,7 @@ from dynbench.unavailable import Unavailable
 
 MOST_WARNINGS = 8  # rows shown at once; more are folded away behind one row per kind
 MOST_REASONS = 3
+PERCENTAGE = re.compile(r"\d+(?:\.\d+)?%")
 CAUTIONS = {"recall|from memory": "recalled, not checked", "second-hand": "second-hand", "reconstruct": "reconstructed"}
 ALWAYS = [
     (
@@ -155,10 +156,25 @@ def _warnings(run: Run) -> list[Block]:
 
 
 def _merged(found: Sequence[tuple[str, Warning_]]) -> dict[Warning_, list[str]]:
-    merged: dict[Warning_, list[str]] = {}
+    """The places of each warning; those that differ in percentages alone are one, which says from where to where."""
+    alike: dict[tuple[str, str, str], list[tuple[str, Warning_]]] = {}
     for place, w in found:
-        merged.setdefault(w, []).append(place)
+        alike.setdefault((w.id, PERCENTAGE.sub("%", w.text), w.remedy), []).append((place, w))
+    merged: dict[Warning_, list[str]] = {}
+    for some in alike.values():
+        values = list(zip(*(PERCENTAGE.findall(w.text) for _, w in some), strict=True))
+        first, text = some[0][1], some[0][1].text
+        if len(some) > 1:
+            between = PERCENTAGE.split(text)
+            text = between[0] + "".join(_range(v) + after for v, after in zip(values, between[1:], strict=True))
+        merged[first.model_copy(update={"text": text})] = [place for place, _ in some]
     return merged
+
+
+def _range(percentages: Sequence[str]) -> str:
+    """'9%', or '9% to 17%'."""
+    ordered = sorted(set(percentages), key=lambda p: float(p.removesuffix("%")))
+    return ordered[0] if len(ordered) == 1 else f"{ordered[0]} to {ordered[-1]}"
 
 
 def _warning(w: Warning_, concerns: str) -> Row:

@@ -1,0 +1,27 @@
+"""What a reader needs to judge the results."""
+
+from __future__ import annotations
+
+from dynbench.report.background import _merged
+from dynbench.store.schema import Warning_
+
+
+def warning(text: str, remedy: str = "more time") -> Warning_:
+    return Warning_(id="DB-PREC-01", text=text, remedy=remedy)
+
+
+def test_warnings_that_differ_in_percentages_alone_are_one_from_where_to_where() -> None:
+    found = [
+        ("a", warning("an interval of +-9%; asked for was +-2%")),
+        ("b", warning("an interval of +-10%; asked for was +-2%")),
+        ("c", warning("an interval of +-17.5%; asked for was +-2%")),
+        ("d", warning("5 rounds of 7")),
+        ("e", warning("6 rounds of 7")),
+        ("f", warning("an interval of +-9%; asked for was +-2%", remedy="a quieter machine")),
+    ]
+    assert {w.text + ": " + w.remedy: places for w, places in _merged(found).items()} == {
+        "an interval of +-9% to 17.5%; asked for was +-2%: more time": ["a", "b", "c"],
+        "5 rounds of 7: more time": ["d"],
+        "6 rounds of 7: more time": ["e"],
+        "an interval of +-9%; asked for was +-2%: a quieter machine": ["f"],
+    }
