@@ -30,7 +30,7 @@ __all__ = ["bundle", "place"]  # fixtures
 SERIAL = "127.0.0.1:5555"
 ADBD = "usr/lib/android-sdk/platform-tools/adbd"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
-ENDLESS = LONG.model_copy(update={"time_limit_s": 100.0})
+ENDLESS = LONG.model_copy(update={"time_limit_s": 100.0, "batch_sizes": [64]})  # long before the most samples of a job
 
 
 @dataclass
