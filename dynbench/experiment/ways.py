@@ -231,9 +231,9 @@ class Tournament:
         whole = next((e for e in timed if e.arm.control == "graph" and e.arm.micro_batch is None), None)
         if whole is None or _median_ns(whole) > FORM_GAIN * _median_ns(timed[0]):
             return []
-        if self._needs_whole_batches(whole.arm):
-            return []
         sizes = [size for size in OF_GRAPHS if size < self._batch_size]
+        if not sizes or self._needs_whole_batches(whole.arm):
+            return []
         arms = [whole.arm.model_copy(update={"form": in_micro_batches(whole.arm.form, size)}) for size in sizes]
         fatal = {arm.engine for arm in arms if arm.key in self._without}
         others = [self._entry(arm, fatal) for arm in arms]
