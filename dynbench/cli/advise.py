@@ -62,9 +62,9 @@ def _find(what: str) -> tuple[Run, list[WorkloadInfo]]:
     """The run, and the workloads that it is about."""
     from dynbench.errors import UserError
     from dynbench.experiment import workload_files
-    from dynbench.store.run import Run
+    from dynbench.store.run import Run, holds_run
 
-    if (Path(what) / "manifest.json").exists():
+    if holds_run(Path(what)):
         run = Run.open(Path(what))
         infos = list(run.manifest.workloads.values())
         if not infos:

@@ -47,7 +47,7 @@ def command(source: Path, data_dir: Path | None, out: Path | None, again: Path |
     """
     from dynbench.analysis.compare import CHECKED, compare, differences, exact_quantities
     from dynbench.analysis.formatting import change_text, percent
-    from dynbench.store.run import Run
+    from dynbench.store.run import Run, holds_run
 
     before = Run.open(_folder(source))
     if again is None:
@@ -55,7 +55,7 @@ def command(source: Path, data_dir: Path | None, out: Path | None, again: Path |
         arguments = _arguments(before, data_dir)
         echo(f"dynbench run {' '.join(arguments)} --out {again}")
         done = subprocess.run([sys.executable, "-m", "dynbench", "run", *arguments, "--out", str(again)], check=False)
-        if done.returncode == 2 or not (again / "manifest.json").is_file():
+        if done.returncode == 2 or not holds_run(again):
             raise UserError(f"the run could not be repeated (exit code {done.returncode}); its message is above")
     after = Run.open(again)
     rows = exact_quantities(before, after)
@@ -94,8 +94,10 @@ def command(source: Path, data_dir: Path | None, out: Path | None, again: Path |
 
 
 def _folder(source: Path) -> Path:
+    from dynbench.store.run import holds_run
+
     folder = source.parent if source.is_file() else source
-    if not (folder / "manifest.json").is_file():
+    if not holds_run(folder):
         raise UserError(
             f"{source} cannot be reproduced: {folder} holds no manifest.json, which says what was run; give a run "
             "directory, or a report that lies in one"

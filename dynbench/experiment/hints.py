@@ -29,7 +29,9 @@ def instead_of(given: str, known: Mapping[str, Path]) -> str:
             return f"{none}; the workload that comes with dynbench is {path.stem}, without .toml"
         near = suggestion(given, sorted(str(other) for other in path.parent.glob("*.toml")))
         return none + (f"; {near}" if near.startswith("did you mean") else "")
-    if os.path.isfile(path / "manifest.json"):
+    from dynbench.store.run import holds_run  # imported late: only who mistyped waits for it
+
+    if holds_run(path):
         return (
             f"{given} is a run directory, no workload; `--resume {given}` goes on with it, `dynbench report` shows it"
         )

@@ -2,7 +2,7 @@
 
     manifest.json              the machine, the software, what was asked (schema.Manifest)
     cells.jsonl                a line per cell (schema.Cell); of several for one cell the last one counts
-    cells.jsonl.gz             the same, of a run that was published; it can be read, not resumed
+    manifest.json.gz, cells.jsonl.gz   the same of a run that was published: it can be read, not resumed
     samples/<group>.parquet    a row per timed batch (schema.RoundSample)
     walks/<group>.json         T(n) in its rounds, where it was asked for (walks.Walked)
     scaling.jsonl              a line per workload, likewise (scaling.Scaling)
@@ -20,6 +20,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", Cell, Manifest)
 FINISHED = ("ok", "refused", "failed")  # not measured again by --resume; 'interrupted' is
-MOST_BYTES = 1 << 28  # of unpacked cells
+MOST_BYTES = 1 << 28  # of what is unpacked
+MANIFEST, CELLS = "manifest.json", "cells.jsonl"
 LOG = "worker.log"
 COLUMNS = tuple(RoundSample.model_fields)
 
@@ -81,8 +83,9 @@ class Run:
             UserError: no run is there, a file is corrupt (named with its line), or a newer dynbench wrote it.
         """
         path = Path(path)
-        manifest, version = _parse(Manifest, _read(path / "manifest.json"), str(path / "manifest.json"))
-        file = cells_file(path)
+        file = stored_file(path, MANIFEST)
+        manifest, version = _parse(Manifest, _read(file), str(file))
+        file = stored_file(path, CELLS)
         lines, rest = cell_lines(path)
         cells: dict[str, Cell] = {}
         for number, line in enumerate(lines, start=1):
@@ -158,7 +161,7 @@ class RunWriter:
         """
         path = Path(path)
         make_folder(path)
-        if (path / "manifest.json").exists() or (path / "cells.jsonl").exists():
+        if any(stored_file(path, name).exists() for name in (MANIFEST, CELLS)):
             raise UserError(f"{path} holds another run; continue it with --resume {path}, or give another folder")
         for folder in ("samples", "traces"):
             make_own_folder(path / folder)
@@ -174,8 +177,8 @@ class RunWriter:
             UserError: as `Run.open`, an older dynbench wrote it, or the folder cannot be written.
         """
         run = Run.open(path)
-        if cells_file(path).suffix == ".gz":
-            raise UserError(f"{path} was published: it can be read, not resumed; unpack {cells_file(path).name} first")
+        if packed := [f.name for f in (stored_file(path, MANIFEST), stored_file(path, CELLS)) if f.suffix == ".gz"]:
+            raise UserError(f"{path} was published: it can be read, not resumed; unpack {' and '.join(packed)} first")
         if run.schema_version < SCHEMA_VERSION:
             raise UserError(
                 f"{path} was begun by an older dynbench (schema version {run.schema_version}, this one writes "
@@ -185,7 +188,7 @@ class RunWriter:
         for name in ("samples", "traces"):
             make_own_folder(run.path / name)
         remove_leftovers(run.path)
-        cells = run.path / "cells.jsonl"
+        cells = run.path / CELLS
         if cells.exists():
             write_bytes(cells, b"".join(line + b"\n" for line in cell_lines(run.path)[0]))
         return cls(run.path, run.manifest)
@@ -196,7 +199,7 @@ class RunWriter:
         Raises:
             UserError: the folder cannot be written.
         """
-        write_text(self.path / "manifest.json", to_json(manifest, indent=1) + "\n")
+        write_text(self.path / MANIFEST, to_json(manifest, indent=1) + "\n")
         self.manifest = manifest
 
     def append_cell(self, cell: Cell) -> None:
@@ -208,7 +211,7 @@ class RunWriter:
         """
         if cell.status == "planned":
             raise ValueError(f"{cell.cell_id} is only planned; a cell is stored when something came of it")
-        append_line(self.path / "cells.jsonl", to_json(cell))
+        append_line(self.path / CELLS, to_json(cell))
 
     def forget(self, cell_ids: set[str]) -> None:
         """Removes cells, in one step: their group is measured again, and they might not be measured then.
@@ -217,7 +220,7 @@ class RunWriter:
             UserError: the folder cannot be written.
         """
         kept = [line for line in cell_lines(self.path)[0] if json.loads(line)["cell_id"] not in cell_ids]
-        write_bytes(self.path / "cells.jsonl", b"".join(line + b"\n" for line in kept))
+        write_bytes(self.path / CELLS, b"".join(line + b"\n" for line in kept))
 
 
 def write_samples(run: Path, group_id: str, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> Path:
@@ -264,10 +267,15 @@ def parse_cell(text: str | bytes, where: str) -> Cell:
     return _parse(Cell, text, where)[0]
 
 
-def cells_file(run: Path) -> Path:
-    """Where the cells of a run lie: `cells.jsonl`, or packed beside its place."""
-    packed = run / "cells.jsonl.gz"
-    return packed if packed.exists() and not (run / "cells.jsonl").exists() else run / "cells.jsonl"
+def stored_file(run: Path, name: str) -> Path:
+    """Where MANIFEST or CELLS of a run lies: by its name, or packed beside its place."""
+    packed = run / f"{name}.gz"
+    return packed if packed.exists() and not (run / name).exists() else run / name
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run was begun there, one that was published included; False of what cannot be a folder, too."""
+    return any(os.path.isfile(folder / (MANIFEST + suffix)) for suffix in ("", ".gz"))
 
 
 def samples_file(run: Path, group_id: str) -> Path:
@@ -288,11 +296,12 @@ def file_name(name: str) -> str:
 
 def _read(file: Path) -> bytes:
     try:
-        return ordinary(file).read_bytes()
+        content = ordinary(file).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{file.parent} holds no run: there is no {file.name}") from None
     except OSError as e:
         raise UserError(f"cannot read {file}: {e.strerror or e}") from e
+    return _unpacked(file, content) if file.suffix == ".gz" else content
 
 
 def _unpacked(file: Path, content: bytes) -> bytes:
@@ -312,13 +321,10 @@ def cell_lines(run: Path) -> tuple[list[bytes], bytes]:
     Raises:
         UserError: they cannot be read.
     """
-    file = cells_file(run)
+    file = stored_file(run, CELLS)
     if not file.exists():
         return [], b""
-    content = _read(file)
-    if file.suffix == ".gz":
-        content = _unpacked(file, content)
-    *lines, rest = content.split(b"\n")
+    *lines, rest = _read(file).split(b"\n")
     try:  # cut off just before its end of line: whole
         json.loads(rest)
     except ValueError:

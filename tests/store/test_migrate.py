@@ -29,8 +29,9 @@ REPORTS = sorted(Path(__file__).parents[2].glob("reports/*/cells.jsonl*"))
 
 
 def tables(cells: Path = OLD / "cells.jsonl") -> list[dict[str, Any]]:
-    """The cells as they lie in the file."""
-    return [json.loads(line) for line in cell_lines(cells.parent)[0]]
+    """The cells as they lie in the file, the last line of each."""
+    lines = (json.loads(line) for line in cell_lines(cells.parent)[0])
+    return list({table["cell_id"]: table for table in lines}.values())
 
 
 def old_name(arm: Arm) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -17,7 +18,18 @@ from hypothesis import strategies as st
 from dynbench.errors import UserError
 from dynbench.files import remove_leftovers, write_aside, write_text
 from dynbench.scratch import owned
-from dynbench.store.run import COLUMNS, Run, RunWriter, file_name, samples_file, trace_path, write_samples
+from dynbench.store.run import (
+    CELLS,
+    COLUMNS,
+    MANIFEST,
+    Run,
+    RunWriter,
+    file_name,
+    holds_run,
+    samples_file,
+    trace_path,
+    write_samples,
+)
 from dynbench.store.schema import SCHEMA_VERSION, Cell, RoundSample
 from tests.store.records import cell, cells, manifest, sample, samples, store_samples
 
@@ -183,6 +195,41 @@ def test_a_folder_without_a_run_is_said_to_be_one(tmp_path: Path) -> None:
 
 def test_a_run_without_cells_can_be_read(writer: RunWriter) -> None:
     assert Run.open(writer.path).cells == []
+
+
+@pytest.fixture
+def published(writer: RunWriter) -> Path:
+    """A run whose files were packed, as they lie under reports/."""
+    writer.append_cell(cell("masking"))
+    for name in (MANIFEST, CELLS):
+        (writer.path / f"{name}.gz").write_bytes(gzip.compress((writer.path / name).read_bytes()))
+        (writer.path / name).unlink()
+    return writer.path
+
+
+def test_a_published_run_is_read(published: Path) -> None:
+    assert holds_run(published) and Run.open(published).manifest == manifest()
+    assert Run.open(published).cells == [cell("masking")]
+
+
+def test_a_published_run_is_neither_resumed_nor_written_over(published: Path) -> None:
+    with pytest.raises(UserError, match=r"was published: .* unpack manifest\.json\.gz and cells\.jsonl\.gz first"):
+        RunWriter.resume(published)
+    with pytest.raises(UserError, match="holds another run"):
+        RunWriter.create(published, manifest())
+
+
+@pytest.mark.parametrize("name", ["manifest.json.gz", "cells.jsonl.gz"])
+@pytest.mark.parametrize("content", [b"{}", gzip.compress(b"{}")[:-6]], ids=["not packed", "cut off"])
+def test_corrupt_packed_files_are_named(published: Path, name: str, content: bytes) -> None:
+    (published / name).write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        Run.open(published)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "x" * 300, "a\0b"])
+def test_what_cannot_be_a_folder_holds_no_run(tmp_path: Path, name: str) -> None:
+    assert not holds_run(tmp_path / name)
 
 
 def test_another_run_is_not_written_over(writer: RunWriter) -> None:
