@@ -12,7 +12,7 @@ import numpy as np
 from dynbench.analysis.gap import break_even_keep_rate, gap, primary_speedup
 from dynbench.analysis.headline import Contest, Timed, alternatives, contest, of_one_device
 from dynbench.analysis.resolution import Direction, direction
-from dynbench.store.schema import Accuracy, Cell, Flops, Speedup, WorkloadInfo
+from dynbench.store.schema import Accuracy, Cell, Flops, Speedup, Waterfall, WorkloadInfo
 from dynbench.unavailable import Measured, Unavailable
 
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -41,9 +41,10 @@ class Standing:
         written: the best strategy as written.
         masking: masking as written, which is what most published code does.
         ideal: dense FLOPs / required region FLOPs.
-        losses: of the best strategy as written, by cause: factors of its waterfall where it has controls, else from
-            counters and profile; see `gap.Gap`.
+        losses: by cause: of the deployed network the factors of its waterfall, where it has controls; else of the best
+            strategy as written, by controls or from counters and profile; see `gap.Gap`.
         by_controls: whether they are from controls.
+        of_deployed: whether they are those of the deployed network.
         memory: peak memory of the dynamic network over that of the primary baseline, both as `best`; None: unknown.
         energy: the same of energy per item.
         alternative: the strongest static network that is at least as accurate as the dynamic one, and the speed-up
@@ -58,6 +59,7 @@ class Standing:
     ideal: float | None
     losses: dict[str, float]
     by_controls: bool
+    of_deployed: bool
     memory: float | None
     energy: float | None
     alternative: Speedup | None
@@ -177,6 +179,7 @@ def _standing(found: Contest, cells: Sequence[Cell], size: int, static: set[str]
     if deployed is not None:
         stronger = [s for s in deployed.cell.deployed_speedups if not s.primary and s.baseline in static]
     best = deployed or written
+    explained = None if deployed is None else deployed.cell.deployed_waterfall
     primary = None if best is None else _primary(cells, best, deployed=deployed is not None)
     return Standing(
         batch_size=size,
@@ -184,8 +187,9 @@ def _standing(found: Contest, cells: Sequence[Cell], size: int, static: set[str]
         written=written,
         masking=masking,
         ideal=next(iter(ideals), None),
-        losses={} if written is None else _losses(written),
-        by_controls=written is not None and written.cell.waterfall is not None,
+        losses=_factors(explained) if explained is not None else {} if written is None else _losses(written),
+        by_controls=explained is not None or (written is not None and written.cell.waterfall is not None),
+        of_deployed=explained is not None,
         memory=None if best is None or primary is None else _ratio(_peak(best.cell), _peak(primary)),
         energy=None if best is None or primary is None else _ratio(_joules(best.cell), _joules(primary)),
         alternative=min(stronger, key=lambda s: s.value, default=None),
@@ -193,10 +197,14 @@ def _standing(found: Contest, cells: Sequence[Cell], size: int, static: set[str]
     )
 
 
+def _factors(waterfall: Waterfall) -> dict[str, float]:
+    return {factor.name: factor.value for factor in waterfall.factors}
+
+
 def _losses(best: Timed) -> dict[str, float]:
     """By cause; of a cell that is deployed as it is written, those of what is written."""
     if best.cell.waterfall is not None:
-        return {factor.name: factor.value for factor in best.cell.waterfall.factors}
+        return _factors(best.cell.waterfall)
     return gap(best.cell.model_copy(update={"deployed_speedups": []})).losses
 
 
@@ -319,8 +327,9 @@ def quartiles(values: Iterable[float]) -> tuple[float, float, float] | None:
 
 
 def told(standings: Sequence[Standing]) -> list[Standing]:
-    """Those whose losses can be put together: from controls where any has them, else from counters and profile."""
-    return [s for s in standings if s.by_controls] or list(standings)
+    """Those whose losses can be put together: of the deployed networks, else by controls, else by the profile."""
+    deployed = [s for s in standings if s.of_deployed]
+    return deployed or [s for s in standings if s.by_controls] or list(standings)
 
 
 def causes(standings: Sequence[Standing]) -> dict[str, list[float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ class Choice(DecisionPoint):
         rule: `scores -> value [n, ...]`, bool or long: real numbers would differ by their rounding.
         gate: the body serves the decision alone, and the static twin does without: outside any execution it is not
             run, and the value is None.
+        listed: a value [n, k] lists k choices, in any order, each of which is a decision: two forms that differ in one
+            of them differ in one decision of k.
         scope: see `DecisionPoint`.
     """
 
@@ -38,10 +40,11 @@ class Choice(DecisionPoint):
         rule: Callable[[Tensor], Tensor],
         *,
         gate: bool = False,
+        listed: bool = False,
         scope: Scope = "item",
     ) -> None:
         super().__init__(name, scope)
-        self.body, self.rule, self.gate = body, rule, gate
+        self.body, self.rule, self.gate, self.listed = body, rule, gate, listed
 
     def parts(self) -> Iterator[nn.Module]:
         """The body."""
@@ -64,6 +67,10 @@ class Choice(DecisionPoint):
     def wanted(self, n: int) -> Wanted:
         """Scores for each item."""
         return Wanted("the body gave scores", (n,), more=True)
+
+    def choices(self, row: Sequence[int]) -> int:
+        """One, or each that a value lists."""
+        return row[0] if self.listed else 1
 
     def make_up(self, draw: Draw, like: Entry, rate: Tensor) -> Tensor:
         """The model's own values [rows, ...]; 0, or False, in rows that were not reached."""

@@ -36,11 +36,14 @@ MOST_COMPILED = 16  # regions of a network that is compiled without having been 
 GRAPH: dict[str, Any] = {"engine": "onnxruntime", "control": "graph"}
 
 FEW_ITEMS = 16  # of the stream; a round of the tournament takes at least one batch
-ROUNDS = 5  # of ways that may win
-CLOSE, CLOSE_ROUNDS = 1.1, 8  # of ways within so much of the fastest, more rounds
-HOPELESS = 1.5  # a way that takes so much longer than the fastest in the first round is timed no more
+HEATS, HEATS_LIMIT_S = 3, 3.0  # rounds of ways that may win
+HOPELESS = (
+    4.0,
+    1.5,
+)  # a way whose best round takes so much longer than the fastest's, the first or a later one, is out
+CLOSE = 1.15  # ways within so much of the fastest are in the final
+FINAL, LEAST_FINAL, FINAL_LIMIT_S = 9, 3, 9.0  # rounds of these
 FORM_GAIN = 1.5  # a form is at most so much faster than the network as written
-TIME_LIMIT_S, CLOSE_TIME_LIMIT_S = 3.0, 9.0  # of one network's tournament: of all ways, and where only close ones go on
 
 Tell = Callable[..., None]
 
@@ -112,14 +115,26 @@ class Entry:
     Attributes:
         arm: which.
         running: it, ready to be called; None: it is not.
-        times_ns: of the few batches, round by round.
+        heats_ns: what the few batches took in each heat; what else the machine does makes some of them longer.
+        final_ns: likewise, of ways that came so far, in the same rounds.
         reason: why it is not timed.
     """
 
     arm: Arm
     running: RunningArm | None = None
-    times_ns: list[int] = field(default_factory=list)
+    heats_ns: list[int] = field(default_factory=list)
+    final_ns: list[int] = field(default_factory=list)
     reason: str | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether there is anything to rank it by."""
+        return bool(self.heats_ns)
+
+    @property
+    def least_ns(self) -> int:
+        """Its best heat."""
+        return min(self.heats_ns)
 
 
 class Tournament:
@@ -148,6 +163,7 @@ class Tournament:
     ) -> None:
         self._p, self._source, self._batch_size, self._device = p, source, batch_size, device
         self._without, self._tell, self._stop = without, tell, stop
+        self._order = random.Random(p.options.seed)
         self._answers: dict[Arm, list[Tensor]] = {}  # of networks as written, to the first batch
 
     def fastest(self, cells: list[Cell]) -> list[Cell]:
@@ -193,24 +209,21 @@ class Tournament:
         """
         fatal = {a.engine for a in ways if a.key in self._without}  # engines that ended the process
         entries = [self._entry(arm, fatal) for arm in ways]
-        self._play(entries)
+        self._heats(entries)
         if forms:
             entries += self._other_forms(entries)
         entries += self._in_parts(entries)
-        fastest = min((_median_ns(e) for e in entries if e.times_ns), default=0.0)
-        ranked = sorted(entries, key=lambda e: _median_ns(e) if e.times_ns else np.inf)
-        return [
-            Candidate(arm=e.arm, ratio=_median_ns(e) / fastest if e.times_ns else None, reason=e.reason) for e in ranked
-        ]
+        self._final(entries)
+        return [Candidate(arm=e.arm, ratio=ratio, reason=e.reason) for e, ratio in _ranking(entries)]
 
     def _other_forms(self, entries: list[Entry]) -> list[Entry]:
         """The fastest eager way of the dynamic network in other forms; timed where one of them might be the fastest."""
-        timed = sorted((e for e in entries if e.times_ns), key=_median_ns)
+        timed = _by_heats(entries)
         plain = next((e for e in timed if e.arm.engine == "eager"), None)
         if plain is None:
             return []
         arms = [plain.arm.model_copy(update={"form": form}) for form in applicable(self._p.model) if form != "plain"]
-        ratio = _median_ns(plain) / _median_ns(timed[0])
+        ratio = plain.least_ns / timed[0].least_ns
         if ratio > FORM_GAIN:
             reason = (
                 f"as written it takes {ratio:.1f} times as long as the fastest way, and a form gains less than that"
@@ -218,7 +231,7 @@ class Tournament:
             return [Entry(arm, reason=reason) for arm in arms]
         fatal = {"eager"} if any(arm.key in self._without for arm in arms) else set()
         others = [self._entry(arm, fatal) for arm in arms]
-        self._play([*{e.arm: e for e in (timed[0], plain)}.values(), *others])
+        self._heats([*{e.arm: e for e in (timed[0], plain)}.values(), *others])
         return others
 
     def _in_parts(self, entries: list[Entry]) -> list[Entry]:
@@ -227,9 +240,9 @@ class Tournament:
         What it computes on stays in the cache; and of a dynamic network a smaller batch asks for less that not every
         item needs. One item at a time, it is the graph for a single item.
         """
-        timed = sorted((e for e in entries if e.times_ns), key=_median_ns)
+        timed = _by_heats(entries)
         whole = next((e for e in timed if e.arm.control == "graph" and e.arm.micro_batch is None), None)
-        if whole is None or _median_ns(whole) > FORM_GAIN * _median_ns(timed[0]):
+        if whole is None or whole.least_ns > FORM_GAIN * timed[0].least_ns:
             return []
         sizes = [size for size in OF_GRAPHS if size < self._batch_size]
         if not sizes or self._needs_whole_batches(whole.arm):
@@ -237,7 +250,7 @@ class Tournament:
         arms = [whole.arm.model_copy(update={"form": in_micro_batches(whole.arm.form, size)}) for size in sizes]
         fatal = {arm.engine for arm in arms if arm.key in self._without}
         others = [self._entry(arm, fatal) for arm in arms]
-        self._play([*{e.arm: e for e in (timed[0], whole)}.values(), *others])
+        self._heats([*{e.arm: e for e in (timed[0], whole)}.values(), *others])
         return others
 
     def _needs_whole_batches(self, arm: Arm) -> bool:
@@ -282,41 +295,67 @@ class Tournament:
             return None
         return f"it answers otherwise than the network as written, by {error:.2g} of the largest value"
 
-    def _play(self, entries: list[Entry]) -> None:
-        """Times the ways in turns, in random order; those that cannot win drop out."""
-        order, begin = random.Random(self._p.options.seed), time.monotonic()
-        alive = [e for e in entries if e.running is not None and e.reason is None]
-        for played in range(-1, CLOSE_ROUNDS):  # one more at first, to warm up
-            order.shuffle(alive)
-            for entry in alive:
-                self._time(entry, keep=played >= 0)
-            alive = [e for e in alive if e.reason is None]
-            elapsed_s = time.monotonic() - begin if played >= 2 else 0.0
-            if self._stop() or elapsed_s > CLOSE_TIME_LIMIT_S:
-                return
-            if played >= 0 and alive:
-                limit = HOPELESS if played < ROUNDS and elapsed_s <= TIME_LIMIT_S else CLOSE
-                fastest = min(map(_median_ns, alive))
-                alive = [e for e in alive if _median_ns(e) <= limit * fastest]
-            if len(alive) < 2 and played >= 0:
-                return
+    def _heats(self, entries: list[Entry]) -> None:
+        """Times ways in turns, in random order; those that cannot win drop out.
 
-    def _time(self, entry: Entry, *, keep: bool) -> None:
-        assert entry.running is not None
-        self._tell("arm", name=entry.arm.key)
-        try:
-            few = _few(entry.running.batches)
-            timings = self._p.parts.load.issue(entry.running.call, few, self._device)
-        except Exception as e:  # noqa: BLE001 (a user's model may raise anything)
-            entry.reason, entry.times_ns = f"{type(e).__name__}: {e}".splitlines()[0], []
-            return
-        if keep:
-            entry.times_ns.append(sum(t.duration_ns for t in timings))
+        One long round says little on a machine that does other things, too; a short one cannot be luck.
+        """
+        begin = time.monotonic()
+        alive = [e for e in entries if e.running is not None and e.reason is None]
+        for heat in range(HEATS + 1):
+            if self._stop() or (heat > 1 and time.monotonic() - begin > HEATS_LIMIT_S):
+                return
+            for entry, ns in self._round(alive):
+                if heat:  # the first one warms up
+                    entry.heats_ns.append(ns)
+            alive = [e for e in alive if e.reason is None]
+            if heat and alive:
+                limit = HOPELESS[min(heat - 1, 1)] * min(e.least_ns for e in alive)
+                alive = [e for e in alive if e.least_ns <= limit]
+
+    def _final(self, entries: list[Entry]) -> None:
+        """Times those that may be the fastest in rounds of their own."""
+        timed, begin = _by_heats(entries), time.monotonic()
+        finalists = [e for e in timed if e.least_ns <= CLOSE * timed[0].least_ns]
+        for played in range(FINAL if len(finalists) > 1 else 0):
+            if self._stop() or (played >= LEAST_FINAL and time.monotonic() - begin > FINAL_LIMIT_S):
+                return
+            for entry, ns in self._round(finalists):
+                entry.final_ns.append(ns)
+            finalists = [e for e in finalists if e.reason is None]
+
+    def _round(self, entries: list[Entry]) -> Iterator[tuple[Entry, int]]:
+        """Plays ways once, in random order: each with what the few batches took; one that fails has its reason."""
+        for entry in self._order.sample(entries, len(entries)):
+            assert entry.running is not None
+            self._tell("arm", name=entry.arm.key)
+            try:
+                timings = self._p.parts.load.issue(entry.running.call, _few(entry.running.batches), self._device)
+            except Exception as e:  # noqa: BLE001 (a user's model may raise anything)
+                entry.reason = f"{type(e).__name__}: {e}".splitlines()[0]
+                entry.heats_ns, entry.final_ns = [], []
+            else:
+                yield entry, sum(t.duration_ns for t in timings)
+
+
+def _by_heats(entries: list[Entry]) -> list[Entry]:
+    """Those that were timed, the fastest first, as far as heats say."""
+    return sorted((e for e in entries if e.timed), key=lambda e: e.least_ns)
+
+
+def _ranking(entries: list[Entry]) -> list[tuple[Entry, float | None]]:
+    """All ways, the fastest first, with their time over its: finalists by the final, others by the heats, untimed last.
+
+    Of those that were in no final, or for which it was cut off, heats alone say.
+    """
+    timed = _by_heats(entries)
+    played = max((len(e.final_ns) for e in timed), default=0)
+    final = {e.arm: float(np.median(e.final_ns)) for e in timed if played and len(e.final_ns) == played}
+    ratios = {e.arm: e.least_ns / timed[0].least_ns for e in timed}
+    ratios |= {arm: ns / min(final.values()) for arm, ns in final.items()}
+    ranked = sorted(timed, key=lambda e: (ratios[e.arm], e.arm not in final))
+    return [(e, ratios.get(e.arm)) for e in (*ranked, *(e for e in entries if not e.timed))]
 
 
 def _few(batches: list[Batch]) -> list[Batch]:
     return batches[: max(FEW_ITEMS // len(batches[0][1]), 1)]
-
-
-def _median_ns(entry: Entry) -> float:
-    return float(np.median(entry.times_ns))

@@ -223,6 +223,10 @@ def _exported(
     for node in model.graph.node:
         if f"{node.domain}::{node.op_type}" == SEEN:
             node.domain, node.op_type = "", "Identity"
+    for output in [] if single else model.graph.output:  # where the exporter infers nothing, it has the example's sizes
+        for dim in output.type.tensor_type.shape.dim[:1]:
+            if dim.HasField("dim_value"):
+                dim.dim_param = f"rows of {output.name}"
     return model
 
 

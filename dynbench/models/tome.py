@@ -45,30 +45,32 @@ def match(r: int, scores: Tensor) -> Tensor:
         scores: [n, Ta, Tb].
 
     Returns:
-        [n, r + (Ta - r) + r] long: the tokens of A that are merged; those that are not; both ascending, as their order
-        says nothing; and the tokens of B into which the first are merged.
+        The pairs [n, r] long, ascending: that of tokens a of A and b of B is a * Tb + b.
     """
     best, partner = scores.max(-1)  # [n, Ta]
-    order = best.argsort(dim=1, descending=True, stable=True)
-    merged, kept = order[:, :r].sort(1).values, order[:, r:].sort(1).values
-    return torch.cat([merged, kept, partner.gather(1, merged)], 1)
+    merged = best.argsort(dim=1, descending=True, stable=True)[:, :r]
+    return (merged * scores.shape[2] + partner.gather(1, merged)).sort(1).values
 
 
-def merge(x: Tensor, size: Tensor | None, matched: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """Merges matched tokens into means over the patches that they represent.
+def merge(x: Tensor, size: Tensor | None, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Merges pairs of tokens into means over the patches that they represent.
 
     Args:
         x: tokens [n, T, d].
         size: number of patches that each represents [n, T]; None: one each.
-        matched: the result of `match`.
-        r: pairs.
+        pairs: the result of `match` [n, r].
 
     Returns:
         Tokens [n, T - r, d], the unmerged ones of A first, and their sizes [n, T - r].
     """
     n, tokens, width = x.shape
-    left = (tokens + 1) // 2 - r  # unmerged tokens of A
-    merged, kept, into = matched.split((r, left, r), 1)
+    r = pairs.shape[1]
+    of_a, of_b = (tokens + 1) // 2, tokens // 2
+    merged, into = pairs // of_b, pairs % of_b
+    token = torch.arange(of_a, device=x.device).expand(n, -1)
+    kept = (
+        token.scatter(1, merged, torch.full_like(merged, of_a)).sort(1).values[:, : of_a - r]
+    )  # the merged ones go to the end
     first = torch.arange(0, n * tokens, tokens, device=x.device).unsqueeze(1)  # first row of each image
     new_first = torch.arange(0, n * (tokens - r), tokens - r, device=x.device).unsqueeze(1)
     if size is None:
@@ -78,7 +80,7 @@ def merge(x: Tensor, size: Tensor | None, matched: Tensor, r: int) -> tuple[Tens
     x, size = x.flatten(0, 1), size.flatten()
     rows_b = torch.arange(1, tokens, 2, device=x.device).expand(n, -1)
     rows = (torch.cat([2 * kept, rows_b], 1) + first).flatten()
-    gone, to = (2 * merged + first).flatten(), (left + into + new_first).flatten()
+    gone, to = (2 * merged + first).flatten(), (of_a - r + into + new_first).flatten()
     y = x.index_select(0, rows).index_add_(0, to, x.index_select(0, gone))
     new_size = size.index_select(0, rows).index_add_(0, to, size.index_select(0, gone))
     return (y / new_size.unsqueeze(-1)).view(n, tokens - r, width), new_size.view(n, tokens - r)
@@ -90,15 +92,15 @@ class MergingBlock(nn.Module):
     def __init__(self, name: str, block: Block, r: int) -> None:
         super().__init__()
         self.block, self.r = block, r
-        self.match = Choice(name, Similarity(), partial(match, r), gate=True) if r else None
+        self.match = Choice(name, Similarity(), partial(match, r), gate=True, listed=True) if r else None
 
     def forward(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Tokens x [n, T, d], their sizes [n, T] -> [n, T - r, d], [n, T - r]."""
         bias = None if size is None else size.log()[:, None, None]  # proportional attention, eq. 1
         x, keys = self.block.attend(x, bias)
-        matched = None if self.match is None else self.match(keys)
-        if matched is not None:
-            x, size = merge(x, size, matched, self.r)
+        pairs = None if self.match is None else self.match(keys)
+        if pairs is not None:
+            x, size = merge(x, size, pairs)
         return self.block.feed_forward(x), size
 
 

@@ -258,12 +258,15 @@ def _hardware(batches: Sequence[Batch]) -> Answer:
         n = sum(largest[size].values())
         most, times_most = largest[size].most_common(1)[0]
         sentences.append(
-            f"At batch {size} the largest loss is {CAUSES.get(most, most)} for {times_most} of {n} networks as "
-            f"written; its median factor is {times(float(median(found[most]) or 1))}."
+            f"At batch {size} the largest loss is {CAUSES.get(most, most)} for {times_most} of {n} networks, "
+            f"{_form(kept[size])}; its median factor is {times(float(median(found[most]) or 1))}."
         )
     sentences.append("A factor of 1.20x means that the network would be 1.2 times as fast without this loss.")
     if any(s.by_controls for found in kept.values() for s in found):
-        sentences.append("Measured by controls, arms of the same rounds that leave one part out, where there are some.")
+        sentences.append(
+            "Measured by controls, arms of the same rounds that leave one part out, where there are some; the rest is "
+            "what no control tells apart."
+        )
     if any(not s.by_controls for found in kept.values() for s in found):
         sentences.append(
             "Without controls, losses are from counters and profile; lower utilisation is what they leave over: fewer "
@@ -292,7 +295,7 @@ def _hardware(batches: Sequence[Batch]) -> Answer:
     panel = Panel(
         "answer-hardware",
         "Losses by cause",
-        "Over all workloads, of the best strategy as written.",
+        "Over all workloads: " + "; ".join(f"at batch {size} {_form(s)}" for size, s in kept.items()) + ".",
         f"Median loss factors. {alt}.",
         drawing,
     )
@@ -300,6 +303,11 @@ def _hardware(batches: Sequence[Batch]) -> Answer:
 
 
 QUESTION_3 = "What follows for hardware and runtimes?"
+
+
+def _form(found: Sequence[Standing]) -> str:
+    """Whose losses are put together."""
+    return "deployed" if any(s.of_deployed for s in found) else "the best strategy as written"
 
 
 def _spread(factors: Sequence[float]) -> Spread | None:

@@ -23,7 +23,7 @@ from dynbench.report.content import FigureGroup, Panel, facts_of, status_of, tit
 from dynbench.report.deploy import choices_section
 from dynbench.report.drawings import Absent
 from dynbench.report.on_devices import devices_overview
-from dynbench.report.overview_columns import BY_PROFILE, COLUMNS
+from dynbench.report.overview_columns import AS_WRITTEN, BY_PROFILE, COLUMNS
 from dynbench.report.overview_drawings import Dot, Scatter
 from dynbench.report.palette import MUTED, tones_of
 from dynbench.report.tables import Block, Row, Section, Table, make_table
@@ -166,7 +166,8 @@ def _table(summaries: Sequence[Summary], sizes: Sequence[int], pages: dict[str, 
             f"batch {size}",
             "x (95 % CI)",
             "Speed-up against the primary baseline at this batch size: deployed against deployed where ways were "
-            "tried, else as written.",
+            f"tried, else as written. {AS_WRITTEN}: as written, as no way of this network gave a result; its page says "
+            "why.",
             stays=True,
         )
         for size in sizes
@@ -174,12 +175,14 @@ def _table(summaries: Sequence[Summary], sizes: Sequence[int], pages: dict[str, 
     first = [COLUMNS[k] for k in ("overview_workload", "overview_verdict", "decision_kind", "saved", "accuracy_gain")]
     last = [COLUMNS[k] for k in ("overview_ideal", "overview_efficiency", "largest_loss", "overview_role")]
     ordered = sorted(summaries, key=lambda s: (s.kind, s.info.title.lower()))
-    rows = [_row(s, sizes, pages) for s in ordered]
+    ways = any(at.deployed is not None for s in summaries for at in s.at.values())
+    rows = [_row(s, sizes, pages, ways) for s in ordered]
     table = make_table("overview", "All workloads", [*first, *per_size, *last], rows, block="decision_kind")
     return Block(table=table)
 
 
-def _row(summary: Summary, sizes: Sequence[int], pages: dict[str, str]) -> Row:
+def _row(summary: Summary, sizes: Sequence[int], pages: dict[str, str], ways: bool) -> Row:
+    """Of a workload; `ways`: whether the run tried ways of networks, so that one without a result stands out."""
     info, judged = summary.info, summary.judged
     role = judged_role(summary)
     row: Row = {
@@ -193,6 +196,8 @@ def _row(summary: Summary, sizes: Sequence[int], pages: dict[str, str]) -> Row:
         at = summary.at.get(size)
         best = None if at is None else at.best
         row[f"at:{size}"] = Value(NOTHING) if best is None else with_interval(best.speedup)
+        if ways and best is not None and at is not None and at.deployed is None:
+            row[f"at:{size}"] = replace(row[f"at:{size}"], text=f"{row[f'at:{size}'].text} {AS_WRITTEN}")
     if judged is None:
         return row | {"overview_verdict": missing("no dynamic network was timed")}
     row |= {"overview_ideal": ratio(judged.ideal), "largest_loss": _loss(judged)}

@@ -7,6 +7,8 @@ from dynbench.report.columns import Column
 
 BY_PROFILE = "\N{DAGGER}"
 """Marks a loss that no control has measured."""
+AS_WRITTEN = "\N{DOUBLE DAGGER}"
+"""Marks a speed-up as written in a run whose others are deployed."""
 _JUDGED = "At the largest batch size that was timed."
 
 _COLUMNS = [
@@ -42,9 +44,9 @@ _COLUMNS = [
         "largest_loss",
         "largest loss",
         "factor",
-        "The cause that costs the best strategy most as written, by controls: arms of the same rounds with a part left "
-        f"out. {BY_PROFILE}: it has no controls in this run (`--controls all` measures those of every strategy), so "
-        f"this is from counters and one profiled pass. A dash where 95 % of the ideal is reached. {_JUDGED}",
+        "The cause that costs the deployed network most, by controls: arms of the same rounds with a part left out. "
+        f"{BY_PROFILE}: it has no controls in this run, so this is what costs the best strategy most as written, from "
+        f"counters and one profiled pass. A dash where 95 % of the ideal is reached. {_JUDGED}",
         kind="text",
     ),
     Column(

@@ -122,6 +122,13 @@ def test_outside_an_execution_the_rule_decides() -> None:
     assert isinstance(points(net)["stride"], Choice) and list(net.stride.parts()) == [net.stride.body]
 
 
+def test_a_value_is_one_decision_or_lists_several() -> None:
+    one, several = (
+        Choice("c", nn.Linear(2, 3), lambda scores: scores.topk(2).indices, listed=k) for k in (False, True)
+    )
+    assert one.choices((2,)) == one.choices(()) == 1 and several.choices((2,)) == 2
+
+
 @pytest.mark.parametrize("strategy", DYNAMIC)
 def test_in_training_the_scores_keep_their_graph(strategy: str) -> None:
     net, x = walk(5)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from dynbench.experiment.ways import Tournament
 from dynbench.graph import CannotTrace
 from dynbench.report.write import write_report
 from dynbench.store.run import Run
-from dynbench.store.schema import Cell
+from dynbench.store.schema import Arm, Cell
 
 TINY = Path(__file__).parent / "tiny"
 QUICK = Options(time_limit_s=0.3, precision=0.5, deployed=True)
@@ -43,6 +44,62 @@ def played(p: Prepared, batch_size: int, without: set[str] | None = None) -> lis
     )
     with torch.inference_mode():
         return [c for c in tournament.fastest(planned_cells(p, source, batch_size)) if c.deployed]
+
+
+class Scripted:
+    """A load under which way k takes `times[k]` rounds in turn, the last of them from then on."""
+
+    def __init__(self, times: list[list[float]]) -> None:
+        self.times, self.calls = times, [0] * len(times)
+
+    def issue(self, call: int, batches: Any, device: Any) -> list[Any]:
+        mine, played = self.times[call], self.calls[call]
+        self.calls[call] += 1
+        ms = mine[min(played, len(mine) - 1)]
+        if ms < 0:
+            raise RuntimeError("out of memory")
+        return [SimpleNamespace(duration_ns=round(1e6 * ms))]
+
+
+def ranked(*times: list[float]) -> tuple[list[tuple[str, float | None]], list[int]]:
+    """How ways "0", "1", ... are ranked that take so many milliseconds, the first time to warm up; and their rounds."""
+    load = Scripted([list(t) for t in times])
+    p: Any = SimpleNamespace(options=QUICK, parts=SimpleNamespace(load=load))
+    tournament = Tournament(p, *[cast("Any", None)] * 3, without=set(), tell=lambda *_, **__: None, stop=lambda: False)
+    entries = [
+        ways.Entry(
+            Arm(kind="strategy", strategy=str(k)), cast("Any", SimpleNamespace(call=k, batches=[(0, torch.zeros(1))]))
+        )
+        for k in range(len(times))
+    ]
+    tournament._heats(entries)
+    tournament._final(entries)
+    found = [(str(e.arm.strategy), ratio) for e, ratio in ways._ranking(entries)]
+    return [(name, None if ratio is None else round(ratio, 3)) for name, ratio in found], load.calls
+
+
+def test_the_final_tells_close_ways_apart() -> None:
+    rounds = 1 + ways.HEATS + ways.FINAL
+    found, calls = ranked([9, 10.0], [9, 10.4, 9.8, 10.4], [9, 20.0])
+    assert found == [("0", 1.0), ("1", 1.04), ("2", 2.041)] and calls[:2] == [rounds, rounds]
+
+
+def test_one_long_round_costs_nobody_the_win() -> None:
+    for long in range(1, 1 + ways.HEATS + ways.FINAL):
+        found, _ = ranked([10.0], [9.0] * long + [35.0] + [9.0])
+        assert [name for name, _ in found] == ["1", "0"]
+
+
+def test_ways_that_cannot_win_drop_out() -> None:
+    found, calls = ranked([1, 10.0], [1, 41.0], [1, 16.0], [1, 14.0])
+    assert calls == [1 + ways.HEATS, 2, 3, 1 + ways.HEATS]  # there is no final of one
+    assert found == [("0", 1.0), ("3", 1.4), ("2", 1.6), ("1", 4.1)]
+
+
+@pytest.mark.parametrize("fails_in", [0, 2, ways.HEATS + 3])
+def test_a_way_that_fails_in_any_round_is_out(fails_in: int) -> None:
+    found, calls = ranked([10.0], [9.0] * fails_in + [-1.0])
+    assert found == [("0", 1.0), ("1", None)] and calls[1] == fails_in + 1
 
 
 @pytest.fixture

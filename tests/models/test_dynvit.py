@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dynbench.dynamic import Trace, outside, points
 from dynbench.dynamic.trace import Entry
+from dynbench.experiment.alike import flipped
 from dynbench.meters.cost import cost
 from dynbench.models import dynvit as dynvit_file
 from dynbench.models import tome as tome_file
@@ -149,7 +150,17 @@ def test_which_pairs_are_merged_is_decided_not_in_which_order() -> None:
     others = scores.clone()
     others[:, 2, 3], others[:, 5, 1] = 0.9 + 1e-6, 0.9  # as another order of additions may round them
     assert torch.equal(match(3, scores), match(3, others))
-    assert match(3, scores)[0, :3].tolist() == [2, 5, 6] and match(3, scores)[0, -3:].tolist() == [3, 1, 6]
+    assert match(3, scores)[0].tolist() == [2 * 7 + 3, 5 * 7 + 1, 6 * 7 + 6]
+
+
+def test_each_pair_that_is_merged_is_a_decision() -> None:
+    net, x = merging(), images(2)
+    _, trace = run(net, x, "compaction")
+    value, reached = trace.entries["merge0", ()]
+    other = value.clone()
+    other[0, 1] += 1  # the same token goes into another one
+    changed = Trace({**trace.entries, ("merge0", ()): Entry(other, reached)}, trace.items, covers=trace.covers)
+    assert value.shape == (2, 4) and flipped(changed, trace, 0.0, points(net)) == (1, 2 * 4 * len(points(net)))
 
 
 def merged_by_hand(x: Tensor, size: Tensor, keys: Tensor, r: int) -> tuple[Tensor, Tensor]:
@@ -176,7 +187,7 @@ def test_merging_is_what_it_is_by_hand(tokens: int, share: float, seed: int) -> 
     size = torch.randint(1, 5, (2, tokens), generator=g).float()
     if r == 0:
         return
-    y, sizes = merge(x, size, match(r, tome_file.Similarity()(keys)), r)
+    y, sizes = merge(x, size, match(r, tome_file.Similarity()(keys)))
     for i in range(2):
         want, new = merged_by_hand(x[i], size[i], keys[i], r)
         assert torch.allclose(y[i], want, atol=1e-5) and torch.equal(sizes[i], new)

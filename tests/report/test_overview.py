@@ -12,10 +12,11 @@ from dynbench.paths import workload_files
 from dynbench.report import write_report
 from dynbench.report.drawings import Absent
 from dynbench.report.overview import Overview, build_overview
-from dynbench.report.overview_columns import BY_PROFILE
+from dynbench.report.overview_columns import AS_WRITTEN, BY_PROFILE
 from dynbench.report.published import CLAIMS, counterparts
 from dynbench.report.values import missing
 from dynbench.store.run import Run
+from dynbench.store.schema import Cell
 from tests.report import made_up
 from tests.report.test_pages import Page
 from tests.report.test_waterfall import explained
@@ -230,3 +231,38 @@ def test_a_loss_without_controls_is_marked_and_one_by_controls_is_not(tmp_path: 
     assert f"{BY_PROFILE}: it has no controls" in table.columns[column].definition
     marked = {row[0].text: row[column].text.endswith(BY_PROFILE) for row in table.rows}
     assert marked == {made_up.TITLES[made_up.SKIPPED]: False, made_up.TITLES[made_up.CASCADED]: True}
+
+
+def column(overview: Overview, key: str) -> dict[str, str]:
+    """What a column of the table of all workloads says, by title."""
+    table = overview.table.table
+    assert table is not None
+    (place,) = (i for i, c in enumerate(table.columns) if c.key == key)
+    return {row[0].text: row[place].text for row in table.rows}
+
+
+def test_a_workload_that_could_not_be_deployed_stands_out_among_those_that_were(tmp_path: Path) -> None:
+    infos = [made_up.info(), made_up.info(made_up.CASCADED)]
+    cells = [*made_up.group(32), *made_up.group(32, workload=made_up.CASCADED)]
+
+    def marked(name: str, cells: list[Cell]) -> dict[str, bool]:
+        run = Run.open(made_up.write_run(tmp_path / name, made_up.manifest(*infos), cells))
+        found = column(build_overview(run, {i.name: i.name for i in infos}), "at:32")
+        return {title: text.endswith(f" {AS_WRITTEN}") for title, text in found.items()}
+
+    skipped, cascaded = made_up.TITLES[made_up.SKIPPED], made_up.TITLES[made_up.CASCADED]
+    assert marked("none", cells) == {skipped: False, cascaded: False}
+    assert marked("one", [*cells, *made_up.deployed(32, 1.5)]) == {skipped: False, cascaded: True}
+
+
+def test_losses_are_those_of_the_deployed_network_where_it_has_controls(tmp_path: Path) -> None:
+    infos = [made_up.info(), made_up.info(made_up.CASCADED)]
+    deployed = made_up.deployed(32, 1.5)
+    fall = explained(deployed[0]).waterfall
+    cells = [explained(c) if c.arm.strategy == "compaction" else c for c in made_up.group(32)]
+    cells += [c.model_copy(update={"deployed_waterfall": fall}) if c.arm.kind == "strategy" else c for c in deployed]
+    run = Run.open(made_up.write_run(tmp_path / "run", made_up.manifest(*infos), cells))
+    (standing,) = summarise(infos, run.cells)[0].at.values()
+    assert fall is not None and standing.of_deployed and standing.losses == {f.name: f.value for f in fall.factors}
+    answer = next(a for a in build_overview(run, {i.name: i.name for i in infos}).answers if a.key == "answer-hardware")
+    assert "for 1 of 1 networks, deployed; its median factor is" in answer.sentences[0]
