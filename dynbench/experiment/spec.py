@@ -391,7 +391,7 @@ class Options(_Table):
     decisions: list[str] | None = None
     dtype: str | None = None  # every network is cast to it; None: as they are built
     threads: PositiveInt = 1
-    time_limit_s: float = Field(8.0, gt=0)
+    time_limit_s: float = Field(7.0, gt=0)
     precision: float = Field(0.02, gt=0, lt=1)
     seed: int = 0
     data_dir: Path | None = None
