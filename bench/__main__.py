@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bench.paired import Row
 
 CHILD = "DYNBENCH_BENCH_CHILD"  # set in the process that measures
-PARTS = ("null", "layer", "compaction", "cascading", "deployed", "agent", "picks", "command", "big")
+PARTS = ("null", "layer", "compaction", "cascading", "deployed", "alike", "agent", "picks", "command", "big")
 LEGEND = """SkipNet-110 runs under compaction with replayed decisions (synthetic, keep-rate 0.5), the cascade under
 cascading (half leave at each level; ResNet-38 is the static net). Efficiency is speed-up over ideal, the ideal dense
 FLOPs over required region FLOPs. Ratios are medians over rounds in which all arms take turns, batch by batch."""
@@ -33,7 +33,10 @@ def main() -> int:
     )
     parser.add_argument("--only", choices=PARTS, action="append", help="only this part; may be repeated")
     parser.add_argument(
-        "--workload", action="append", metavar="NAME", help="only this one of parts deployed and agent; may repeat"
+        "--workload",
+        action="append",
+        metavar="NAME",
+        help="only this one of parts deployed, alike and agent; may repeat",
     )
     options = parser.parse_args()
     if CHILD not in os.environ:
@@ -64,7 +67,7 @@ def measure(options: argparse.Namespace) -> int:
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """The rows of the parts that were chosen."""
-    from bench import agent, big_run, command, deployed, layer, null, picks, speed
+    from bench import agent, alike, big_run, command, deployed, layer, null, picks, speed
 
     parts, seconds, thorough = options.only or PARTS, 6.0 if options.quick else 45.0, not options.quick
     if "null" in parts:
@@ -78,6 +81,8 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
         yield from speed.cascading_of_idk(128, seconds, thorough)
     if "deployed" in parts:
         yield from deployed.against_deployed(seconds / 2, options.workload)
+    if "alike" in parts:
+        yield from alike.decided_alike(seconds / 2, options.workload)
     if "agent" in parts:
         yield from agent.against_run(seconds, options.workload if options.only == ["agent"] else None)
     if "picks" in parts:

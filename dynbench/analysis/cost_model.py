@@ -304,8 +304,8 @@ def errors(predictions: Sequence[Prediction]) -> Errors | str:
     judged = [p for p in predictions if p.held_out and p.ratio is not None]
     if len(judged) < LEAST_HELD_OUT:
         return (
-            f"{len(judged)} held-out cell{'' if len(judged) == 1 else 's'} are too few to judge the model by; it takes "
-            f"{LEAST_HELD_OUT}: measure more batch sizes, or a keep-rate sweep"
+            f"{len(judged)} held-out cell{' is' if len(judged) == 1 else 's are'} too few to judge the model by; it "
+            f"takes {LEAST_HELD_OUT}: measure more batch sizes, or a keep-rate sweep"
         )
     ratios = np.array([p.ratio for p in judged], np.float64)
     off = np.abs(ratios - 1)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dynbench.store.schema import Interval
 from dynbench.unavailable import Measured, Unavailable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PERCENTILE_CONFIDENCE = 0.99  # MLPerf LoadGen's, whence 64 samples for p90 and 662 for p99
 TRIMMED, TRIM_FROM = 0.2, 10  # share of the processes trimmed at either end; from how many processes on
@@ -35,6 +39,24 @@ def ratio_of_totals(baseline_ns: ArrayLike, cell_ns: ArrayLike) -> NDArray[np.fl
         raise ValueError(f"rounds must pair up, got {baseline.shape} of the baseline and {cell.shape} of the cell")
     ratios: NDArray[np.float64] = _positive(baseline, "times") / _positive(cell, "times")
     return ratios
+
+
+def ratio_in_rounds(samples: pd.DataFrame, over: str, under: str) -> Interval | None:
+    """The median over rounds of one arm's time over another's, with its interval.
+
+    Args:
+        samples: the columns of `schema.RoundSample`, of one group.
+        over: key of the arm whose time is divided.
+        under: key of the arm that it is divided by.
+
+    Returns:
+        None where fewer than two rounds have both.
+    """
+    totals = samples.groupby(["process", "round", "arm"], observed=True)["duration_ns"].sum().unstack("arm")
+    if over not in totals or under not in totals:
+        return None
+    both = totals[over].notna() & totals[under].notna()
+    return None if both.sum() < 2 else median_interval(ratio_of_totals(totals[over][both], totals[under][both]))
 
 
 def median_interval(ratios: ArrayLike, confidence: float = 0.95) -> Interval:

@@ -82,18 +82,11 @@ def _find(what: str) -> tuple[Run, list[WorkloadInfo]]:
 
 def _paired(run: Run, best: Cell, other: Cell) -> Interval | None:
     """Time of the other over that of the best in the rounds that both have; None: they share too few."""
-    from dynbench.analysis.statistics import median_interval, ratio_of_totals
+    from dynbench.analysis.statistics import ratio_in_rounds
 
     if best.group_id != other.group_id:
         return None
-    samples = run.samples(best.group_id)
-    totals = samples.groupby(["process", "round", "arm"], observed=True)["duration_ns"].sum().unstack("arm")
-    if best.arm.key not in totals or other.arm.key not in totals:
-        return None
-    both = totals[[best.arm.key, other.arm.key]].dropna()
-    if len(both) < 2:
-        return None
-    return median_interval(ratio_of_totals(both[other.arm.key], both[best.arm.key]))
+    return ratio_in_rounds(run.samples(best.group_id), other.arm.key, best.arm.key)
 
 
 def _row(c: Candidate) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from dynbench.analysis.cost_model import model_of
 from dynbench.analysis.formatting import percent, significant, times
 from dynbench.analysis.headline import of_one_device
 from dynbench.analysis.overview import Batch, Standing, Summary, by_batch_size, summarise
@@ -26,9 +27,11 @@ from dynbench.report.on_devices import devices_overview
 from dynbench.report.overview_columns import AS_WRITTEN, BY_PROFILE, COLUMNS
 from dynbench.report.overview_drawings import Dot, Scatter
 from dynbench.report.palette import MUTED, tones_of
+from dynbench.report.prediction import Predicted, prediction_overview, predictions_of
 from dynbench.report.tables import Block, Row, Section, Table, make_table
 from dynbench.report.values import NOTHING, Value, missing, number, ratio, with_interval, words
 from dynbench.store.run import Run
+from dynbench.store.scaling import read_scaling
 from dynbench.store.schema import Cell
 
 WORDS = {"faster": "faster", "slower": "slower", "unclear": "no difference"}
@@ -92,6 +95,7 @@ def build_overview(run: Run, pages: dict[str, str], tables: Sequence[Table] = ()
     sections = [
         *devices_overview(run, infos, mine),
         *choices_section(infos, mine),
+        *prediction_overview(_predictions(run)),
         warnings_section(run, every=False),
         not_measured_section(run, absent),
         environment_section(run),
@@ -110,6 +114,11 @@ def build_overview(run: Run, pages: dict[str, str], tables: Sequence[Table] = ()
         sections=[*sections, legend([*(b.table for b in blocks if b.table is not None), *tables])],
         tones=tones,
     )
+
+
+def _predictions(run: Run) -> list[Predicted]:
+    scalings = read_scaling(run.path)
+    return predictions_of(run.manifest.workloads, run.cells, [model_of(run.cells, one) for one in scalings])
 
 
 def _other_devices(run: Run, about: Sequence[Cell]) -> list[str]:

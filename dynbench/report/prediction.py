@@ -20,7 +20,7 @@ from dynbench.analysis.misses import Miss, misses, repeated
 from dynbench.analysis.whatif import LEVERS, WhatIf, largest, what_if
 from dynbench.report.columns import COLUMNS, Column
 from dynbench.report.tables import Block, Row, Section, make_table
-from dynbench.report.values import Value, count, number, ratio, words
+from dynbench.report.values import Value, count, missing, number, ratio, words
 from dynbench.store.schema import Cell, WorkloadInfo
 
 PREDICTED = [
@@ -57,6 +57,33 @@ WINS = [
     ),
     Column("largest", "largest", definition="The lever that wins most.", kind="text"),
 ]
+
+JUDGED = [
+    Column("workload", "workload", definition="The model of cost is fitted for each by itself.", kind="name"),
+    Column("held_out", "held-out cells", definition="That the fit did not see.", stays=True),
+    Column(
+        "off_median", "off", "%, median", "How far predictions are from what was measured, whichever way.", stays=True
+    ),
+    Column("off_p90", "off", "%, 90 %", "Nine of ten predictions are nearer than this.", stays=True),
+    Column(
+        "off_near",
+        "within 25 %",
+        "% of cells",
+        "How many predictions are within 25 % of the measured time.",
+        stays=True,
+    ),
+    Column("off_bias", "predicted / measured", "x, median", "Below 1 predictions are too fast.", stays=True),
+    Column("off_worst", "worst where", definition="Term whose share goes best with what is off.", kind="text"),
+]
+
+
+TITLE = "The cost model: predicted"
+TEXT = (
+    "Times follow from T(n) of every region, measured in place, from what an arm was seen to call, move and wait for, "
+    "and from constants of the device. Factors of the terms were fitted on some batch sizes and keep-rates, and are "
+    "judged here on cells that the fit did not see: other batch sizes, other keep-rates, and other traces. All but the "
+    "columns of what was measured is predicted."
+)
 
 
 @dataclass(frozen=True)
@@ -167,24 +194,31 @@ def prediction_section(found: Sequence[Predicted]) -> list[Section]:
     """The section of all workloads; none where a run has no T(n)."""
     if not found:
         return []
-    return [
-        Section(
-            "prediction",
-            "The cost model: predicted",
-            "Times follow from T(n) of every region, measured in place, from what an arm was seen to call, move and "
-            "wait for, and from constants of the device. Factors of the terms were fitted on some batch sizes and "
-            "keep-rates, and are judged here on cells that the fit did not see: other batch sizes, other keep-rates, "
-            "and other traces. All but the columns of what was measured is predicted.",
-            [*_overall(found), *(block for one in found for block in _blocks(one))],
-        )
-    ]
+    return [Section("prediction", TITLE, TEXT, [block for one in found for block in _blocks(one)])]
+
+
+def prediction_overview(found: Sequence[Predicted]) -> list[Section]:
+    """How good the models of several workloads are, all together and one by one; none where a run has no T(n)."""
+    if not found:
+        return []
+    rows = [_judged(one) for one in sorted(found, key=lambda one: one.info.title.lower())]
+    table = make_table("prediction errors", "Errors by workload", JUDGED, rows)
+    return [Section("prediction", TITLE, TEXT, [*_overall(found), Block(table=table, folded=True)])]
+
+
+def _judged(one: Predicted) -> Row:
+    row: Row = {"workload": Value(one.info.title, one.info.title.lower()), "held_out": count(len(one.held_out))}
+    if isinstance(one.judged, str):
+        return row | {"off_worst": missing(one.judged)}
+    e = one.judged
+    shares = {"off_median": e.median, "off_p90": e.p90, "off_near": e.near}
+    row |= {key: number(100 * share, 2) for key, share in shares.items()}
+    return row | {"off_bias": ratio(e.bias), "off_worst": words(e.worst)}
 
 
 def _overall(found: Sequence[Predicted]) -> list[Block]:
-    """The errors over all workloads, for each way; nothing where there is one workload."""
+    """The errors over all workloads, for each way."""
     held_out = [p for one in found for p in one.held_out]
-    if len(found) < 2:
-        return []
     said = []
     for control, words_ in (("host", "of strategies that the host plays"), ("graph", "of networks as one graph")):
         mine = [p for p in held_out if p.arm.control == control]

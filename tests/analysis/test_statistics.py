@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from dynbench.analysis.statistics import (
     median_interval,
     percentile,
     process_interval,
+    ratio_in_rounds,
     ratio_of_totals,
     samples_needed,
     tukey,
@@ -26,6 +28,18 @@ positive = st.floats(1e-3, 1e3)
 
 def test_ratio_above_one_means_the_cell_is_faster_in_that_round() -> None:
     np.testing.assert_allclose(ratio_of_totals([200, 300, 100], [100, 300, 400]), [2.0, 1.0, 0.25])
+
+
+def test_arms_are_compared_in_the_rounds_that_both_have() -> None:
+    rows = [(0, r, arm, ns) for r, a, b in ((0, 10, 5), (1, 40, 10), (2, 30, 10)) for arm, ns in (("a", a), ("b", b))]
+    rows += [(0, 0, "a", 6), (1, 0, "a", 1000)]  # a second batch; a round of another process, without b
+    samples = pd.DataFrame(rows, columns=["process", "round", "arm", "duration_ns"])
+    found = ratio_in_rounds(samples, "a", "b")
+    assert found == median_interval([3.2, 4.0, 3.0])
+    same = ratio_in_rounds(samples, "b", "b")
+    assert same is not None and same.value == same.low == same.high == 1.0
+    assert ratio_in_rounds(samples, "a", "c") is None
+    assert ratio_in_rounds(samples[samples["round"] == 0], "a", "b") is None
 
 
 @pytest.mark.parametrize(

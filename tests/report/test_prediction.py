@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dynbench.analysis.cost_model import model_of
-from dynbench.report.prediction import predicted, prediction_section, scatter
+from dataclasses import replace
+
+import pytest
+
+from dynbench.analysis.cost_model import errors, model_of
+from dynbench.report.prediction import Predicted, predicted, prediction_overview, prediction_section, scatter
+from dynbench.report.tables import Section
 from dynbench.store.schema import Interval, WorkloadInfo
 from tests.analysis.scalings import made_up
 
@@ -22,27 +27,42 @@ def info(name: str) -> WorkloadInfo:
     )
 
 
-def texts(names: list[str]) -> dict[str | None, list[str]]:
-    """What is said below each heading of the section."""
+def foretold(names: list[str]) -> list[Predicted]:
+    """The made-up model of each of these workloads."""
     found = []
     for name in names:
         known, scaling = made_up()
         mine = [c.model_copy(update={"workload": name, "again": AGAIN}) for c in known]
         found.append(predicted(info(name), mine, model_of(mine, scaling.model_copy(update={"workload": name}))))
-    (section,) = prediction_section(found)
+    return found
+
+
+def texts(sections: list[Section]) -> dict[str | None, list[str]]:
+    """What is said below each heading of the section."""
+    (section,) = sections
     return {block.title: list(block.text) for block in section.blocks if block.text}
 
 
 def test_several_workloads_have_their_errors_together_and_each_its_own() -> None:
-    said = texts(["a", "b"])
-    assert list(said) == ["All workloads", "a", "b"]
-    (together,) = said["All workloads"]
+    found = foretold(["b", "a"])
+    (together,) = texts(prediction_overview(found))["All workloads"]
     assert together.startswith("2 workloads, of strategies that the host plays: Of 20 held-out cells")
-    assert said["a"][0].startswith("Of 10 held-out cells the prediction is off by")
+    assert texts(prediction_section(found))["a"][0].startswith("Of 10 held-out cells the prediction is off by")
+    (table,) = (block.table for block in prediction_overview(found)[0].blocks if block.table)
+    median = 100 * errors(found[0].held_out).median  # type: ignore[union-attr]
+    assert [row[0].text for row in table.rows] == ["a", "b"] and table.rows[0][1].text == "10"
+    assert [row[2].sort for row in table.rows] == [pytest.approx(median)] * 2
+    assert prediction_overview([]) == []
 
 
-def test_one_workload_is_not_said_twice_and_has_the_doubt_of_its_machine() -> None:
-    said = texts(["a"])
+def test_a_workload_with_too_few_cells_says_so_in_the_table() -> None:
+    few = replace(foretold(["a"])[0], judged="3 held-out cells are too few")
+    (table,) = (block.table for block in prediction_overview([few])[0].blocks if block.table)
+    assert table.rows[0][-1].note == "3 held-out cells are too few"
+
+
+def test_a_workload_has_the_doubt_of_its_machine() -> None:
+    said = texts(prediction_section(foretold(["a"])))
     assert list(said) == ["a"]
     assert any("measured twice in the same rounds, differs by 3.0 %" in text for text in said["a"])
 
