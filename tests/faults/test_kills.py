@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,11 @@ def test_what_is_lost_and_what_is_left_is_seen(
             next((scene.trial / "out" / "samples").iterdir()).unlink()
             (Path(scene.environment["TMPDIR"]) / "dynbench-forks-abc").mkdir()
             (scene.trial / "out" / ".dynbench-abc.part").touch()
-            sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=scene.environment)
+            sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env=scene.environment)
             request.addfinalizer(sleeper.wait)
+            request.addfinalizer(sleeper.kill)
+            while sleeper.pid not in processes(scene.mark):  # on a busy machine its environment is there a little later
+                time.sleep(0.01)
         return process
 
     monkeypatch.setattr(scene, "start", spoiled)
@@ -77,7 +81,7 @@ def test_what_is_lost_and_what_is_left_is_seen(
     carry_out(trial, scene)
     assert trial.landed and not trial.clean and len(trial.lost) == 1
     assert trial.files == ["TMPDIR/dynbench-forks-abc", "out/.dynbench-abc.part"] and len(trial.missing) == 1
-    assert len(trial.processes) == 1 and "time.sleep(60)" in trial.processes[0]
+    assert len(trial.processes) == 1 and "time.sleep(600)" in trial.processes[0]
     text = readme([trial], scene, "python -m bench.kills", 1, 20.0)
     assert "1 x SIGKILL, no other signal" in text and trial.lost[0] in text
 
