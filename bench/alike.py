@@ -2,8 +2,8 @@
 
 Of a batch whose items all leave at the same exit nothing has to be moved, and no part is called with few items. The
 time of such batches, each weighted by how many items of the stream decide so, is what the mixed ones could reach if
-picking items out cost nothing. What is left between that and the ideal is no matter of executing: exits that take
-time themselves, and early layers that take more time per FLOP than late ones.
+picking items out cost nothing. What each way to decide saves of FLOPs stands beside what it saves of time: where the
+two differ, a layer takes more time per FLOP than others, and no way of picking out changes that.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dynbench.analysis.statistics import median_interval
 from dynbench.dynamic import Trace
 from dynbench.experiment import Options, load_spec
 from dynbench.experiment.build import Prepared, prepare
-from dynbench.graph import Session, compiled, static_graph
+from dynbench.graph import Feeds, Session, compiled, executed_flops, static_graph
 
 WORKLOADS = ("idk_digits", "msdnet_digits", "epnet_digits")
 BATCH = 32
@@ -54,7 +54,9 @@ def _of(name: str, seconds: float) -> Iterator[Row]:
     item = {k: found / (len(feeds[k]) * BATCH if k in feeds else p.items) for k, found in ns.items()}
     shares = {k: len(mine) / p.items for k, mine in enumerate(groups.values())}
     possible = sum(share * item[str(k)] for k, share in shares.items())
-    how = f"one ONNX Runtime graph each, {p.spec.primary.name} is the static net"
+    flops = {k: _flops_per_item(dynamic, mine) for k, mine in feeds.items()}
+    dense = _flops_per_item(static, plain)
+    how = f"{dense / flops['mixed']:.2f}x fewer FLOPs; one ONNX Runtime graph each, {p.spec.primary.name} is the static net"
     yield Row(f"{name}, batch {BATCH}: as decided", median_interval(item["static"] / item["mixed"]), note=how)
     weighted = "batches of items that decide alike, weighted by their share"
     yield Row(f"{name}, batch {BATCH}: nothing picked out", median_interval(item["static"] / possible), note=weighted)
@@ -62,7 +64,15 @@ def _of(name: str, seconds: float) -> Iterator[Row]:
         runs = [(value, sum(1 for _ in same)) for value, same in groupby(decisions)]
         what = ", ".join(f"{value:g}" + (f" ({times} times)" if times > 1 else "") for value, times in runs)
         found = median_interval(item["static"] / item[str(k)])
-        yield Row("  all alike", found, note=f"{100 * shares[k]:.0f} % decide {what}")
+        yield Row(
+            "  all alike",
+            found,
+            note=f"{dense / flops[str(k)]:.2f}x fewer FLOPs; {100 * shares[k]:.0f} % decide {what}",
+        )
+
+
+def _flops_per_item(graph: Session, feeds: list[Feeds]) -> float:
+    return executed_flops(graph.graph, feeds) / sum(len(f["x"]) for f in feeds)
 
 
 def _groups(p: Prepared, graph: Session) -> dict[Decided, list[int]]:

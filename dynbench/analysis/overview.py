@@ -187,7 +187,7 @@ def _standing(found: Contest, cells: Sequence[Cell], size: int, static: set[str]
         written=written,
         masking=masking,
         ideal=next(iter(ideals), None),
-        losses=_factors(explained) if explained is not None else {} if written is None else _losses(written),
+        losses=_losses(explained, written),
         by_controls=explained is not None or (written is not None and written.cell.waterfall is not None),
         of_deployed=explained is not None,
         memory=None if best is None or primary is None else _ratio(_peak(best.cell), _peak(primary)),
@@ -197,15 +197,12 @@ def _standing(found: Contest, cells: Sequence[Cell], size: int, static: set[str]
     )
 
 
-def _factors(waterfall: Waterfall) -> dict[str, float]:
-    return {factor.name: factor.value for factor in waterfall.factors}
-
-
-def _losses(best: Timed) -> dict[str, float]:
-    """By cause; of a cell that is deployed as it is written, those of what is written."""
-    if best.cell.waterfall is not None:
-        return _factors(best.cell.waterfall)
-    return gap(best.cell.model_copy(update={"deployed_speedups": []})).losses
+def _losses(deployed: Waterfall | None, written: Timed | None) -> dict[str, float]:
+    """By cause: by controls, of the deployed network before that as written; else what the latter's profile says."""
+    controls = deployed or (None if written is None else written.cell.waterfall)
+    if controls is not None:
+        return {factor.name: factor.value for factor in controls.factors}
+    return {} if written is None else gap(written.cell.model_copy(update={"deployed_speedups": []})).losses
 
 
 def _primary(cells: Sequence[Cell], best: Timed, *, deployed: bool) -> Cell | None:

@@ -69,8 +69,8 @@ class Choice(DecisionPoint):
         return Wanted("the body gave scores", (n,), more=True)
 
     def choices(self, row: Sequence[int]) -> int:
-        """One, or each that a value lists."""
-        return row[0] if self.listed else 1
+        """One, or each that a value lists; a row that is no list is one decision as a whole."""
+        return row[0] if self.listed and len(row) == 1 else 1
 
     def make_up(self, draw: Draw, like: Entry, rate: Tensor) -> Tensor:
         """The model's own values [rows, ...]; 0, or False, in rows that were not reached."""

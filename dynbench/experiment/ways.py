@@ -37,10 +37,7 @@ GRAPH: dict[str, Any] = {"engine": "onnxruntime", "control": "graph"}
 
 FEW_ITEMS = 16  # of the stream; a round of the tournament takes at least one batch
 HEATS, HEATS_LIMIT_S = 3, 3.0  # rounds of ways that may win
-HOPELESS = (
-    4.0,
-    1.5,
-)  # a way whose best round takes so much longer than the fastest's, the first or a later one, is out
+HOPELESS = (4.0, 1.5)  # ways whose best heat takes so many times as long as the fastest's: after one, after more
 CLOSE = 1.15  # ways within so much of the fastest are in the final
 FINAL, LEAST_FINAL, FINAL_LIMIT_S = 9, 3, 9.0  # rounds of these
 FORM_GAIN = 1.5  # a form is at most so much faster than the network as written

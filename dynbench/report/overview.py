@@ -27,7 +27,7 @@ from dynbench.report.on_devices import devices_overview
 from dynbench.report.overview_columns import AS_WRITTEN, BY_PROFILE, COLUMNS
 from dynbench.report.overview_drawings import Dot, Scatter
 from dynbench.report.palette import MUTED, tones_of
-from dynbench.report.prediction import Predicted, prediction_overview, predictions_of
+from dynbench.report.prediction import prediction_overview
 from dynbench.report.tables import Block, Row, Section, Table, make_table
 from dynbench.report.values import NOTHING, Value, missing, number, ratio, with_interval, words
 from dynbench.store.run import Run
@@ -95,7 +95,7 @@ def build_overview(run: Run, pages: dict[str, str], tables: Sequence[Table] = ()
     sections = [
         *devices_overview(run, infos, mine),
         *choices_section(infos, mine),
-        *prediction_overview(_predictions(run)),
+        *prediction_overview(run.manifest.workloads, [model_of(run.cells, one) for one in read_scaling(run.path)]),
         warnings_section(run, every=False),
         not_measured_section(run, absent),
         environment_section(run),
@@ -114,11 +114,6 @@ def build_overview(run: Run, pages: dict[str, str], tables: Sequence[Table] = ()
         sections=[*sections, legend([*(b.table for b in blocks if b.table is not None), *tables])],
         tones=tones,
     )
-
-
-def _predictions(run: Run) -> list[Predicted]:
-    scalings = read_scaling(run.path)
-    return predictions_of(run.manifest.workloads, run.cells, [model_of(run.cells, one) for one in scalings])
 
 
 def _other_devices(run: Run, about: Sequence[Cell]) -> list[str]:

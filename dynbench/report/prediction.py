@@ -197,34 +197,39 @@ def prediction_section(found: Sequence[Predicted]) -> list[Section]:
     return [Section("prediction", TITLE, TEXT, [block for one in found for block in _blocks(one)])]
 
 
-def prediction_overview(found: Sequence[Predicted]) -> list[Section]:
-    """How good the models of several workloads are, all together and one by one; none where a run has no T(n)."""
+def prediction_overview(infos: Mapping[str, WorkloadInfo], models: Sequence[Model]) -> list[Section]:
+    """How good the models of several workloads are, together and one by one; none where a run has no T(n)."""
+    found = [(infos[m.scaling.workload].title, m) for m in models if m.scaling.workload in infos]
     if not found:
         return []
-    rows = [_judged(one) for one in sorted(found, key=lambda one: one.info.title.lower())]
+    rows = [_judged(title, model) for title, model in sorted(found, key=lambda one: one[0].lower())]
     table = make_table("prediction errors", "Errors by workload", JUDGED, rows)
-    return [Section("prediction", TITLE, TEXT, [*_overall(found), Block(table=table, folded=True)])]
+    return [Section("prediction", TITLE, TEXT, [_overall([m for _, m in found]), Block(table=table, folded=True)])]
 
 
-def _judged(one: Predicted) -> Row:
-    row: Row = {"workload": Value(one.info.title, one.info.title.lower()), "held_out": count(len(one.held_out))}
-    if isinstance(one.judged, str):
-        return row | {"off_worst": missing(one.judged)}
-    e = one.judged
-    shares = {"off_median": e.median, "off_p90": e.p90, "off_near": e.near}
+def _judged(title: str, model: Model) -> Row:
+    row: Row = {
+        "workload": Value(title, title.lower()),
+        "held_out": count(sum(p.held_out for p in model.predictions)),
+    }
+    judged = errors(model.predictions)
+    if isinstance(judged, str):
+        return row | {"off_worst": missing(judged)}
+    shares = {"off_median": judged.median, "off_p90": judged.p90, "off_near": judged.near}
     row |= {key: number(100 * share, 2) for key, share in shares.items()}
-    return row | {"off_bias": ratio(e.bias), "off_worst": words(e.worst)}
+    return row | {"off_bias": ratio(judged.bias), "off_worst": words(judged.worst)}
 
 
-def _overall(found: Sequence[Predicted]) -> list[Block]:
+def _overall(models: Sequence[Model]) -> Block:
     """The errors over all workloads, for each way."""
-    held_out = [p for one in found for p in one.held_out]
+    held_out = [p for model in models for p in model.predictions if p.held_out]
     said = []
-    for control, words_ in (("host", "of strategies that the host plays"), ("graph", "of networks as one graph")):
+    for control, what in (("host", "Strategies that the host plays"), ("graph", "Networks as one graph")):
         mine = [p for p in held_out if p.arm.control == control]
         if mine:
-            said.append(f"{len(found)} workloads, {words_}: {_sentence(errors(mine))}")
-    return [Block("All workloads", text=said)] if said else []
+            workloads = len({p.workload for p in mine})
+            said.append(f"{what}, {workloads} workload{'s' if workloads > 1 else ''}: {_sentence(errors(mine))}")
+    return Block("All workloads", text=said)
 
 
 def _blocks(one: Predicted) -> list[Block]:

@@ -56,5 +56,5 @@ def test_a_better_arm_counts_as_far_as_its_rounds_tell(tmp_path: Path, best_ns: 
     (tmp_path / "samples").mkdir()
     write_samples(tmp_path, pick.group_id, columns | {"arm": [pick.arm.key] * 3 + [best.arm.key] * 3})
     (found,) = picked_ways(ran(tmp_path, [pick, best]))
-    assert found.share == pytest.approx(0.8) and found.wrong == wrong
+    assert found.share == pytest.approx(0.8) and found.surely_wrong == wrong
     assert found.told is not None and found.told.value == pytest.approx(0.8)

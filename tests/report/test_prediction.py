@@ -45,20 +45,22 @@ def texts(sections: list[Section]) -> dict[str | None, list[str]]:
 
 def test_several_workloads_have_their_errors_together_and_each_its_own() -> None:
     found = foretold(["b", "a"])
-    (together,) = texts(prediction_overview(found))["All workloads"]
-    assert together.startswith("2 workloads, of strategies that the host plays: Of 20 held-out cells")
+    overview = prediction_overview({one.info.name: one.info for one in found}, [one.model for one in found])
+    (together,) = texts(overview)["All workloads"]
+    assert together.startswith("Strategies that the host plays, 2 workloads: Of 20 held-out cells")
     assert texts(prediction_section(found))["a"][0].startswith("Of 10 held-out cells the prediction is off by")
-    (table,) = (block.table for block in prediction_overview(found)[0].blocks if block.table)
+    (table,) = (block.table for block in overview[0].blocks if block.table)
     median = 100 * errors(found[0].held_out).median  # type: ignore[union-attr]
     assert [row[0].text for row in table.rows] == ["a", "b"] and table.rows[0][1].text == "10"
     assert [row[2].sort for row in table.rows] == [pytest.approx(median)] * 2
-    assert prediction_overview([]) == []
+    assert prediction_overview({}, [one.model for one in found]) == []
 
 
 def test_a_workload_with_too_few_cells_says_so_in_the_table() -> None:
-    few = replace(foretold(["a"])[0], judged="3 held-out cells are too few")
-    (table,) = (block.table for block in prediction_overview([few])[0].blocks if block.table)
-    assert table.rows[0][-1].note == "3 held-out cells are too few"
+    (one,) = foretold(["a"])
+    few = replace(one.model, predictions=one.held_out[:3])
+    (table,) = (block.table for block in prediction_overview({"a": one.info}, [few])[0].blocks if block.table)
+    assert table.rows[0][1].text == "3" and "3 held-out cells are too few" in str(table.rows[0][-1].note)
 
 
 def test_a_workload_has_the_doubt_of_its_machine() -> None:
