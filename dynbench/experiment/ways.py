@@ -309,6 +309,8 @@ class Tournament:
             if heat and alive:
                 limit = HOPELESS[min(heat - 1, 1)] * min(e.least_ns for e in alive)
                 alive = [e for e in alive if e.least_ns <= limit]
+            if heat and len(alive) < 2:
+                return
 
     def _final(self, entries: list[Entry]) -> None:
         """Times those that may be the fastest in rounds of their own."""

@@ -68,9 +68,8 @@ def merge(x: Tensor, size: Tensor | None, pairs: Tensor) -> tuple[Tensor, Tensor
     of_a, of_b = (tokens + 1) // 2, tokens // 2
     merged, into = pairs // of_b, pairs % of_b
     token = torch.arange(of_a, device=x.device).expand(n, -1)
-    kept = (
-        token.scatter(1, merged, torch.full_like(merged, of_a)).sort(1).values[:, : of_a - r]
-    )  # the merged ones go to the end
+    merged_last = token.scatter(1, merged, torch.full_like(merged, of_a)).sort(1).values
+    kept = merged_last[:, : of_a - r]
     first = torch.arange(0, n * tokens, tokens, device=x.device).unsqueeze(1)  # first row of each image
     new_first = torch.arange(0, n * (tokens - r), tokens - r, device=x.device).unsqueeze(1)
     if size is None:

@@ -96,6 +96,11 @@ def test_ways_that_cannot_win_drop_out() -> None:
     assert found == [("0", 1.0), ("3", 1.4), ("2", 1.6), ("1", 4.1)]
 
 
+def test_a_way_without_rivals_is_timed_once() -> None:
+    assert ranked([9, 10.0]) == ([("0", 1.0)], [2])
+    assert ranked([9, 10.0], [9, 50.0]) == ([("0", 1.0), ("1", 5.0)], [2, 2])
+
+
 @pytest.mark.parametrize("fails_in", [0, 2, ways.HEATS + 3])
 def test_a_way_that_fails_in_any_round_is_out(fails_in: int) -> None:
     found, calls = ranked([10.0], [9.0] * fails_in + [-1.0])
