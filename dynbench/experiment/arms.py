@@ -115,6 +115,7 @@ class RunningArm:
         device: where it runs.
         written: it is one of the arms that were planned: as written, or in the engine that was asked for.
         rounds: timings of every batch, round by round.
+        stopped_by: why its rounds ended.
         failed: why it is not measured any further.
     """
 
@@ -126,6 +127,7 @@ class RunningArm:
     device: Device
     written: bool = True
     rounds: list[list[Timing]] = field(default_factory=list)
+    stopped_by: str = "time limit"
     failed: str | None = None
 
     @property

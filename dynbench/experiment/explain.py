@@ -54,14 +54,13 @@ def explained(
     Returns:
         The waterfall; and a warning where a profile says otherwise.
     """
-    rounds = len(arm.totals_ns())
 
     def timed(found: Ran) -> Timed | None:
         totals = found.totals_ns()
-        return Timed(totals, _executed(work[found.arm.key])) if len(totals) == rounds else None
+        return Timed(totals, _executed(work[found.arm.key])) if len(totals) else None
 
     given = _arms(arm, base, arms, work, timed)
-    found = None if given is None else waterfall(given, work[arm.arm.key].columns.get("phases"))
+    found = None if given is None else waterfall(_as_many(given), work[arm.arm.key].columns.get("phases"))
     return found, [] if found is None else disagreements(found, resolution)
 
 
@@ -87,7 +86,7 @@ def explained_energy(arm: Ran, base: Ran | None, arms: Sequence[Ran], work: Mapp
 
 
 def _as_many(arms: Arms) -> Arms:
-    """With as many parts of each as there are of all: an arm whose pass takes long has fewer."""
+    """With as many rounds, or parts of a window, of each as there are of all: an arm that takes long has fewer."""
     others = [t for t in (arms.twin, arms.here) if t is not None]
     every = [arms.baseline, arms.dynamic, *arms.without.values(), *others]
     some = min(len(t.totals) for t in every)
@@ -117,7 +116,7 @@ def _arms(
     }
     if base.arm not in measured or arm.arm not in measured:
         return None
-    controls = [a for a in arms if a.arm in measured and _is_control(a.arm, arm.arm)]
+    controls = [a for a in arms if a.arm in measured and is_control(a.arm, arm.arm)]
     fair = [a.arm for a in controls if not leaves_out_bodies(work[a.arm.key].executed, region)]
     twin = (
         None if base.cell.static_twin else next((a for a in arms if a.arm in measured and _is_twin(a, arm.arm)), None)
@@ -163,7 +162,7 @@ def leaves_out_bodies(executed: Measured, required: Measured) -> bool:
     return executed < (1 - SAME_WORK) * required
 
 
-def _is_control(control: Arm, arm: Arm) -> bool:
+def is_control(control: Arm, arm: Arm) -> bool:
     """Whether a control differs from an arm in what is left out, and in nothing else that makes a difference."""
     same = {"kind": arm.kind, "without": None, "live": arm.live}
     return control.model_copy(update=same) == arm

@@ -25,7 +25,7 @@ from dynbench.errors import DynbenchError
 from dynbench.experiment.arms import RunningArm, running_arm
 from dynbench.experiment.build import Prepared, Source
 from dynbench.experiment.diagnose import Facts, Work, diagnose
-from dynbench.experiment.explain import explained, explained_energy
+from dynbench.experiment.explain import explained, explained_energy, is_control
 from dynbench.experiment.plan import SWEEP_TIME_SHARE, controls_asked, controls_of, planned_cell
 from dynbench.experiment.walks import Walks
 from dynbench.experiment.ways import Tournament
@@ -44,6 +44,7 @@ WARM_UP_BATCHES = 8  # at most
 WARM_UP_S = 0.5  # or so many seconds
 MOSTLY = 0.5  # of the time: such a share is worth a warning
 MIN_ROUNDS = 3  # a result needs at least so many
+ALONE_SHARE = 0.3  # of a group's time: rounds of deployed networks alone, which strategies as written slow down
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def measure_group(
     if p.options.scaling and p.spec.model_kind == "points":
         walks = Walks(p, source, batch_size, [a.arm for a in arms], device)
     watch, samples = Watch(device), Samples(process)
-    timed_s, stopped_by = _rounds(p, source, arms, samples, tell, stop, watch, walks)
+    timed_s = _Rounds(p, source, samples, tell, stop, watch, walks).measure(arms)
     if walks is not None:
         totals = {a.arm.key: a.totals_ns() for a in arms if a.failed is None}
         write_walked(run, walks.found(p.spec.name, cells[0].group_id, totals))
@@ -222,7 +223,7 @@ def measure_group(
                 found = _guarded(arm, partial(diagnose, p, source, arm, facts))
                 if found is not None:
                     work[arm.arm.key] = found
-    measured = [_cell(p, source, arm, arms, work, stopped_by, noises) for arm in arms]
+    measured = [_cell(p, source, arm, arms, work, noises) for arm in arms]
     if not stop():
         measured = [_with_own_quantities(p, cell, arm) for cell, arm in zip(measured, arms, strict=True)]
     return {
@@ -232,46 +233,76 @@ def measure_group(
     }
 
 
-def _rounds(
-    p: Prepared,
-    source: Source,
-    arms: list[RunningArm],
-    samples: Samples,
-    tell: Callable[..., None],
-    stop: Callable[[], bool],
-    watch: Watch,
-    walks: Walks | None,
-) -> tuple[float, str]:
-    """Times the arms round by round; returns the seconds inside timed samples, and why it ended.
+class _Rounds:
+    """Times the arms of a group in rounds: first all, then those that are deployed alone.
 
-    Where networks are walked, this is done between the arms of each round, and does not count as a sample.
+    A strategy that calls a network item by item may take as long as ten deployed networks; these are what a verdict is
+    about, and get rounds of their own where the time did not suffice. Where networks are walked, this is done between
+    the arms of each round, and does not count as a sample.
     """
-    limit = p.options.time_limit_s * (SWEEP_TIME_SHARE if source.sweep else 1.0)
-    rule = Stopping(precision=p.options.precision, time_limit_s=limit)
-    order = random.Random(p.options.seed)
-    begin = time.monotonic()
-    spent_ns = 0
-    while True:
-        alive = [a for a in arms if a.failed is None]
-        order.shuffle(alive)
-        watch.tick()
-        for position, arm in enumerate(alive):
-            if walks is not None:
-                walks.before(arm.arm.key, position, len(alive))
-            tell("arm", name=arm.arm.key)
-            timings = _guarded(arm, partial(p.parts.load.issue, arm.call, arm.batches, arm.device))
+
+    def __init__(
+        self,
+        p: Prepared,
+        source: Source,
+        samples: Samples,
+        tell: Callable[..., None],
+        stop: Callable[[], bool],
+        watch: Watch,
+        walks: Walks | None,
+    ) -> None:
+        self._p, self._samples, self._tell, self._stop, self._watch, self._walks = p, samples, tell, stop, watch, walks
+        self._limit_s = p.options.time_limit_s * (SWEEP_TIME_SHARE if source.sweep else 1.0)
+        self._order = random.Random(p.options.seed)
+
+    def measure(self, arms: list[RunningArm]) -> float:
+        """Measures until precise enough, or the time is over; returns the seconds inside timed samples."""
+        deployed = [a for a in arms if _of_deployed(a, arms)]
+        share = ALONE_SHARE if 0 < len(deployed) < len(arms) else 0.0
+        begin = time.monotonic()
+        spent_s = self._until(arms, begin, (1 - share) * self._limit_s)
+        if share and any(a.stopped_by == "time limit" for a in deployed):
+            limit_s = max(self._limit_s, time.monotonic() - begin + share * self._limit_s)
+            spent_s += self._until(deployed, begin, limit_s)
+        return spent_s
+
+    def _until(self, arms: list[RunningArm], begin: float, limit_s: float) -> float:
+        """Rounds of these arms until their ratios are precise, or so many seconds have passed since the first."""
+        rule = Stopping(precision=self._p.options.precision, time_limit_s=limit_s)
+        spent_ns = 0
+        while True:
+            spent_ns += self._round([a for a in arms if a.failed is None])
+            rounds = max((len(a.rounds) for a in arms if a.failed is None), default=0)
+            elapsed = time.monotonic() - begin
+            self._tell("round", n=rounds, elapsed_s=elapsed, limit_s=limit_s)
+            why = "interrupt" if self._stop() else rule.finished(rounds, elapsed, _ratios(arms))
+            all_failed = all(a.failed is not None for a in arms)
+            if all_failed or why == "interrupt" or (why is not None and rounds >= MIN_ROUNDS):
+                for arm in arms:
+                    arm.stopped_by = why or "time limit"
+                return spent_ns / 1e9
+
+    def _round(self, arms: list[RunningArm]) -> int:
+        """Each of the arms once, in random order; returns the nanoseconds inside timed samples."""
+        spent_ns = 0
+        self._order.shuffle(arms)
+        self._watch.tick()
+        for position, arm in enumerate(arms):
+            if self._walks is not None:
+                self._walks.before(arm.arm.key, position, len(arms))
+            self._tell("arm", name=arm.arm.key)
+            timings = _guarded(arm, partial(self._p.parts.load.issue, arm.call, arm.batches, arm.device))
             if timings is None:
                 continue
             arm.rounds.append(timings)
             spent_ns += sum(t.duration_ns for t in timings)
-            samples.add(arm, position, timings)
-        rounds = max((len(a.rounds) for a in arms if a.failed is None), default=0)
-        elapsed = time.monotonic() - begin
-        tell("round", n=rounds, elapsed_s=elapsed, limit_s=limit)
-        why = "interrupt" if stop() else rule.finished(rounds, elapsed, _ratios(arms))
-        all_failed = all(a.failed is not None for a in arms)
-        if all_failed or why == "interrupt" or (why is not None and rounds >= MIN_ROUNDS):
-            return spent_ns / 1e9, why or "time limit"
+            self._samples.add(arm, position, timings)
+        return spent_ns
+
+
+def _of_deployed(arm: RunningArm, arms: list[RunningArm]) -> bool:
+    """Whether it is a deployed network, or a control of one."""
+    return arm.cell.deployed or not arm.written or any(is_control(arm.arm, a.arm) for a in arms if a.cell.deployed)
 
 
 def _bases(arm: RunningArm, arms: list[RunningArm], *, deployed: bool) -> list[RunningArm]:
@@ -287,6 +318,12 @@ def _primary(arm: RunningArm, arms: list[RunningArm], *, deployed: bool) -> Runn
     return next((a for a in _bases(arm, arms, deployed=deployed) if a.cell.primary), None)
 
 
+def _ratio(base: RunningArm, arm: RunningArm) -> np.ndarray:
+    """[rounds] of the baseline over the arm, in those that both have: the first ones."""
+    shared = min(len(base.rounds), len(arm.rounds))
+    return ratio_of_totals(base.totals_ns()[:shared], arm.totals_ns()[:shared])
+
+
 def _ratios(arms: list[RunningArm]) -> list[np.ndarray]:
     """[rounds] primary baseline over arm, for every arm but controls of which a part is left out; both ways of it."""
     found = []
@@ -294,7 +331,7 @@ def _ratios(arms: list[RunningArm]) -> list[np.ndarray]:
         for deployed in (False, True):
             primary = _primary(arm, arms, deployed=deployed)
             if primary is not None and primary is not arm and primary.failed is None and arm.failed is None:
-                found.append(ratio_of_totals(primary.totals_ns(), arm.totals_ns()))
+                found.append(_ratio(primary, arm))
     return found
 
 
@@ -320,7 +357,7 @@ def _noise(p: Prepared, once: RunningArm | None, arms: list[RunningArm], seen: W
     twice = next((a for a in arms if a.arm == again), None)
     if once is None or twice is None or once.failed or twice.failed or len(twice.rounds) < MIN_ROUNDS:
         return Noise(None, None, seen, doubts(seen, None))
-    ratio = median_interval(ratio_of_totals(once.totals_ns(), twice.totals_ns()))
+    ratio = median_interval(_ratio(once, twice))
     tells = resolution(ratio, p.options.device)
     return Noise(ratio, tells, seen, doubts(seen, tells))
 
@@ -334,7 +371,6 @@ def _cell(
     arm: RunningArm,
     arms: list[RunningArm],
     work: dict[str, Work],
-    stopped_by: str,
     noises: Noises,
 ) -> Cell:
     """The finished cell of an arm."""
@@ -344,19 +380,19 @@ def _cell(
         return cell.model_copy(update={"status": "failed", "reason": arm.failed})
     if len(arm.rounds) < MIN_ROUNDS:
         reason = f"stopped after {len(arm.rounds)} rounds; a result needs {MIN_ROUNDS}"
-        return cell.model_copy(update={"status": "interrupted", "reason": reason, "stopped_by": stopped_by})
+        return cell.model_copy(update={"status": "interrupted", "reason": reason, "stopped_by": arm.stopped_by})
     noise = noises.written if arm.written else noises.deployed
     speedups = [] if arm.arm.only_explains else _speedups(arm, arms, noises.written.resolution, deployed=False)
     deployed_speedups = _speedups(arm, arms, noises.deployed.resolution, deployed=True)
     update: dict[str, Any] = {
         "status": "ok",
-        "stopped_by": stopped_by,
+        "stopped_by": arm.stopped_by,
         "latency": _latency(arm),
         "speedups": speedups,
         "deployed_speedups": deployed_speedups,
         "again": noise.again,
         "witnesses": noise.witnesses,
-        "warnings": noise.warnings + _imprecise([*speedups, *deployed_speedups], stopped_by, p.options.precision),
+        "warnings": noise.warnings + _imprecise([*speedups, *deployed_speedups], arm.stopped_by, p.options.precision),
     }
     for name, deployed, tells in (
         ("waterfall", False, noises.written.resolution),
@@ -397,7 +433,7 @@ def _speedups(arm: RunningArm, arms: list[RunningArm], tells: float | None, *, d
     found = []
     for base in _bases(arm, arms, deployed=deployed):
         if base is not arm and base.failed is None:
-            ratio = median_interval(ratio_of_totals(base.totals_ns(), arm.totals_ns()))
+            ratio = median_interval(_ratio(base, arm))
             found.append(
                 Speedup(**ratio.model_dump(), baseline=base.arm.name, primary=base.cell.primary, resolution=tells)
             )

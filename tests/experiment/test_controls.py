@@ -13,7 +13,7 @@ import pytest
 import dynbench.experiment.measure
 from dynbench.analysis.statistics import median_interval, ratio_of_totals
 from dynbench.experiment.build import Prepared, prepare
-from dynbench.experiment.explain import leaves_out_bodies
+from dynbench.experiment.explain import is_control, leaves_out_bodies
 from dynbench.experiment.measure import measure_group
 from dynbench.experiment.plan import controls_of, planned_cell, planned_cells
 from dynbench.experiment.spec import Options, load_spec
@@ -74,7 +74,24 @@ def test_controls_run_in_the_rounds_of_their_arm(run: Run) -> None:
     assert {c.arm.without for c in mine if c.arm.control == "host"} == set(PARTS)
     samples = run.samples(mine[0].group_id)
     rounds = samples.groupby("arm", observed=True)["round"].nunique()
-    assert all(rounds[c.arm.key] == rounds["cascading"] for c in mine)
+    arms = [
+        c.arm for c in run.cells if c.group_id == mine[0].group_id and c.status == "ok" and c.arm.kind == "strategy"
+    ]
+    for control in (c.arm for c in mine):
+        assert rounds[control.key] in [rounds[a.key] for a in arms if is_control(control, a)], control.key
+
+
+def test_deployed_networks_get_rounds_of_their_own(run: Run) -> None:
+    cells = [c for c in run.cells if c.batch_size == 4 and c.status == "ok" and c.arm.without is None]
+    deployed = {c.rounds for c in cells if c.deployed}
+    (rounds,) = deployed
+    assert rounds >= max(c.rounds for c in cells if not c.deployed) >= 3
+    both = next(c for c in cells if c.deployed and not c.primary)
+    (speedup,) = (s for s in both.deployed_speedups if s.primary)
+    totals = run.samples(both.group_id).groupby(["arm", "round"], observed=True)["duration_ns"].sum()
+    base = next(c for c in cells if c.deployed and c.primary)
+    ratios = ratio_of_totals(totals[base.arm.key].to_numpy(), totals[both.arm.key].to_numpy())
+    assert len(ratios) == rounds and speedup.value == pytest.approx(median_interval(ratios).value)
 
 
 def test_what_a_control_executes_is_what_is_left_in(run: Run) -> None:
