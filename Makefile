@@ -8,6 +8,7 @@
 #   make lint      style, types, layers
 #   make verify-all    check that all workloads give the same answers under all strategies
 #   make bench     the overhead of dynbench itself, as ratios
+#   make gpu       all that can be shown on an NVIDIA GPU, in at most 9 minutes: docs/cuda.md
 #   make clean     remove .venv and the caches of tools, but not runs/
 #
 # SYSTEM_TORCH=1 uses the torch that $(PYTHON) can import and installs everything else.
@@ -18,7 +19,7 @@ ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: run test test-devices fuzz lint verify-all bench report clean
+.PHONY: run test test-devices fuzz lint verify-all bench gpu report clean
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED)
@@ -52,6 +53,9 @@ verify-all: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench $(ARGS)
+
+gpu: $(INSTALLED)
+	$(BIN)/python -m bench.gpu --out runs/gpu-$(shell date +%Y-%m-%d-%H%M) $(ARGS)
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument(
         "--run", type=Path, metavar="DIR", help="run that parts picks and command read [default: newest of runs/]"
     )
+    parser.add_argument("--device", default="cpu", help="of part layer: cpu or cuda [default: cpu]")
     parser.add_argument("--only", choices=PARTS, action="append", help="only this part; may be repeated")
     parser.add_argument(
         "--workload",
@@ -73,7 +74,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     if "null" in parts:
         yield from null.no_decision(seconds / 3)
     if "layer" in parts:
-        yield from layer.against_by_hand(seconds)
+        yield from layer.against_by_hand(seconds, options.device)
     if "compaction" in parts:
         for batch in (32, 128):
             yield from speed.compaction_of_skipnet(batch, seconds, thorough)

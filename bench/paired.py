@@ -71,12 +71,20 @@ def rounds(arms: dict[str, Call], stream: Tensor, batch_size: int, seconds: floa
         now = dict.fromkeys(arms, 0)
         for start, x in batches:
             for name in shuffle.sample(list(arms), len(arms)):
+                wait_for(x.device)
                 before = time.perf_counter_ns()
                 arms[name](start, x)
+                wait_for(x.device)
                 now[name] += time.perf_counter_ns() - before
         for name, ns in now.items():
             totals[name].append(ns)
     return {name: np.array(t, dtype=np.float64) for name, t in totals.items()}
+
+
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def ratio(over: NDArray[np.float64], under: NDArray[np.float64], scale: float = 1.0) -> Interval:

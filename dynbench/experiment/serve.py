@@ -16,7 +16,7 @@ from dynbench.experiment.parts import load_engine
 from dynbench.experiment.plan import describe, groups
 from dynbench.experiment.scaling import scaling_of
 from dynbench.experiment.spec import Options, load_spec
-from dynbench.experiment.ways import TOURNAMENT_ENGINES
+from dynbench.experiment.ways import engines_tried
 from dynbench.store.schema import Cell
 from dynbench.store.walks import read_walked
 
@@ -43,7 +43,7 @@ class Server:
         torch.set_num_threads(options.threads)
         what = request["do"]
         if what == "describe":
-            names = dict.fromkeys([*options.engines, *(TOURNAMENT_ENGINES if options.deployed else ())])
+            names = dict.fromkeys([*options.engines, *(engines_tried(options.device) if options.deployed else ())])
             engines = {engine.name: engine.facts() for engine in map(load_engine, names)}
             self._tell("described", hardware=devices.device(options.device).describe(), engines=engines)
             return

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from dynbench.devices.base import Device
@@ -28,6 +29,7 @@ from dynbench.strategies import PREFERRED, Masking
 
 TOURNAMENT_ENGINES = ("eager", "onnxruntime", "openvino", "compile")
 HOST_ENGINES = ("eager", "onnxruntime", "compile")  # of the dynamic network; OpenVINO takes longer to call
+CUDA_ENGINES = ("cuda_graph",)  # of all networks, where they are on a GPU
 PROVING_ENGINES = ("onnxruntime", "openvino")  # compare each region with its module themselves
 MICRO_BATCH = 8  # items
 OF_GRAPHS = (1, MICRO_BATCH, 32)  # items at a time of a graph
@@ -45,6 +47,15 @@ FORM_GAIN = 1.5  # a form is at most so much faster than the network as written
 Tell = Callable[..., None]
 
 
+def engines_tried(device: str) -> tuple[str, ...]:
+    """The engines that a tournament on a device tries."""
+    return (*TOURNAMENT_ENGINES, *_of_device(torch.device(device)))
+
+
+def _of_device(device: torch.device) -> tuple[str, ...]:
+    return CUDA_ENGINES if device.type == "cuda" else ()
+
+
 def static_ways(p: Prepared, baseline: Baseline, batch_size: int) -> Iterator[Arm]:
     """Of a static network: layer by layer in the forms that can make a difference to it, and as one graph or region.
 
@@ -56,6 +67,8 @@ def static_ways(p: Prepared, baseline: Baseline, batch_size: int) -> Iterator[Ar
     yield arm.model_copy(update=GRAPH)
     yield arm.model_copy(update={"engine": "openvino"})
     yield arm.model_copy(update={"engine": "compile"})
+    for engine in _of_device(p.device):
+        yield from (arm.model_copy(update={"form": form, "engine": engine}) for form in dict.fromkeys(forms))
     if batch_size > MICRO_BATCH and baseline.form == "plain":
         yield arm.model_copy(update={"form": in_micro_batches(forms[-1], MICRO_BATCH)})
     if batch_size > LARGE_BATCH and baseline.form == "plain":
@@ -71,7 +84,7 @@ def dynamic_ways(p: Prepared, source: Source) -> Iterator[Arm]:
     if p.spec.model_kind == "opaque":
         return
     names = [name for name, kind in p.parts.strategies.items() if _may_win(kind) and refusal(p, name) is None]
-    for engine in HOST_ENGINES:
+    for engine in (*HOST_ENGINES, *_of_device(p.device)):
         for name in names:
             if engine == "eager" or not p.parts.strategies[name].fixed_work:
                 yield Arm(kind="strategy", strategy=name, engine=engine, load=p.parts.load.name)

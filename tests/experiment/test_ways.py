@@ -282,6 +282,22 @@ def test_static_networks_are_tried_in_micro_batches_where_the_batch_is_larger(ti
     }
 
 
+def test_on_a_gpu_every_network_is_tried_as_cuda_graphs(tiny: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only which ways there are: nothing is recorded here."""
+    (source,) = (s for s in tiny.sources if s.decisions.label == "learned")
+
+    def recorded() -> set[tuple[str | None, str]]:
+        tried = [*ways.dynamic_ways(tiny, source), *ways.static_ways(tiny, tiny.spec.primary, 8)]
+        return {(a.strategy or a.baseline, a.form) for a in tried if a.engine == "cuda_graph"}
+
+    assert recorded() == set() and "cuda_graph" not in ways.engines_tried("cpu")
+    eager = {(a.baseline, a.form) for a in ways.static_ways(tiny, tiny.spec.primary, 8) if a.engine == "eager"}
+    monkeypatch.setattr(tiny, "device", torch.device("cuda"))
+    found = recorded()
+    assert {way for way in found if way[0] == "plain"} == eager
+    assert ("cascading", "plain") in found and "cuda_graph" in ways.engines_tried("cuda:0")
+
+
 def sizes_tried(cell: Cell) -> set[int | None]:
     return {c.arm.micro_batch for c in cell.candidates if c.arm.control == "graph" and c.ratio is not None}
 
