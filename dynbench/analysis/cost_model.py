@@ -284,12 +284,13 @@ def held_out(cells: Sequence[Cell]) -> set[str]:
     """Ids of the cells that a fit does not see; a rule that looks at no time.
 
     Of the batch sizes, in order, every second one; of the made-up keep-rates, in order, every second one; and where
-    there are made-up decisions at a batch size, all others there: other traces.
+    there are made-up decisions at a batch size, all others there: other traces. Of two batch sizes both are seen if
+    there are several made-up keep-rates: what is fitted to one alone, such as to single items, tells little of another.
     """
     sizes = sorted({c.batch_size for c in cells})
-    other_sizes = set(sizes[1::2])
     rates = sorted({c.decisions.keep_rate for c in cells if _made_up(c) and c.decisions.keep_rate is not None})
     other_rates = set(rates[1::2])
+    other_sizes = set() if len(sizes) == 2 and other_rates else set(sizes[1::2])
     drawn = {c.batch_size for c in cells if _made_up(c)}
     return {
         c.cell_id

@@ -77,6 +77,15 @@ def test_the_split_looks_at_no_time_and_holds_out_sizes_rates_and_other_traces()
     }
 
 
+def test_of_two_batch_sizes_both_are_seen_where_keep_rates_tell_the_rest() -> None:
+    cells = [c for c in made_up()[0] if c.batch_size in (1, 32)]
+    out = held_out(cells)
+    seen = {(c.batch_size, c.decisions.label) for c in cells if c.cell_id not in out}
+    assert seen == {(1, "learned"), (32, "synthetic keep=0.25"), (32, "synthetic keep=0.75")}
+    learned = [c for c in cells if c.decisions.label == "learned"]
+    assert {c.batch_size for c in learned if c.cell_id in held_out(learned)} == {32}
+
+
 def test_the_fit_never_sees_a_cell_that_is_held_out() -> None:
     cells, scaling = made_up()
     out = held_out(cells)
