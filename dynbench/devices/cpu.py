@@ -13,6 +13,7 @@ from dynbench.devices.base import Device, EnergySensor, storable
 from dynbench.devices.profiles import profile_of
 from dynbench.unavailable import Unavailable
 
+BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16", "svebf16", "bf16")  # of x86 and of Arm
 _CPU0 = Path("/sys/devices/system/cpu/cpu0")
 _NO_RAPL = "this system shows no RAPL energy counter (/sys/class/powercap), as is usual in virtual machines"
 
@@ -40,6 +41,7 @@ class Cpu(Device):
                 "memory_bytes": psutil.virtual_memory().total,
                 "clock_mhz": clock_mhz(),
                 "governor": governor(),
+                "bfloat16_units": bfloat16_units(),
                 "caches_bytes": caches_bytes(),
                 "profile": profile_of(model),
             }
@@ -60,6 +62,14 @@ def cpu_model() -> str:
 def usable_cores() -> int:
     """Logical cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def bfloat16_units() -> list[str]:
+    """Instructions that multiply numbers of bfloat16, by the kernel's names; [] where there are none."""
+    info = _read(Path("/proc/cpuinfo")) or ""
+    flags = (line.split(":", 1)[1].split() for line in info.splitlines() if line.startswith(("flags", "Features")))
+    first = next(flags, [])
+    return [unit for unit in BFLOAT16_UNITS if unit in first]
 
 
 def clock_mhz() -> dict[str, float] | Unavailable:

@@ -13,7 +13,7 @@ import numpy as np
 
 from dynbench.devices import Cuda, known_devices
 from dynbench.devices.base import Device
-from dynbench.devices.cpu import Cpu, cpu_model, governor, usable_cores
+from dynbench.devices.cpu import Cpu, bfloat16_units, cpu_model, governor, usable_cores
 from dynbench.devices.cuda import nvml_facts
 from dynbench.devices.profiles import calibration_of
 from dynbench.devices.witnesses import control_kernel, lost_s
@@ -59,7 +59,7 @@ class Noise(NamedTuple):
 
 def examine(seconds: float = 3.0) -> list[Finding]:
     """Checks devices, sensors, threads and load, and measures for `seconds` how noisy this machine is now."""
-    findings = [*_devices(), *_processor(), *_threads(), _calibrated()]
+    findings = [*_devices(), *_processor(), *bfloat16_findings(bfloat16_units()), *_threads(), _calibrated()]
     noise = measure_noise(control_kernel(Cpu()), seconds)
     return findings + noise_findings(noise)
 
@@ -109,6 +109,14 @@ def gpu_findings(name: str, facts: dict[str, object]) -> list[Finding]:
             )
         )
     return found
+
+
+def bfloat16_findings(units: list[str]) -> list[Finding]:
+    """What a processor's units for bfloat16 mean for results."""
+    if not units:
+        return []
+    text = f"the processor multiplies bfloat16 in hardware ({', '.join(units)}), which a run in float32 does not use"
+    return [Finding("DB-DTYPE-01", "note", text, "measure that, too: dynbench run --dtype bfloat16")]
 
 
 def _processor() -> list[Finding]:

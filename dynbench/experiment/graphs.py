@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dynbench.dynamic import Execution, Skip, Trace, points
 from dynbench.dynamic.items import Arguments
+from dynbench.engines import OnnxRuntime
 from dynbench.experiment.build import Prepared, Source
 from dynbench.experiment.oracle import output_error
 from dynbench.graph import (
@@ -54,6 +55,8 @@ def session(p: Prepared, source: Source, arm: Arm, batch_size: int) -> Session:
     Raises:
         CannotTrace: the network cannot be a graph, or (`WrongGraph`) the graph answers otherwise than the network.
     """
+    if p.dtype in OnnxRuntime().unknown_dtypes(p.device):
+        raise CannotTrace(f"one graph: ONNX Runtime does not compute with {p.dtype} on {p.device.type}")
     batch_size, arm = arm.micro_batch or batch_size, arm.in_whole_batches
     dynamic = arm.baseline is None
     masking = dynamic and arm.strategy == Masking.name

@@ -28,7 +28,8 @@ from dynbench.store.schema import Arm, Candidate, Cell
 from dynbench.strategies import PREFERRED, Masking
 
 TOURNAMENT_ENGINES = ("eager", "onnxruntime", "openvino", "compile")
-HOST_ENGINES = ("eager", "onnxruntime", "compile")  # of the dynamic network; OpenVINO takes longer to call
+HOST_ENGINES = ("eager", "onnxruntime", "compile")  # of the dynamic network; OpenVINO takes longer to call, but
+BFLOAT16_ENGINES = ("eager", "openvino", "compile")  # ONNX Runtime does not compute in bfloat16 on a CPU
 CUDA_ENGINES = ("cuda_graph",)  # of all networks, where they are on a GPU
 PROVING_ENGINES = ("onnxruntime", "openvino")  # compare each region with its module themselves
 MICRO_BATCH = 8  # items
@@ -84,7 +85,8 @@ def dynamic_ways(p: Prepared, source: Source) -> Iterator[Arm]:
     if p.spec.model_kind == "opaque":
         return
     names = [name for name, kind in p.parts.strategies.items() if _may_win(kind) and refusal(p, name) is None]
-    for engine in (*HOST_ENGINES, *_of_device(p.device)):
+    host = BFLOAT16_ENGINES if (p.device.type, p.dtype) == ("cpu", torch.bfloat16) else HOST_ENGINES
+    for engine in (*host, *_of_device(p.device)):
         for name in names:
             if engine == "eager" or not p.parts.strategies[name].fixed_work:
                 yield Arm(kind="strategy", strategy=name, engine=engine, load=p.parts.load.name)

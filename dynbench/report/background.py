@@ -211,7 +211,19 @@ def _not_measured(run: Run, absent: Sequence[tuple[str, str]]) -> list[tuple[str
         for name, accuracy in info.accuracies.items():
             if isinstance(accuracy.value, Unavailable):
                 found.append((f"accuracy of {info.title}: {name}", accuracy.value.unavailable))
-    return [*found, *absent, *ALWAYS]
+    return [*found, *_other_dtypes(run), *absent, *ALWAYS]
+
+
+def _other_dtypes(run: Run) -> list[tuple[str, str]]:
+    """That a processor has units for bfloat16, where every network was measured in float32."""
+    units = run.manifest.hardware.get("bfloat16_units")
+    if not isinstance(units, list) or not units or {c.dtype for c in run.cells} != {"float32"}:
+        return []
+    why = (
+        f"this run is in float32; the processor multiplies bfloat16 in hardware ({', '.join(map(str, units))}), in "
+        "which networks may be several times as fast; --dtype bfloat16 measures that"
+    )
+    return [("bfloat16", why)]
 
 
 def _unreached(run: Run) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from dynbench.devices.cuda import Cuda, clock_facts, nvml_facts, reasons
 from dynbench.devices.doctor import (
     Noise,
     _median_ranks,
+    bfloat16_findings,
     examine,
     gpu_findings,
     measure_noise,
@@ -46,6 +47,28 @@ def test_what_cannot_be_read_of_the_cpu_is_stored_as_unavailable_with_the_reason
     assert facts["clock_mhz"] == {"unavailable": "the system reports no clock"}
     assert facts["caches_bytes"] == {"unavailable": "the system reports no cache sizes"}
     assert facts["governor"].keys() == {"unavailable"}
+
+
+@pytest.mark.parametrize(
+    ("info", "units"),
+    [
+        ("model name : A\nflags\t\t: fpu avx512_bf16 amx_bf16 amx_tile\nflags : fpu", ["amx_bf16", "avx512_bf16"]),
+        ("processor : 0\nFeatures\t: fp asimd bf16 svebf16\n", ["svebf16", "bf16"]),
+        ("flags : fpu avx2\n", []),
+        (None, []),
+    ],
+)
+def test_units_for_bfloat16_are_those_of_the_first_core(
+    monkeypatch: pytest.MonkeyPatch, info: str | None, units: list[str]
+) -> None:
+    monkeypatch.setattr(cpu, "_read", lambda path: info)
+    assert cpu.bfloat16_units() == units
+
+
+def test_the_doctor_says_where_bfloat16_would_be_faster() -> None:
+    assert bfloat16_findings([]) == []
+    (finding,) = bfloat16_findings(["amx_bf16"])
+    assert finding.level == "note" and "amx_bf16" in finding.text and "--dtype bfloat16" in finding.remedy
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,31 @@ def test_it_computes_in_float32_with_as_many_threads_as_torch(monkeypatch: pytes
         torch.set_num_threads(before)
 
 
+@needs_openvino
+@torch.inference_mode()
+def test_a_network_of_bfloat16_is_computed_in_bfloat16_or_refused() -> None:
+    net = small().to(torch.bfloat16)
+    stream = torch.randn(32, 3, 8, 8, dtype=torch.bfloat16)
+    if not engine.computes_bfloat16():  # of the processor
+        with pytest.raises(CannotPrepare, match="torch.bfloat16, which OpenVINO does not compute with on the CPU"):
+            prepared(net, OpenVino(), lambda m: m(stream[:2]))
+        return
+    own = prepared(net, OpenVino(), lambda m: m(stream[:2]))
+    assert isinstance(own.__dict__["forward"], Sessions)
+    first = own(stream[:3])
+    for n in (1, 7, 32, 0):
+        got, right = own(stream[:n]), net(stream[:n])
+        assert got.dtype == torch.bfloat16 and torch.allclose(got.float(), right.float(), atol=0.02, rtol=0.02)
+    assert torch.allclose(first.float(), net(stream[:3]).float(), atol=0.02, rtol=0.02)
+
+
+@needs_openvino
+def test_bfloat16_is_refused_where_it_would_be_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "computes_bfloat16", lambda: False)
+    with pytest.raises(CannotPrepare, match="torch.bfloat16, which OpenVINO does not compute with on the CPU"):
+        prepare(nn.Sequential(nn.Linear(3, 3).to(torch.bfloat16), nn.ReLU()), torch.randn(4, 3, dtype=torch.bfloat16))
+
+
 class Bessel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.special.bessel_j0(x)

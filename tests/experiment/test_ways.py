@@ -298,6 +298,26 @@ def test_on_a_gpu_every_network_is_tried_as_cuda_graphs(tiny: Prepared, monkeypa
     assert ("cascading", "plain") in found and "cuda_graph" in ways.engines_tried("cuda:0")
 
 
+def test_in_bfloat16_regions_are_tried_in_what_computes_it(tiny: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source,) = (s for s in tiny.sources if s.decisions.label == "learned")
+
+    def engines() -> set[str]:
+        return {a.engine for a in ways.dynamic_ways(tiny, source) if a.control == "host"}
+
+    assert engines() == {"eager", "onnxruntime", "compile"}
+    monkeypatch.setattr(tiny, "dtype", torch.bfloat16)
+    assert engines() == {"eager", "openvino", "compile"}
+    monkeypatch.setattr(tiny, "device", torch.device("cuda"))
+    assert engines() == {"eager", "onnxruntime", "compile", "cuda_graph"}
+
+
+def test_why_there_is_no_graph_in_bfloat16_is_said() -> None:
+    p = prepare(load_spec(str(TINY / "tiny.toml")), QUICK.model_copy(update={"dtype": "bfloat16"}))
+    for cell in played(p, 4):
+        (why,) = {c.reason for c in cell.candidates if c.arm.control == "graph"}
+        assert why == "one graph: ONNX Runtime does not compute with torch.bfloat16 on cpu"
+
+
 def sizes_tried(cell: Cell) -> set[int | None]:
     return {c.arm.micro_batch for c in cell.candidates if c.arm.control == "graph" and c.ratio is not None}
 

@@ -2,8 +2,31 @@
 
 from __future__ import annotations
 
-from dynbench.report.background import _merged
+from pathlib import Path
+
+import pytest
+
+from dynbench.report.background import _merged, not_measured_section
+from dynbench.store.run import Run
 from dynbench.store.schema import Warning_
+from tests.report.made_up import cell, info, manifest
+
+
+@pytest.mark.parametrize(
+    ("units", "dtype", "said"),
+    [
+        (["amx_bf16"], "float32", True),
+        (["amx_bf16"], "bfloat16", False),
+        ([], "float32", False),
+        (None, "float32", False),  # of an earlier dynbench, which did not ask
+    ],
+)
+def test_a_faster_type_that_was_not_measured_is_said(units: list[str] | None, dtype: str, said: bool) -> None:
+    hardware = {"name": "Made-up CPU"} | ({} if units is None else {"bfloat16_units": units})
+    cells = [cell("masking", 1, 0.7, dtype=dtype)]
+    run = Run(Path("nowhere"), manifest(info(), hardware=hardware), cells)
+    (block,) = not_measured_section(run, []).blocks
+    assert ("amx_bf16" in str(block)) == said
 
 
 def warning(text: str, remedy: str = "more time") -> Warning_:
