@@ -28,8 +28,8 @@ from dynbench.store.schema import Arm, Candidate, Cell
 from dynbench.strategies import PREFERRED, Masking
 
 TOURNAMENT_ENGINES = ("eager", "onnxruntime", "openvino", "compile")
-HOST_ENGINES = ("eager", "onnxruntime", "compile")  # of the dynamic network; OpenVINO takes longer to call, but
-BFLOAT16_ENGINES = ("eager", "openvino", "compile")  # ONNX Runtime does not compute in bfloat16 on a CPU
+HOST_ENGINES = ("eager", "onnxruntime", "compile")  # of the dynamic network; OpenVINO takes longer to call
+BFLOAT16_ENGINES = ("eager", "openvino", "compile")  # the same on a CPU, where ONNX Runtime has no bfloat16
 CUDA_ENGINES = ("cuda_graph",)  # of all networks, where they are on a GPU
 PROVING_ENGINES = ("onnxruntime", "openvino")  # compare each region with its module themselves
 MICRO_BATCH = 8  # items
