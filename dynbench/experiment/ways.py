@@ -41,7 +41,8 @@ GRAPH: dict[str, Any] = {"engine": "onnxruntime", "control": "graph"}
 FEW_ITEMS = 16  # of the stream; a round of the tournament takes at least one batch
 HEATS, HEATS_LIMIT_S = 3, 3.0  # rounds of ways that may win
 HOPELESS = (4.0, 1.5)  # ways whose best heat takes so many times as long as the fastest's: after one, after more
-CLOSE = 1.15  # ways within so much of the fastest are in the final
+CLOSE = 1.25  # ways within so much of the fastest are in the final
+TIE = 1.01  # of finalists within so much of the fastest, one in eager PyTorch needs the least to be deployed
 FINAL, LEAST_FINAL, FINAL_LIMIT_S = 9, 3, 9.0  # rounds of these
 FORM_GAIN = 1.5  # a form is at most so much faster than the network as written
 
@@ -360,6 +361,8 @@ def _by_heats(entries: list[Entry]) -> list[Entry]:
 def _ranking(entries: list[Entry]) -> list[tuple[Entry, float | None]]:
     """All ways, the fastest first, with their time over its: finalists by the final, others by the heats, untimed last.
 
+    What is as fast in eager PyTorch, up to `TIE`, comes before it.
+
     Of those that were in no final, or for which it was cut off, heats alone say.
     """
     timed = _by_heats(entries)
@@ -368,6 +371,10 @@ def _ranking(entries: list[Entry]) -> list[tuple[Entry, float | None]]:
     ratios = {e.arm: e.least_ns / timed[0].least_ns for e in timed}
     ratios |= {arm: ns / min(final.values()) for arm, ns in final.items()}
     ranked = sorted(timed, key=lambda e: (ratios[e.arm], e.arm not in final))
+    tied = [e for e in ranked if e.arm in final and ratios[e.arm] <= TIE]
+    if simple := next((e for e in tied if e.arm.engine == "eager"), None):
+        ranked.remove(simple)
+        ranked.insert(0, simple)
     return [(e, ratios.get(e.arm)) for e in (*ranked, *(e for e in entries if not e.timed))]
 
 

@@ -101,6 +101,18 @@ def test_a_way_without_rivals_is_timed_once() -> None:
     assert ranked([9, 10.0], [9, 50.0]) == ([("0", 1.0), ("1", 5.0)], [2, 2])
 
 
+def test_of_ways_that_are_as_fast_the_one_in_eager_pytorch_is_picked() -> None:
+    def order(**times_ms: float) -> list[str]:
+        entries = [
+            ways.Entry(Arm(kind="strategy", strategy="masking", engine=name), heats_ns=[ns], final_ns=[ns] * 9)
+            for name, ns in ((name, round(1e6 * ms)) for name, ms in times_ms.items())
+        ]
+        return [e.arm.engine for e, _ in ways._ranking(entries)]
+
+    assert order(onnxruntime=10.0, openvino=10.05, eager=10.09) == ["eager", "onnxruntime", "openvino"]
+    assert order(onnxruntime=10.0, openvino=10.05, eager=10.2) == ["onnxruntime", "openvino", "eager"]
+
+
 @pytest.mark.parametrize("fails_in", [0, 2, ways.HEATS + 3])
 def test_a_way_that_fails_in_any_round_is_out(fails_in: int) -> None:
     found, calls = ranked([10.0], [9.0] * fails_in + [-1.0])
