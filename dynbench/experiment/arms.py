@@ -115,6 +115,7 @@ class RunningArm:
         device: where it runs.
         written: it is one of the arms that were planned: as written, or in the engine that was asked for.
         rounds: timings of every batch, round by round.
+        pass_s: about what a pass over the stream takes, from warming up.
         stopped_by: why its rounds ended.
         failed: why it is not measured any further.
     """
@@ -127,6 +128,7 @@ class RunningArm:
     device: Device
     written: bool = True
     rounds: list[list[Timing]] = field(default_factory=list)
+    pass_s: float = 0.0
     stopped_by: str = "time limit"
     failed: str | None = None
 

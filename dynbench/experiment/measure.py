@@ -44,6 +44,7 @@ WARM_UP_BATCHES = 8  # at most
 WARM_UP_S = 0.5  # or so many seconds
 MOSTLY = 0.5  # of the time: such a share is worth a warning
 MIN_ROUNDS = 3  # a result needs at least so many
+SHORT_PASS_S = 0.05  # what the network before has left in the caches matters in a pass of less
 ALONE_SHARE = 0.3  # of a group's time: rounds of deployed networks alone, which strategies as written slow down
 
 
@@ -152,6 +153,7 @@ def _warm_up(arm: RunningArm, warm: bool) -> None:
     few = arm.batches[: min(WARM_UP_BATCHES, max(WARM_UP_ITEMS // len(arm.batches[0][1]), 1))]
     for n in range(WARM_UP_MAX):
         now = sum(t.duration_ns for t in time_batches(arm.call, few, arm.device))
+        arm.pass_s = now / 1e9 * len(arm.batches) / len(few)
         steady = n + 1 >= WARM_UP_MIN and abs(now - before) < WARM_UP_STEADY * before
         if steady or warm or time.monotonic() - begin > WARM_UP_S:
             return
@@ -283,14 +285,20 @@ class _Rounds:
                 return spent_ns / 1e9
 
     def _round(self, arms: list[RunningArm]) -> int:
-        """Each of the arms once, in random order; returns the nanoseconds inside timed samples."""
-        spent_ns = 0
+        """Each of the arms once, in random order; returns the nanoseconds inside timed samples.
+
+        Where passes are short, each begins with a batch that is not timed: another network ran just before, and where
+        it is used, a network follows itself.
+        """
+        spent_ns, short = 0, any(arm.pass_s < SHORT_PASS_S for arm in arms)
         self._order.shuffle(arms)
         self._watch.tick()
         for position, arm in enumerate(arms):
             if self._walks is not None:
                 self._walks.before(arm.arm.key, position, len(arms))
             self._tell("arm", name=arm.arm.key)
+            if short and _guarded(arm, partial(time_batches, arm.call, arm.batches[:1], arm.device)) is None:
+                continue
             timings = _guarded(arm, partial(self._p.parts.load.issue, arm.call, arm.batches, arm.device))
             if timings is None:
                 continue
