@@ -28,7 +28,7 @@ from dynbench.experiment.diagnose import Facts, Work, diagnose
 from dynbench.experiment.explain import explained, explained_energy, is_control
 from dynbench.experiment.plan import SWEEP_TIME_SHARE, controls_asked, controls_of, planned_cell
 from dynbench.experiment.walks import Walks
-from dynbench.experiment.ways import Tournament
+from dynbench.experiment.ways import SHORT_PASS_S, Tournament
 from dynbench.meters.dispatch import operator_call_s
 from dynbench.meters.latency import Timing, time_batches
 from dynbench.store.quantity import evaluate
@@ -44,7 +44,6 @@ WARM_UP_BATCHES = 8  # at most
 WARM_UP_S = 0.5  # or so many seconds
 MOSTLY = 0.5  # of the time: such a share is worth a warning
 MIN_ROUNDS = 3  # a result needs at least so many
-SHORT_PASS_S = 0.05  # what the network before has left in the caches matters in a pass of less
 ALONE_SHARE = 0.3  # of a group's time: rounds of deployed networks alone, which strategies as written slow down
 
 

@@ -44,6 +44,7 @@ HOPELESS = (4.0, 1.5)  # ways whose best heat takes so many times as long as the
 CLOSE = 1.25  # ways within so much of the fastest are in the final
 TIE = 1.01  # of finalists within so much of the fastest, one in eager PyTorch needs the least to be deployed
 FINAL, LEAST_FINAL, FINAL_LIMIT_S = 9, 3, 9.0  # rounds of these
+SHORT_PASS_S = 0.05  # what another network has left in the caches matters in a pass of less
 FORM_GAIN = 1.5  # a form is at most so much faster than the network as written
 
 Tell = Callable[..., None]
@@ -332,19 +333,27 @@ class Tournament:
         """Times those that may be the fastest in rounds of their own."""
         timed, begin = _by_heats(entries), time.monotonic()
         finalists = [e for e in timed if e.least_ns <= CLOSE * timed[0].least_ns]
+        short = bool(timed) and timed[0].least_ns < 1e9 * SHORT_PASS_S
         for played in range(FINAL if len(finalists) > 1 else 0):
             if self._stop() or (played >= LEAST_FINAL and time.monotonic() - begin > FINAL_LIMIT_S):
                 return
-            for entry, ns in self._round(finalists):
+            for entry, ns in self._round(finalists, follows_itself=short):
                 entry.final_ns.append(ns)
             finalists = [e for e in finalists if e.reason is None]
 
-    def _round(self, entries: list[Entry]) -> Iterator[tuple[Entry, int]]:
-        """Plays ways once, in random order: each with what the few batches took; one that fails has its reason."""
+    def _round(self, entries: list[Entry], *, follows_itself: bool = False) -> Iterator[tuple[Entry, int]]:
+        """Plays ways once, in random order: each with what the few batches took; one that fails has its reason.
+
+        Args:
+            entries: that are ready.
+            follows_itself: one batch that is not timed goes before, as in the rounds of the group.
+        """
         for entry in self._order.sample(entries, len(entries)):
             assert entry.running is not None
             self._tell("arm", name=entry.arm.key)
             try:
+                if follows_itself:
+                    self._p.parts.load.issue(entry.running.call, entry.running.batches[:1], self._device)
                 timings = self._p.parts.load.issue(entry.running.call, _few(entry.running.batches), self._device)
             except Exception as e:  # noqa: BLE001 (a user's model may raise anything)
                 entry.reason = f"{type(e).__name__}: {e}".splitlines()[0]

@@ -79,9 +79,15 @@ def ranked(*times: list[float]) -> tuple[list[tuple[str, float | None]], list[in
 
 
 def test_the_final_tells_close_ways_apart() -> None:
-    rounds = 1 + ways.HEATS + ways.FINAL
+    rounds = 1 + ways.HEATS + 2 * ways.FINAL  # short ones follow themselves
     found, calls = ranked([9, 10.0], [9, 10.4, 9.8, 10.4], [9, 20.0])
     assert found == [("0", 1.0), ("1", 1.04), ("2", 2.041)] and calls[:2] == [rounds, rounds]
+    assert ranked([9, 100.0], [9, 104.0])[1] == [1 + ways.HEATS + ways.FINAL] * 2
+
+
+def test_in_the_final_what_another_network_left_in_the_caches_does_not_count() -> None:
+    every_second_is_cold = [9.0, *[10.0] * ways.HEATS, *[20.0, 9.0] * ways.FINAL]
+    assert ranked([10.0], every_second_is_cold)[0] == [("1", 1.0), ("0", 1.111)]
 
 
 def test_one_long_round_costs_nobody_the_win() -> None:
