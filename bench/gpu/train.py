@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from dynbench.errors import DynbenchError, UserError
+from dynbench.training.keeping import FOLDER, RECORD
 
 HERE = Path(__file__).parent / "training"
 WITHIN = 0.01  # of the published accuracy
@@ -75,6 +76,14 @@ def finished(plan: Plan, out: Path) -> bool:
     return all((out / f"{name}.{end}").is_file() for name in plan.networks for end in ("safetensors", "json"))
 
 
+def unfinished(out: Path) -> str | None:
+    """The name of the training that is unfinished; its networks may all be there, but not all was tidied up."""
+    try:
+        return str(json.loads((out / FOLDER / RECORD).read_text(encoding="utf-8"))["asked"]["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 @contextmanager
 def interrupted_after(seconds: float) -> Iterator[None]:
     """In the block, SIGTERM comes after so many seconds: a training keeps the step that it makes, and ends."""
@@ -112,9 +121,9 @@ def go_on(out: Path, data: Path, device: str, seconds: float, folder: Path = HER
     devices.device(device)
     with interrupted_after(seconds):
         for plan in PLANS:
-            if finished(plan, out):
-                continue
             spec = load_spec(str(folder / plan.file))
+            if finished(plan, out) and unfinished(out) != spec.name:
+                continue
             table = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
             try:
                 train_workload(table, out, device, data_dir=data, resume=True, progress=False, folder=spec.folder)

@@ -64,6 +64,20 @@ def test_a_call_goes_on_where_the_last_one_was_ended(tmp_path: Path, plans: Path
     assert "more than a point below the published 150.00% (a dream)" in found[1][0]
 
 
+def test_what_was_ended_while_tidying_up_is_tidied_up(tmp_path: Path, plans: Path) -> None:
+    assert go_on(tmp_path / "out", tmp_path, "cpu", 600, plans)
+    record = tmp_path / "out" / "unfinished" / "training.json"
+    for name, left in (("tiny_digits", False), ("another", True)):
+        spec = load_spec(str(plans / "tiny.toml"))
+        asked = {**spec.model_dump(mode="json", by_alias=True, exclude_none=True), "name": name}
+        keys = ("name", "model", "model_args", "inputs", "baselines", "train")
+        asked = {k: asked[k] for k in keys if k in asked} | {"epochs": None, "device": "cpu"}
+        record.parent.mkdir()
+        record.write_text(json.dumps({"asked": asked, "finished": ["resnet8_digits"], "source": None}))
+        assert go_on(tmp_path / "out", tmp_path, "cpu", 600, plans)
+        assert record.exists() == left  # what is another training's stays
+
+
 def test_what_is_not_finished_is_said(tmp_path: Path) -> None:
     (tmp_path / "resnet38_cifar10.json").write_text(json.dumps({"accuracy": 0.99}))
     assert not finished(PLANS[0], tmp_path)

@@ -391,7 +391,10 @@ def test_what_was_compiled_is_recorded_and_graph_breaks_are_warned_of() -> None:
     assert measure.graph_breaks(None) == []
 
 
-def test_masking_is_a_graph_where_the_user_names_it_and_only_there(tiny: Prepared) -> None:
+def test_masking_is_a_graph_where_the_user_names_it_and_only_there(
+    tiny: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ways, "FORM_GAIN", 1e9)
     (source,) = (s for s in tiny.sources if s.decisions.label == "learned")
     assert [a.strategy for a in ways.dynamic_ways(tiny, source) if a.control == "graph"] == ["cascading"]
     asked = prepare(load_spec(str(TINY / "tiny.toml")), QUICK.model_copy(update={"strategies": ["masking"]}))
