@@ -16,7 +16,6 @@ from bench.gpu.needs import missing
 from bench.gpu.steps import LEAST_S, Outcome, Step, play, told
 from dynbench.errors import UserError
 
-SUITE = ("skipnet38_digits", "idk_digits", "moe_text")
 COVERING = (  # all kinds of decision points, which a test checks
     *("skipnet38_digits", "blockdrop38_synthetic", "idk_digits", "msdnet_digits", "moe_text", "universal_text"),
     *("dynvit_digits", "tome_digits", "spatial_digits", "dsnet_digits", "condconv_digits", "nmn_shapes"),
@@ -32,7 +31,7 @@ def steps(out: Path, device: str) -> Iterator[Step]:
         out: folder of results.
         device: 'cuda', or 'cpu' to try the commands where there is no GPU.
     """
-    python, suite = sys.executable, list(SUITE)
+    python = sys.executable
     dynbench = [python, "-m", "dynbench"]
     on = ["--device", device]
     learned = ["--decisions", "learned"]
@@ -44,12 +43,10 @@ def steps(out: Path, device: str) -> Iterator[Step]:
     for dtype in ("float32", "bfloat16"):
         yield Step(f"verify_{dtype}", [*dynbench, "verify", *COVERING, *on, "--dtype", dtype], 60, ONE_THREAD)
     batches = ["--batch", "1,8,32,256", "--time-limit", "1.5"]
-    yield Step("run", [*dynbench, "run", *suite, *on, *learned, *batches, "--out", run], 150)
+    yield Step("run", [*dynbench, "run", *on, *learned, *batches, "--out", run], 150)
     yield Step("layer", [python, "-m", "bench", "--quick", "--only", "layer", *on], 40)
     both = ["--batch", "1,256", "--time-limit", "3", "--controls", "all"]
-    yield Step(
-        "deployed", [*dynbench, "run", *suite, *on, *learned, *both, "--strategy", "auto", "--out", deployed], 80
-    )
+    yield Step("deployed", [*dynbench, "run", *on, *learned, *both, "--strategy", "auto", "--out", deployed], 80)
     every = "eager,compile" + (",cuda_graph" if device != "cpu" else "")
     largest = ["--batch", "256", "--time-limit", "3", "--engine", every]
     yield Step("engines", [*dynbench, "run", "idk_digits", *on, *learned, *largest, "--out", engines], 60)
