@@ -6,6 +6,7 @@ The time of one pass over the stream is a sum of terms, each with a factor that 
     decide     the same of gates, routers, policies and heads
     moving     rows gathered and put back: calls and bytes
     operators  other operators between regions: calls and bytes
+    products   the FLOPs of matrix products and convolutions among them
     waiting    times that the host looks at a value
     points     Python at decision points and around calls of regions
 
@@ -21,11 +22,12 @@ from itertools import groupby
 
 import numpy as np
 
-from dynbench.store.scaling import Between, Constants, Network, Part, Scaling, Usage
+from dynbench.store.scaling import Between, Constants, Counted, Network, Part, Rate, Scaling, Usage
 from dynbench.store.schema import Arm, Cell
 
-TERMS = ("body", "decide", "moving", "operators", "waiting", "points")
+TERMS = ("body", "decide", "moving", "operators", "products", "waiting", "points")
 NOISE, TRUST = 0.05, 0.1  # spread of a measured time, and of a factor around 1, that the fit reckons with
+TRUST_OF_ONE = 0.03  # of a factor that is fitted at one batch size alone: it tells little of others
 OUTLYING = 0.1  # of the time: cells further off count less (Huber)
 LEAST_HELD_OUT = 5  # cells: fewer tell no distribution of errors
 LEAST_FITTED = 3
@@ -81,8 +83,20 @@ def time_of(part: Part, n: int, constants: Constants, levers: Levers = NONE) -> 
     return float(found - launch) * levers.slower + (0.0 if levers.no_launch else launch * there)
 
 
+def products_us(flops: int, operators: int, rate: Rate | None) -> float:
+    """What products take that execute so many FLOPs together; 0 where no rate is known."""
+    if rate is None or not operators:
+        return 0.0
+    return flops * float(np.interp(np.log(flops / operators), np.log(rate.flops), rate.us_per_flop))
+
+
 def terms(
-    usage: Usage, network: Network, constants: Constants, levers: Levers = NONE, between: Between | None = None
+    usage: Usage,
+    network: Network,
+    constants: Constants,
+    levers: Levers = NONE,
+    between: Between | None = None,
+    rate: Rate | None = None,
 ) -> dict[str, float]:
     """The terms of one pass over the stream, in us, before any factor.
 
@@ -94,6 +108,7 @@ def terms(
         constants: of the device.
         levers: what is taken away, and where.
         between: what lies between regions, in place; None: visits to points and bytes as the constants have them.
+        rate: of products between regions; None: they take no time beyond that of other operators.
     """
     parts = {part.name: part for part in network.parts}
     found = dict.fromkeys(TERMS, 0.0)
@@ -106,15 +121,8 @@ def terms(
                 passes = usage.items / usage.batch_size
                 found[part.role] += passes * time_of(part, usage.batch_size, constants, levers)
     else:
-        here, call = levers.on or constants, 0.0 if levers.no_launch else 1.0
-        us_per_byte = 1e6 / constants.moved_bytes_per_s if between is None else between.us_per_byte
-        us_per_byte *= constants.moved_bytes_per_s / here.moved_bytes_per_s
         calls = sum(sum(sizes.values()) for sizes in usage.calls.values())
-        python_us = usage.points * constants.point_us if between is None else calls * between.call_us
-        found["moving"] = usage.movings * call * here.gather_us + usage.moved_bytes * us_per_byte
-        found["operators"] = usage.operators * call * here.operator_us + usage.operator_bytes * us_per_byte
-        found["waiting"] = usage.waits * here.wait_us
-        found["points"] = python_us * here.point_us / constants.point_us
+        found |= outside_us(usage, calls, constants, levers, between, rate)
     if levers.free_gather:
         found["moving"] = 0.0
     if levers.no_wait or levers.known_ahead:
@@ -122,6 +130,37 @@ def terms(
     if levers.known_ahead:
         found["decide"] = 0.0
     return found
+
+
+def outside_us(
+    seen: Counted,
+    calls: int,
+    constants: Constants,
+    levers: Levers = NONE,
+    between: Between | None = None,
+    rate: Rate | None = None,
+) -> dict[str, float]:
+    """The terms of what lies outside regions, in us, as `terms` has them.
+
+    Args:
+        seen: what was counted there.
+        calls: of regions.
+        constants: of the device.
+        levers: what is taken away, and where.
+        between: what lies between regions, in place.
+        rate: of products.
+    """
+    here, call = levers.on or constants, 0.0 if levers.no_launch else 1.0
+    us_per_byte = 1e6 / constants.moved_bytes_per_s if between is None else between.us_per_byte
+    us_per_byte *= constants.moved_bytes_per_s / here.moved_bytes_per_s
+    python_us = seen.points * constants.point_us if between is None else calls * between.call_us
+    return {
+        "moving": seen.movings * call * here.gather_us + seen.moved_bytes * us_per_byte,
+        "operators": seen.operators * call * here.operator_us + seen.operator_bytes * us_per_byte,
+        "products": products_us(seen.flops, seen.products, rate) * levers.slower,
+        "waiting": seen.waits * here.wait_us,
+        "points": python_us * here.point_us / constants.point_us,
+    }
 
 
 @dataclass(frozen=True)
@@ -230,13 +269,19 @@ def model_of(cells: Sequence[Cell], scaling: Scaling) -> Model:
     seen = [(c, usage) for c in mine if (usage := usage_of(c, scaling)) is not None]
     out = held_out([c for c, _ in seen])
     by_family: dict[Family, list[tuple[float, dict[str, float]]]] = {}
+    sizes: dict[Family, set[int]] = {}
     for cell, usage in seen:
         found = _terms(scaling, cell.arm, usage)
         if found is not None and cell.cell_id not in out:
-            us = _us(cell, usage) / scaling.pace(cell)
-            by_family.setdefault((cell.arm.engine, cell.arm.control), []).append((us, found))
+            us, family = _us(cell, usage) / scaling.pace(cell), (cell.arm.engine, cell.arm.control)
+            by_family.setdefault(family, []).append((us, found))
+            sizes.setdefault(family, set()).add(cell.batch_size)
     factors = {
-        family: fit([t for _, t in rows], [us for us, _ in rows])
+        family: fit(
+            [t for _, t in rows],
+            [us for us, _ in rows],
+            trust=TRUST_OF_ONE if len(sizes[family]) == 1 else TRUST,
+        )
         for family, rows in by_family.items()
         if len(rows) >= LEAST_FITTED
     }
@@ -248,12 +293,13 @@ def model_of(cells: Sequence[Cell], scaling: Scaling) -> Model:
     return model
 
 
-def fit(rows: Sequence[Mapping[str, float]], measured_us: Sequence[float]) -> dict[str, float]:
+def fit(rows: Sequence[Mapping[str, float]], measured_us: Sequence[float], trust: float = TRUST) -> dict[str, float]:
     """Factors of the terms, none below 0, that make relative errors small and stay close to 1.
 
     Args:
         rows: terms of each cell.
         measured_us: time of each cell.
+        trust: spread of a factor around 1.
 
     Returns:
         A factor for each of `TERMS`.
@@ -269,12 +315,12 @@ def fit(rows: Sequence[Mapping[str, float]], measured_us: Sequence[float]) -> di
         raise ValueError(f"a time for each of the cells is expected, found {len(measured)} for {len(rows)}")
     if not (np.isfinite(table).all() and np.isfinite(measured).all() and (measured > 0).all() and (table >= 0).all()):
         raise ValueError("terms must be finite and from 0 on, times finite and above 0")
-    relative, near_1 = table / measured[:, None], np.eye(len(TERMS)) * (NOISE / TRUST)
+    relative, near_1 = table / measured[:, None], np.eye(len(TERMS)) * (NOISE / trust)
     weights = np.ones(len(rows))
     factors = np.ones(len(TERMS))
     for _ in range(10):
         above = np.vstack([relative * weights[:, None], near_1])
-        factors, _ = nnls(above, np.concatenate([weights, np.full(len(TERMS), NOISE / TRUST)]))
+        factors, _ = nnls(above, np.concatenate([weights, np.full(len(TERMS), NOISE / trust)]))
         off = np.abs(relative @ factors - 1)
         weights = np.sqrt(np.minimum(1.0, OUTLYING / np.maximum(off, 1e-12)))
     return dict(zip(TERMS, (float(f) for f in factors), strict=True))
@@ -403,13 +449,15 @@ def _terms(scaling: Scaling, arm: Arm, usage: Usage, levers: Levers = NONE) -> d
     single = arm.control == "graph" and usage.batch_size == 1
     form = arm.in_whole_batches.form if arm.control == "graph" else arm.form
     network = scaling.network(None, arm.engine, form, control=arm.control, single=single)
+    if usage.decided and arm.control == "host":
+        network = scaling.network(None, arm.engine, form, decided=True) or network
     written = scaling.network(None, "eager", "plain")
     if network is None or written is None:
         return None
     unknown = usage.calls.keys() - {part.name for part in network.parts}
     if unknown - {part.name for part in written.parts if not part.operators}:
         return None
-    return terms(usage, network, scaling.constants, levers, scaling.between)
+    return terms(usage, network, scaling.constants, levers, scaling.between, scaling.rate)
 
 
 def _us(cell: Cell, usage: Usage) -> float:

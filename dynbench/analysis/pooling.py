@@ -18,7 +18,7 @@ from dynbench.store.walks import Walked
 
 SLOWEST_BYTES = 20.0  # times what a byte takes in a large copy: what takes longer between regions is not bytes
 
-Key = tuple[str | None, str, str, Literal["host", "graph"], bool]  # of a network: see `_key`
+Key = tuple[str | None, str, str, Literal["host", "graph"], bool, bool]  # of a network
 Row = tuple[float, float, float]  # us: median, lower and upper quartile
 Times = dict[tuple[Key, str, int], Row]  # by network, region and size
 
@@ -55,7 +55,7 @@ def pooled(walked: Sequence[Walked]) -> Pooled:
     centre = float(np.median(list(paces.values())))
     paces = {group: pace / centre for group, pace in paces.items()}
     found = _middle(by_group, paces)
-    roles = {(_key(n), part.name): part.role for one in walked for n in one.networks for part in n.parts}
+    roles = {(n.key, part.name): part.role for one in walked for n in one.networks for part in n.parts}
     networks = [
         _network(
             key, {at[1:]: found[at] for at in of_network}, {at[1]: role for at, role in roles.items() if at[0] == key}
@@ -71,18 +71,23 @@ def pooled(walked: Sequence[Walked]) -> Pooled:
 
 @dataclass(frozen=True)
 class Outside:
-    """What a walk does outside regions: operators that move rows, others, bytes of both; and its calls of regions."""
+    """What a walk does outside regions: operators that move rows, others, bytes of both; and its calls of regions.
+
+    And what its products there take, in us.
+    """
 
     movings: int
     operators: int
     bytes: int
     calls: int
+    products_us: float = 0.0
 
 
 def between_of(part: Part, few: Outside, many: Outside, constants: Constants) -> Between | None:
     """What a byte and a call of a region take between regions, in place.
 
-    A byte is the slope of the time between regions over items; of what is left over one item, each call has a part.
+    A byte is the slope of the time between regions over items, less what products take; of what is left over one item,
+    each call has a part.
 
     Args:
         part: the time between regions, at two sizes or more.
@@ -98,11 +103,14 @@ def between_of(part: Part, few: Outside, many: Outside, constants: Constants) ->
     n, us = np.array(part.sizes, np.float64), np.array(part.us, np.float64)
     table = np.stack([np.ones_like(n), n], 1) / us[:, None]
     fixed, each = np.linalg.lstsq(table, np.ones_like(us), rcond=None)[0]  # relative errors
+    products_each = (many.products_us - few.products_us) / (n[-1] - n[0])
+    each, fixed = each - products_each, fixed - (few.products_us - products_each * n[0])
     us_per_byte = each * (n[-1] - n[0]) / (many.bytes - few.bytes)
     if not 0 < us_per_byte * constants.moved_bytes_per_s / 1e6 <= SLOWEST_BYTES:  # too few bytes to be seen
         us_per_byte, fixed, each = 1e6 / constants.moved_bytes_per_s, float(np.median(us)), 0.0
     called_us = few.movings * constants.gather_us + few.operators * constants.operator_us
-    call_us = (fixed + each * n[0] - us_per_byte * few.bytes - called_us) / few.calls
+    left_us = fixed + each * n[0] - us_per_byte * few.bytes - called_us
+    call_us = left_us / max(few.calls, many.calls)  # some points call more regions for several items than for one
     return Between(call_us=float(call_us), us_per_byte=float(us_per_byte)) if call_us > 0 else None
 
 
@@ -118,8 +126,10 @@ def _network(key: Key, times: Mapping[tuple[str, int], Row], roles: Mapping[str,
         us, low, high = zip(*(times[name, n] for n in sizes), strict=True)
         times_us = {"us": list(us), "low_us": list(low), "high_us": list(high)}
         parts.append(Part(name=name, role=roles[name], sizes=sizes, **times_us))
-    baseline, engine, form, control, single = key
-    return Network(baseline=baseline, engine=engine, form=form, control=control, single=single, parts=parts)
+    baseline, engine, form, control, single, decided = key
+    return Network(
+        baseline=baseline, engine=engine, form=form, control=control, single=single, decided=decided, parts=parts
+    )
 
 
 def _constants(walked: Sequence[Walked], paces: Mapping[str, float]) -> Constants:
@@ -132,16 +142,12 @@ def _constants(walked: Sequence[Walked], paces: Mapping[str, float]) -> Constant
     return Constants(**{name: in_common(name) for name in Constants.model_fields})
 
 
-def _key(network: Network) -> Key:
-    return network.baseline, network.engine, network.form, network.control, network.single
-
-
 def _times(one: Walked) -> Times:
     found: Times = {}
     for network in one.networks:
         for part in network.parts:
             for n, us, low, high in zip(part.sizes, part.us, part.low_us, part.high_us, strict=True):
-                found[_key(network), part.name, n] = us, low, high
+                found[network.key, part.name, n] = us, low, high
     return found
 
 

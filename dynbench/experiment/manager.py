@@ -63,6 +63,16 @@ class Worker:
         process.send(request)
         return self._wait(process, answer, on_event)
 
+    def started(self) -> int:
+        """The number of the process that the next request goes to; it is started if there is none.
+
+        Raises:
+            WorkerDied: it could not be.
+        """
+        if self._process is None:
+            self._start()
+        return self.number
+
     def interrupt(self) -> None:
         """Asks the process to finish the round and to answer."""
         if self._process is not None:

@@ -159,23 +159,26 @@ def control_strategy(p: Prepared) -> str | None:
     return next((name for name in skipping if refusal(p, name) is None), None)
 
 
-def groups(p: Prepared) -> list[dict[str, Any]]:
+def planned_groups(p: Prepared) -> Iterator[tuple[Source, int, list[Cell]]]:
     """The groups of a workload: every source at every batch size, the keep-rate sweep at the largest only."""
-    found = []
     for source in p.sources:
         for b in [max(p.batch_sizes)] if source.sweep else p.batch_sizes:
-            share = SWEEP_TIME_SHARE if source.sweep else 1.0
-            found.append(
-                {
-                    "group_id": group_id(p, source.decisions.label, b),
-                    "workload": p.spec.name,
-                    "label": source.decisions.label,
-                    "batch_size": b,
-                    "cells": [c.model_dump(mode="json") for c in planned_cells(p, source, b)],
-                    "estimate_s": share * p.options.time_limit_s,
-                }
-            )
-    return found
+            yield source, b, planned_cells(p, source, b)
+
+
+def groups(p: Prepared) -> list[dict[str, Any]]:
+    """The groups of a workload, as the measuring process tells them."""
+    return [
+        {
+            "group_id": group_id(p, source.decisions.label, b),
+            "workload": p.spec.name,
+            "label": source.decisions.label,
+            "batch_size": b,
+            "cells": [c.model_dump(mode="json") for c in cells],
+            "estimate_s": (SWEEP_TIME_SHARE if source.sweep else 1.0) * p.options.time_limit_s,
+        }
+        for source, b, cells in planned_groups(p)
+    ]
 
 
 def describe(p: Prepared, run: Path | None) -> WorkloadInfo:

@@ -29,6 +29,7 @@ from dynbench.version import __version__
 
 Say = Callable[[str], None]
 ATTEMPTS = 4  # to measure a group: a network that ends the process may do so in several ways
+LARGE_SHARE = 0.25  # of the memory: a process that holds more after a group, such as in an engine's pools, is replaced
 
 
 @dataclass
@@ -204,11 +205,17 @@ def run_experiment(
             },
             not_measured=[NotMeasured(what=f"workload {n}", why=w) for n, w in plan.failures.items()],
         )
-        _measure_groups(worker, plan, options, record, observer, interrupts, retry_failed)
-        if not interrupts.asked:
-            _measure_accuracies(worker, specs, options, record, observer)
-        if options.scaling and not interrupts.asked:
-            _measure_scaling(worker, specs, options, record, observer)
+        for spec in specs:
+            if spec.name not in plan.infos:
+                continue
+            groups = [g for g in plan.groups if g.workload == spec.name]
+            _measure_groups(worker, groups, options, record, observer, interrupts, retry_failed)
+            if not interrupts.asked:
+                _measure_accuracies(worker, spec, options, record, observer)
+            if options.scaling and not interrupts.asked:
+                _measure_scaling(worker, spec, options, record, observer)
+            if interrupts.asked:
+                break
         record.update(finished=now(), status="interrupted" if interrupts.asked else "complete")
     return Result(out, plan, interrupts.asked, plan.failures, _unmeasured(writer.path, plan))
 
@@ -244,7 +251,7 @@ class _Record:
 
 def _measure_groups(
     worker: Worker,
-    plan: Plan,
+    groups: list[Group],
     options: Options,
     record: _Record,
     observer: Observer,
@@ -255,7 +262,7 @@ def _measure_groups(
     writer = record.writer
     before = Run.open(writer.path)
     done = before.finished_cells(failed_too=not retry_failed)
-    for group in plan.groups:
+    for group in groups:
         if interrupts.asked:
             return
         if all(c.cell_id in done for c in group.cells):
@@ -267,11 +274,13 @@ def _measure_groups(
         for cell in group.refused:
             writer.append_cell(cell)
         observer.group(group)
-        cells, seconds = _measure(worker, group, options, writer.path, observer)
+        cells, seconds, memory_share = _measure(worker, group, options, writer.path, observer)
         for cell in _in_order(group, cells):
             writer.append_cell(cell)
         observer.finished(group, cells)
         record.update(timed_s=(writer.manifest.timed_s or 0.0) + seconds)
+        if memory_share > LARGE_SHARE:
+            worker.kill()  # the next group gets another
 
 
 def _in_order(group: Group, cells: list[Cell]) -> list[Cell]:
@@ -281,42 +290,35 @@ def _in_order(group: Group, cells: list[Cell]) -> list[Cell]:
     return [*planned[:-1], *added, *planned[-1:]]
 
 
-def _measure_accuracies(
-    worker: Worker, specs: list[Workload], options: Options, record: _Record, observer: Observer
-) -> None:
-    """Measures the accuracies of the workloads that have none yet."""
-    for spec in specs:
-        workloads = record.writer.manifest.workloads
-        if spec.name not in workloads or workloads[spec.name].accuracies:
-            continue
-        request = {"do": "accuracy", "file": spec.reference, **_request(options)}
-        try:
-            answer = worker.ask(request, "accuracy", _waits(observer, f"accuracy of {spec.name}"))
-            found = {name: Accuracy.model_validate(table) for name, table in answer["accuracies"].items()}
-        except (WorkerDied, UserError) as e:
-            found = {"dynamic": Accuracy(value=Unavailable(unavailable=str(e)), metric="accuracy")}
-        info = workloads[spec.name].model_copy(update={"accuracies": found})
-        record.update(workloads={**workloads, spec.name: info})
+def _measure_accuracies(worker: Worker, spec: Workload, options: Options, record: _Record, observer: Observer) -> None:
+    """Measures the accuracies of a workload, if it has none yet."""
+    workloads = record.writer.manifest.workloads
+    if workloads[spec.name].accuracies:
+        return
+    request = {"do": "accuracy", "file": spec.reference, **_request(options)}
+    try:
+        answer = worker.ask(request, "accuracy", _waits(observer, f"accuracy of {spec.name}"))
+        found = {name: Accuracy.model_validate(table) for name, table in answer["accuracies"].items()}
+    except (WorkerDied, UserError) as e:
+        found = {"dynamic": Accuracy(value=Unavailable(unavailable=str(e)), metric="accuracy")}
+    info = workloads[spec.name].model_copy(update={"accuracies": found})
+    record.update(workloads={**workloads, spec.name: info})
 
 
-def _measure_scaling(
-    worker: Worker, specs: list[Workload], options: Options, record: _Record, observer: Observer
-) -> None:
-    """Measures what the cost model is made of, of the workloads that have none yet; one that fails is not measured."""
+def _measure_scaling(worker: Worker, spec: Workload, options: Options, record: _Record, observer: Observer) -> None:
+    """Measures what the cost model of a workload is made of, if that is not done; what fails is not measured."""
     path = record.writer.path
-    found = {one.workload: one for one in read_scaling(path)}
-    for spec in specs:
-        if spec.name not in record.writer.manifest.workloads or spec.name in found:
-            continue
-        request = {"do": "scaling", "file": spec.reference, "run": str(path.resolve()), **_request(options)}
-        try:
-            answer = worker.ask(request, "scaling", _waits(observer, f"T(n) of {spec.name}"))
-        except (WorkerDied, UserError) as e:
-            missed = NotMeasured(what=f"T(n) of {spec.name}", why=str(e))
-            record.update(not_measured=[*record.writer.manifest.not_measured, missed])
-            continue
-        found[spec.name] = Scaling.model_validate(answer["scaling"])
-        write_scaling(path, list(found.values()))
+    found = read_scaling(path)
+    if any(one.workload == spec.name for one in found):
+        return
+    request = {"do": "scaling", "file": spec.reference, "run": str(path.resolve()), **_request(options)}
+    try:
+        answer = worker.ask(request, "scaling", _waits(observer, f"T(n) of {spec.name}"))
+    except (WorkerDied, UserError) as e:
+        missed = NotMeasured(what=f"T(n) of {spec.name}", why=str(e))
+        record.update(not_measured=[*record.writer.manifest.not_measured, missed])
+        return
+    write_scaling(path, [*found, Scaling.model_validate(answer["scaling"])])
 
 
 def _with_accuracies(info: WorkloadInfo, before: Manifest) -> WorkloadInfo:
@@ -428,13 +430,16 @@ def _check_quantities(info: WorkloadInfo, plan: Plan) -> None:
             )
 
 
-def _measure(worker: Worker, group: Group, options: Options, out: Path, observer: Observer) -> tuple[list[Cell], float]:
+def _measure(
+    worker: Worker, group: Group, options: Options, out: Path, observer: Observer
+) -> tuple[list[Cell], float, float]:
     """Measures a group; after a death again without the arm that was running, which is recorded as failed.
 
     The measuring process writes the group's samples itself.
 
     Returns:
-        The measured and failed cells, and the seconds inside timed samples.
+        The measured and failed cells, the seconds inside timed samples, and the share of the machine's memory that the
+        process holds now.
     """
     failed: dict[str, str] = {}
     reason = ""
@@ -446,14 +451,14 @@ def _measure(worker: Worker, group: Group, options: Options, out: Path, observer
             "batch_size": group.batch_size,
             "cells": [c.model_dump(mode="json") for c in group.cells],
             "run": str(out.resolve()),
-            "process": max(worker.number, 0),
             "without": sorted(failed),
             **_request(options),
         }
         try:
+            request["process"] = worker.started()
             answer = worker.ask(request, "measured", lambda e: _follow(observer, group, e))
             cells = [Cell.model_validate(c) for c in answer["cells"]]
-            return [*cells, *_failures(group, failed)], answer["timed_s"]
+            return [*cells, *_failures(group, failed)], answer["timed_s"], answer["memory_share"]
         except (WorkerDied, UserError) as e:
             reason, arm = str(e), getattr(e, "arm", None)
             if arm is None:
@@ -461,7 +466,7 @@ def _measure(worker: Worker, group: Group, options: Options, out: Path, observer
             observer.say(f"{group.group_id}: {reason} while running {arm}; again without it")
             failed[arm] = reason
     observer.say(f"{group.group_id}: given up: {reason}")
-    return _failures(group, {c.arm.key: failed.get(c.arm.key, reason) for c in group.cells}), 0.0
+    return _failures(group, {c.arm.key: failed.get(c.arm.key, reason) for c in group.cells}), 0.0, 0.0
 
 
 def _follow(observer: Observer, group: Group, event: dict[str, Any]) -> None:

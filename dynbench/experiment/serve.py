@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from dynbench import devices
@@ -68,7 +69,8 @@ class Server:
                 tell=self._tell,
                 stop=self._stop,
             )
-            self._tell("measured", **result)
+            memory_share = psutil.Process().memory_info().rss / psutil.virtual_memory().total
+            self._tell("measured", **result, memory_share=memory_share)
         elif what == "accuracy":
             found = accuracies(p)
             self._tell("accuracy", accuracies={k: v.model_dump(mode="json") for k, v in found.items()})

@@ -11,12 +11,15 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from torch import nn
 
+from dynbench.analysis.cost_model import held_out
 from dynbench.devices.base import Device
 from dynbench.dynamic import Execution
 from dynbench.dynamic.regions import Region, find_regions
 from dynbench.errors import DynbenchError
+from dynbench.experiment.arms import Call
 from dynbench.experiment.build import Prepared, Source
 from dynbench.experiment.graph_walks import GraphWalker
+from dynbench.experiment.plan import planned_cell, planned_groups
 from dynbench.meters.calibration import Rounds, overheads
 from dynbench.meters.graph_record import BETWEEN
 from dynbench.meters.pace import PaceLog
@@ -26,10 +29,12 @@ from dynbench.store.schema import Arm, NotMeasured
 from dynbench.store.walks import Walked
 from dynbench.strategies import Dense, Masking
 
-Way = tuple[str | None, str, str]  # baseline, engine, form
+Way = tuple[str | None, str, str, bool]  # baseline, engine, form, and whether regions are called with what was decided
 Piece = tuple[Way | str, int]  # a network and a number of items, or the graph
 T = TypeVar("T")
-WRITTEN: Way = (None, "eager", "plain")
+WRITTEN: Way = (None, "eager", "plain", False)
+DECIDED: Way = (None, "eager", "plain", True)
+LONG_WALK_S = 1.0  # a walk that takes longer is made once in a group
 
 
 class Walks:
@@ -51,9 +56,12 @@ class Walks:
         self._graph: GraphWalker | None = None
         self._log, self._order = PaceLog(), random.Random(p.options.seed)
         self._pieces: list[Piece] = []  # of this round, that are still to be done
-        for way in ways_of(arms, p.spec.primary.name):
+        self._long: set[Piece] = set()  # that are not done again
+        decided = decided_call(p) if (source, batch_size) == decided_group(p) else None
+        ways = ways_of(arms, p.spec.primary.name)
+        for way in ways if decided is None else [*ways, DECIDED]:
             try:
-                walker = walker_of(p, way)
+                walker = walker_of(p, way, decided)
                 walker.once(1, device, keep=False)
             except Exception as e:  # noqa: BLE001 (a user's model may raise anything)
                 self._missing.append(NotMeasured(what=f"T(n) of {_in_words(way)}", why=first_line(e)))
@@ -73,7 +81,8 @@ class Walks:
             of: how many arms the round has.
         """
         if position == 0:
-            self._pieces = [(way, n) for way in self._walkers for n in self._sizes] + [("the graph", 0)]
+            pieces: list[Piece] = [(way, n) for way in self._walkers for n in self._sizes]
+            self._pieces = [piece for piece in pieces if piece not in self._long] + [("the graph", 0)]
             self._order.shuffle(self._pieces)
             self._constants.once()
         for _ in range(math.ceil(len(self._pieces) / (of - position))):
@@ -96,7 +105,10 @@ class Walks:
             del self._walkers[way]
             self._missing.append(NotMeasured(what=f"T(n) of {_in_words(way)}", why=first_line(e)))
             return
-        self._log.piece(piece, self._device.clock_ns() - begin)
+        spent_ns = self._device.clock_ns() - begin
+        self._log.piece(piece, spent_ns)
+        if spent_ns > LONG_WALK_S * 1e9:
+            self._long.add(piece)
 
     def _try(self, work: Callable[[], T]) -> T | None:
         """What `work` gives about the network as one graph; None: it fails, which is noted, and is not tried again."""
@@ -140,33 +152,63 @@ def _network(way: Way, walker: Walker) -> Network:
     ]
     if (t := walker.between()) is not None:
         parts.append(Part(name=BETWEEN, role="points", sizes=t.sizes, us=t.us, low_us=t.low_us, high_us=t.high_us))
-    baseline, engine, form = way
-    return Network(baseline=baseline, engine=engine, form=form, parts=parts)
+    baseline, engine, form, decided = way
+    return Network(baseline=baseline, engine=engine, form=form, decided=decided, parts=parts)
 
 
 def ways_of(arms: Sequence[Arm], primary: str) -> list[Way]:
     """The networks that the host calls: the dynamic one as written and in other engines, and the primary baseline."""
     ours = [a for a in arms if a.control == "host" and a.kind in ("strategy", "baseline")]
     return list(
-        dict.fromkeys([WRITTEN, *((a.baseline, a.engine, a.form) for a in ours if a.baseline in (None, primary))])
+        dict.fromkeys(
+            [WRITTEN, *((a.baseline, a.engine, a.form, False) for a in ours if a.baseline in (None, primary))]
+        )
     )
 
 
-def walker_of(p: Prepared, way: Way) -> Walker:
+def decided_group(p: Prepared) -> tuple[Source, int] | None:
+    """The group in which T(n) is taken under decisions as well: the first that the fit of the cost model sees."""
+    groups = list(planned_groups(p))
+    out = held_out([cell for _, _, cells in groups for cell in cells])
+    seen = ((source, size) for source, size, cells in groups if any(cell.cell_id not in out for cell in cells))
+    return next(seen, None)
+
+
+def decided_call(p: Prepared) -> Call | None:
+    """The dynamic network as written, that calls its regions with what was decided; None: no strategy does that."""
+    group = decided_group(p)
+    if group is None:
+        return None
+    kinds = p.parts.strategies.items()
+    names = [name for name, kind in kinds if not (kind.fixed_work or kind.static_twin or kind.item_by_item)]
+    for name in names:
+        cell = planned_cell(p, *group, Arm(kind="strategy", strategy=name))
+        if cell.status == "planned":
+            execution = Execution(p.strategy(name), replay=p.trace(*group))
+            return Call(p.network(cell.arm), execution, p.items)
+    return None
+
+
+def walker_of(p: Prepared, way: Way, decided: Call | None = None) -> Walker:
     """Walks a network prepared by its engine: the dynamic one under masking, which calls every region with all items.
+
+    Args:
+        p: the workload.
+        way: which network, in which engine and form.
+        decided: calls it with what was decided, where the way asks for that.
 
     Raises:
         CannotPrepare: its engine cannot prepare it.
         UserError: it cannot be brought into its form.
     """
-    baseline, engine, form = way
+    baseline, engine, form, of_decided = way
     kind: Literal["strategy", "baseline"] = "strategy" if baseline is None else "baseline"
     network = p.network(Arm(kind=kind, baseline=baseline, engine=engine, form=form))
     whole = baseline is not None
     execution = Execution(Dense() if whole else Masking())
 
     def walk(n: int) -> Any:
-        return execution.run(network, p.inputs[:n])
+        return execution.run(network, p.inputs[:n]) if not of_decided or decided is None else decided(0, p.inputs[:n])
 
     return Walker([] if whole else regions_of(network, p), walk, whole=whole)
 
@@ -183,5 +225,6 @@ def first_line(e: Exception) -> str:
 
 
 def _in_words(way: Way) -> str:
-    baseline, engine, form = way
-    return f"{baseline or 'the dynamic network'} in {engine}" + ("" if form == "plain" else f", {form}")
+    baseline, engine, form, decided = way
+    name = f"{baseline or 'the dynamic network'} in {engine}" + ("" if form == "plain" else f", {form}")
+    return f"{name}, with what was decided" if decided else name

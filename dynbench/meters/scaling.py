@@ -21,7 +21,8 @@ from dynbench.meters.device import MeasuredDevice
 Walk = Callable[[int], Any]  # one pass over the first n items of the stream
 
 
-MOST_WALKS, FEW_ITEMS = 3, 8  # walks over one number of items in a row, and items of them: at most
+MOST_WALKS, FEW_ITEMS = 10, 20  # walks over one number of items in a row, and items of them: at most
+WARM_S = 0.1  # so long after the first of these walks caches and clocks are as in use
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,17 @@ class Walker:
     def some(self, sizes: Sequence[int], device: MeasuredDevice) -> None:
         """Walks over each number of items a few times.
 
-        Of few items the first time, which finds other caches, does not count; of many, each walk fills them anew.
+        Of few items the first half, which finds other caches, does not count; of many, each walk fills them anew.
         """
         if not self.whole:
             self._hooks_ns = _hooks_ns(device)
         for n in sizes:
-            few = min(MOST_WALKS, FEW_ITEMS // n)
+            few, begin = min(MOST_WALKS, FEW_ITEMS // n), device.clock_ns()
             for again in range(1 + few):
-                self.once(n, device, keep=again > 0 or not few)
+                warm = device.clock_ns() - begin > WARM_S * 1e9
+                self.once(n, device, keep=again > few // 2 or warm or not few)
+                if warm:
+                    break
 
     def once(self, n: int, device: MeasuredDevice, *, keep: bool = True) -> None:
         """Walks over n items; the times are kept, or it was for warming up."""
@@ -88,7 +92,7 @@ class Walker:
 
     def times(self) -> dict[str, Times]:
         """By region, of all walks so far."""
-        return {name: _times(by_size) for name, by_size in self._seen.items()}
+        return {name: _times(by_size) for name, by_size in self._seen.items() if by_size}
 
     def between(self) -> Times | None:
         """What walks spend outside regions; None: not seen, or not more than nothing."""

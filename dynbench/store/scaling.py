@@ -20,7 +20,7 @@ from dynbench.reading import ordinary
 from dynbench.store.jsonable import first_fault, to_json
 from dynbench.store.schema import STORED, Arm, Cell, Count, CountFrom1, NotMeasured, Positive, Record
 
-FORMAT = 1
+FORMAT = 2
 FILE = "scaling.jsonl"
 LARGEST = 1 << 27  # bytes of such a file
 
@@ -63,7 +63,7 @@ class Part(Record):
         role: of whose time it is: 'body' (also the fixed parts of a model) or 'decide' (gates, policies, heads); of
             what lies between the regions of a graph, for a call of the whole: 'moving' or 'points'.
         operators: called by one call of it, in eager PyTorch; 0: not seen.
-        sizes: items per call, ascending.
+        sizes: items per call, ascending; where calls of it differ in work per item, the least counts as one item.
         us: median time of a call at each size.
         low_us: lower quartile at each size.
         high_us: upper quartile.
@@ -95,6 +95,7 @@ class Network(Record):
         form: how it is written.
         control: who plays the strategy: 'host' region by region, or the 'graph' that the network is.
         single: it is a graph for a single item.
+        decided: regions were called with what was decided; False: with all items.
         parts: its regions; of a static network itself alone.
     """
 
@@ -103,7 +104,13 @@ class Network(Record):
     form: str = "plain"
     control: Literal["host", "graph"] = "host"
     single: bool = False
+    decided: bool = False
     parts: list[Part] = Field(min_length=1)
+
+    @property
+    def key(self) -> tuple[str | None, str, str, Literal["host", "graph"], bool, bool]:
+        """What it is, and how it was called: all but the parts."""
+        return self.baseline, self.engine, self.form, self.control, self.single, self.decided
 
 
 class Between(Record):
@@ -118,8 +125,44 @@ class Between(Record):
     us_per_byte: Positive
 
 
-class Usage(Record):
-    """What an arm did in one pass over the first items of the stream, as it was seen to do; it is counted, not timed.
+class Rate(Record):
+    """What a FLOP takes in place, by how many an operator executes.
+
+    Attributes:
+        flops: of one operator, ascending.
+        us_per_flop: at each of these.
+    """
+
+    flops: list[Positive] = Field(min_length=1)
+    us_per_flop: list[Positive]
+
+
+class Counted(Record):
+    """What was seen outside regions; it is counted, not timed.
+
+    Attributes:
+        movings: operators that gather rows or put them back.
+        moved_bytes: that these read and wrote.
+        operators: other operators.
+        operator_bytes: that these read and wrote, but for products.
+        products: operators among these that execute FLOPs, such as with weights that are sliced or made for a call.
+        flops: that these execute.
+        waits: times that the host looked at a value.
+        points: visits to decision points.
+    """
+
+    movings: Count
+    moved_bytes: Count
+    operators: Count
+    operator_bytes: Count
+    products: Count = 0
+    flops: Count = 0
+    waits: Count
+    points: Count
+
+
+class Usage(Counted):
+    """What an arm did in one pass over the first items of the stream.
 
     Attributes:
         arm: which, of engine 'eager'; another engine is asked for the same.
@@ -128,13 +171,8 @@ class Usage(Record):
         made_up: the decisions were drawn at a rate.
         batch_size: in items.
         items: of the stream that were watched, from its first on.
-        calls: of each region, by how many items it was called with.
-        movings: operators outside regions that gather rows or put them back.
-        moved_bytes: that these read and wrote.
-        operators: other operators outside regions.
-        operator_bytes: that these read and wrote.
-        waits: times that the host looked at a value.
-        points: visits to decision points.
+        decided: regions are called with what was decided; False: with all items.
+        calls: of each region, by how many items it was called with; counted as in T(n).
     """
 
     arm: Arm
@@ -143,13 +181,8 @@ class Usage(Record):
     made_up: bool = False
     batch_size: CountFrom1
     items: CountFrom1
+    decided: bool = False
     calls: dict[str, dict[int, CountFrom1]]
-    movings: Count
-    moved_bytes: Count
-    operators: Count
-    operator_bytes: Count
-    waits: Count
-    points: Count
 
 
 class Scaling(Record):
@@ -165,6 +198,7 @@ class Scaling(Record):
     networks: list[Network]
     usages: list[Usage]
     between: Between | None = None  # None: only the constants are known
+    rate: Rate | None = None  # of products; None: none was seen
     paces: dict[str, Positive] = Field(default_factory=dict)  # of the machine, by cell and by group; 1 in the middle
     missing: list[NotMeasured] = Field(default_factory=list)
 
@@ -173,11 +207,18 @@ class Scaling(Record):
         return self.paces.get(cell.cell_id, self.paces.get(cell.group_id, 1.0))
 
     def network(
-        self, baseline: str | None, engine: str, form: str, *, control: str = "host", single: bool = False
+        self,
+        baseline: str | None,
+        engine: str,
+        form: str,
+        *,
+        control: str = "host",
+        single: bool = False,
+        decided: bool = False,
     ) -> Network | None:
         """The one that was measured; None: it was not."""
-        wanted = (baseline, engine, form, control, single)
-        return next((n for n in self.networks if (n.baseline, n.engine, n.form, n.control, n.single) == wanted), None)
+        wanted = (baseline, engine, form, control, single, decided)
+        return next((n for n in self.networks if n.key == wanted), None)
 
 
 def write_scaling(run: Path, found: Sequence[Scaling]) -> Path:

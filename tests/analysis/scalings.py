@@ -11,7 +11,7 @@ from tests.analysis.cells import RESNET, cell, decisions, latency
 
 CONSTANTS = Constants(operator_us=1.0, region_us=1.0, point_us=20.0, wait_us=2.0, gather_us=3.0, moved_bytes_per_s=1e10)
 BLOCKS, ITEMS = 4, 64
-LAW = {"body": 1.1, "decide": 0.9, "moving": 1.5, "operators": 1.0, "waiting": 2.0, "points": 0.6}
+LAW = {"body": 1.1, "decide": 0.9, "moving": 1.5, "operators": 1.0, "products": 1.0, "waiting": 2.0, "points": 0.6}
 SIZES = [1, 2, 4, 8, 16, 32]
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dynbench.analysis.cost_model import (
     LEAST_HELD_OUT,
     TERMS,
+    TRUST_OF_ONE,
     Errors,
     Levers,
     break_even,
@@ -21,11 +22,12 @@ from dynbench.analysis.cost_model import (
     fit,
     held_out,
     model_of,
+    products_us,
     terms,
     time_of,
     usage_of,
 )
-from dynbench.store.scaling import Between
+from dynbench.store.scaling import Between, Rate
 from dynbench.store.schema import Arm, Cell
 from tests.analysis.cells import RESNET, latency
 from tests.analysis.scalings import BLOCKS, CONSTANTS, ITEMS, by_law, graph, made_up, networks, part, usage
@@ -43,7 +45,7 @@ def test_a_known_law_is_recovered_on_cells_that_the_fit_did_not_see() -> None:
 
 
 def test_with_enough_cells_the_factors_of_the_law_come_out() -> None:
-    law = dict(zip(TERMS, (1.1, 0.8, 1.4, 1.0, 1.9, 0.6), strict=True))
+    law = dict(zip(TERMS, (1.1, 0.8, 1.4, 1.0, 1.2, 1.9, 0.6), strict=True))
     table = np.random.default_rng(0).uniform(10, 1000, (4000, len(TERMS)))
     rows = [dict(zip(TERMS, row, strict=True)) for row in table.tolist()]
     found = fit(rows, [sum(law[name] * us for name, us in row.items()) for row in rows])
@@ -194,6 +196,42 @@ def test_in_place_python_goes_by_calls_of_regions_and_bytes_by_their_own_rate() 
     assert {name: us for name, us in found.items() if name in ("body", "decide", "waiting")} == {
         name: us for name, us in before.items() if name in ("body", "decide", "waiting")
     }
+
+
+def test_products_take_what_a_flop_takes_in_operators_of_their_size() -> None:
+    rate = Rate(flops=[1e3, 1e5], us_per_flop=[0.01, 0.002])
+    assert products_us(3_000, 3, rate) == pytest.approx(3_000 * 0.01)
+    assert products_us(300_000, 3, rate) == pytest.approx(300_000 * 0.002)
+    assert products_us(30_000, 3, rate) == pytest.approx(30_000 * 0.006)  # half way, by their logarithm
+    assert products_us(30, 3, rate) == pytest.approx(30 * 0.01)
+    assert products_us(30, 3, None) == products_us(0, 0, rate) == 0
+    seen = usage("compaction", 8, 0.5, "learned", products=3, flops=300_000)
+    found = terms(seen, networks()[0], CONSTANTS, rate=rate)
+    assert found["products"] == pytest.approx(600)
+    assert terms(seen, networks()[0], CONSTANTS, Levers(slower=2.0), rate=rate)["products"] == pytest.approx(1200)
+
+
+def test_what_was_decided_is_predicted_from_calls_with_what_was_decided() -> None:
+    _, scaling = made_up()
+    slow = part("body", 500, 100, operators=5)
+    own = networks()[0]
+    decided = own.model_copy(update={"decided": True, "parts": [slow if p.name == "body" else p for p in own.parts]})
+    both = scaling.model_copy(update={"networks": [*scaling.networks, decided]})
+    seen = usage("compaction", 8, 0.5, "learned", decided=True)
+    plain, other = model_of([], scaling).predict(seen.arm, seen), model_of([], both).predict(seen.arm, seen)
+    assert plain is not None and other is not None
+    calls = BLOCKS * ITEMS // 8
+    assert other.parts_us["body"] - plain.parts_us["body"] == pytest.approx(calls * (440 + 60 * 4))
+    of_all = usage("masking", 8, 0.5, "learned")
+    assert model_of([], both).predict(of_all.arm, of_all) == model_of([], scaling).predict(of_all.arm, of_all)
+
+
+def test_factors_of_one_batch_size_stay_closer_to_1() -> None:
+    seen = [usage(name, 1, keep, "learned") for name in ("masking", "compaction") for keep in (0.25, 0.5, 1.0)]
+    rows = [terms(one, networks()[0], CONSTANTS) for one in seen]
+    slow_us = [2 * sum(row.values()) for row in rows]
+    free, held = fit(rows, slow_us), fit(rows, slow_us, trust=TRUST_OF_ONE)
+    assert 1 < held["body"] < free["body"] < 2.5 and held["body"] - 1 < 0.6 * (free["body"] - 1)
 
 
 def test_a_graph_is_predicted_from_its_own_times_and_only_where_these_are_known() -> None:

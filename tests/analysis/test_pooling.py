@@ -79,6 +79,20 @@ def test_a_call_and_a_byte_come_out_of_the_time_between_regions() -> None:
     assert found.call_us == pytest.approx(call_us) and found.us_per_byte == pytest.approx(us_per_byte)
 
 
+def test_what_products_take_between_regions_is_no_time_of_bytes() -> None:
+    call_us, us_per_byte, product_us = 30.0, 0.001, 5.0  # of each item
+    fixed, each = 4 * call_us + CALLED_US, us_per_byte * 4_000
+    few, many = replace(FEW, products_us=product_us), replace(MANY, products_us=32 * product_us)
+    found = between_of(part("(between)", fixed, each + product_us), few, many, CONSTANTS)
+    assert found is not None
+    assert found.call_us == pytest.approx(call_us) and found.us_per_byte == pytest.approx(us_per_byte)
+
+
+def test_where_several_items_call_more_regions_than_one_a_call_takes_its_part_of_these() -> None:
+    found = between_of(part("(between)", 300, 4), replace(FEW, calls=2), replace(MANY, calls=15), CONSTANTS)
+    assert found is not None and found.call_us < 300 / 15
+
+
 @pytest.mark.parametrize("each", [-0.5, 1.0])  # 1 us an item, for 4000 bytes, is not what bytes take
 def test_where_bytes_are_too_few_to_be_seen_they_take_what_the_device_needs(each: float) -> None:
     few, many = (replace(outside, bytes=outside.bytes // 1000) for outside in (FEW, MANY))

@@ -11,7 +11,9 @@ from dynbench.analysis.resolution import resolution
 from dynbench.errors import UserError
 from dynbench.experiment import Observer, Options, run_experiment
 from dynbench.experiment import manager as manager_module
+from dynbench.experiment import run as run_module
 from dynbench.store.run import Run
+from dynbench.store.scaling import read_scaling
 from dynbench.unavailable import Unavailable
 
 TINY = Path(__file__).parent / "tiny"
@@ -149,6 +151,32 @@ def test_a_run_cut_short_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> N
     assert said.groups and not any("/learned/cpu/b1/" in g for g in said.groups)
     assert Run.open(out).manifest.status == "complete"
     assert {c.cell_id for c in Run.open(out).cells} == {c.cell_id for c in run.cells}
+
+
+def test_a_run_cut_short_has_all_of_the_workloads_before(tmp_path: Path) -> None:
+    class Cut(Said):
+        def group(self, group: Any) -> None:
+            if group.workload == "other":
+                raise KeyboardInterrupt
+
+    other = tmp_path / "other.toml"
+    text = (TINY / "tiny.toml").read_text(encoding="utf-8").replace('name = "tiny"', 'name = "other"')
+    other.write_text(text.replace('"net.py', f'"{TINY}/net.py'), encoding="utf-8")
+    options = QUICK.model_copy(update={"scaling": True, "batch_sizes": [1, 2]})
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment([str(TINY / "tiny.toml"), str(other)], options, tmp_path / "cut", command=[], observer=Cut())
+    cut = Run.open(tmp_path / "cut")
+    assert cut.manifest.workloads["tiny"].accuracies and not cut.manifest.workloads["other"].accuracies
+    assert [one.workload for one in read_scaling(tmp_path / "cut")] == ["tiny"]
+
+
+def test_a_process_that_holds_much_memory_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "LARGE_SHARE", 0.0)
+    run_experiment([str(TINY / "tiny.toml")], QUICK, tmp_path / "run", command=[])
+    found = Run.open(tmp_path / "run")
+    groups = list(dict.fromkeys(c.group_id for c in found.cells if c.status == "ok"))
+    assert [set(found.samples(group).process) for group in groups] == [{n} for n in range(len(groups))]
+    assert found.manifest.workloads["tiny"].accuracies
 
 
 def test_a_dry_run_plans_and_writes_nothing(tmp_path: Path) -> None:

@@ -63,6 +63,18 @@ def test_regions_are_called_with_as_many_items_as_were_decided() -> None:
     assert found.inside["block.body"] == 2  # a product and a rectifier
 
 
+def test_the_work_of_a_region_is_counted_and_what_products_outside_execute() -> None:
+    found = watched(Compaction(), X)
+    assert found.work["block.body"][2].flops == 2 * 2 * 3 * 3 and found.work["block.body"][2].elements == 2 * 3
+    assert found.work["stem"][4].flops == 0 and found.work["stem"][4].elements == 4 * 3
+    assert found.products.operators == 2 and found.outside.operators == 0  # the gate's and the body's
+    model = nn.Linear(3, 5)
+    with torch.inference_mode(), Watched(model, []) as alone:
+        model(X)
+    assert (alone.outside.operators, alone.outside.flops) == (1, 2 * 4 * 3 * 5)
+    assert alone.operators == 1 and alone.operator_bytes == 0  # what a product reads is part of its time
+
+
 def test_masking_calls_all_and_waits_for_nothing() -> None:
     found = watched(Masking(), X)
     assert found.calls["block.body"] == {4: 1} and found.waits == 0
@@ -110,6 +122,19 @@ def test_times_are_medians_by_number_of_items_and_warm_up_does_not_count() -> No
     body = walker.times()["block.body"]
     assert body.sizes == [1, 4] and body.us == body.low_us == body.high_us == [1.0, 1.0]
     assert whole.times()[""].sizes == [1, 4]
+
+
+def test_a_region_that_a_walk_does_not_call_has_no_time() -> None:
+    model = net()
+    regions = find_regions(model, lambda m: Execution(Masking()).run(m, X))
+
+    def walk(n: int) -> Any:
+        with torch.inference_mode():
+            return Execution(Compaction()).run(model, X[1:2])  # its block is skipped
+
+    walker = Walker(regions, walk)
+    walker.some([1], _Clock())
+    assert "block.body" not in walker.times() and "stem" in walker.times()
 
 
 def test_a_benchmark_has_the_rate_that_its_time_says() -> None:

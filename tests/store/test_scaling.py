@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dynbench.errors import UserError
-from dynbench.store.scaling import FILE, read_scaling, write_scaling
+from dynbench.store.scaling import FILE, FORMAT, read_scaling, write_scaling
 from tests.analysis.scalings import CONSTANTS, made_up
 
 
@@ -23,7 +23,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     ("damage", "said"),
     [
         (lambda text: text[:-20], "not JSON"),
-        (lambda text: text.replace('"format": 1', '"format": 99'), "newer dynbench"),
+        (lambda text: text.replace(f'"format": {FORMAT}', '"format": 99'), "newer dynbench"),
         (lambda text: text.replace('"operator_us": 1.0', '"operator_us": 0.0'), "above 0"),
         (lambda text: text.replace('"sizes": [1, 2,', '"sizes": [2, 1,', 1), "sizes must ascend"),
         (lambda text: text.replace('"sizes": [1, 2,', '"sizes": [2,', 1), "a time for each size"),

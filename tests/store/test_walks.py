@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dynbench.errors import UserError
+from dynbench.store.scaling import FORMAT
 from dynbench.store.walks import FOLDER, Walked, read_walked, write_walked
 from tests.analysis.scalings import CONSTANTS, networks
 
@@ -29,7 +30,7 @@ def test_what_is_written_comes_back_and_the_last_walk_of_a_group_counts(tmp_path
     ("damage", "said"),
     [
         (lambda text: text[:-20], "cannot read"),
-        (lambda text: text.replace('"format": 1', '"format": 99'), "newer dynbench"),
+        (lambda text: text.replace(f'"format": {FORMAT}', '"format": 99'), "newer dynbench"),
         (lambda text: text.replace('"sizes": [1, 2,', '"sizes": [2, 1,', 1), "sizes must ascend"),
         (lambda text: "[1]\n", "is corrupt"),
         (lambda text: "[" * 100_000, "cannot read"),
