@@ -457,7 +457,8 @@ def _terms(scaling: Scaling, arm: Arm, usage: Usage, levers: Levers = NONE) -> d
     unknown = usage.calls.keys() - {part.name for part in network.parts}
     if unknown - {part.name for part in written.parts if not part.operators}:
         return None
-    return terms(usage, network, scaling.constants, levers, scaling.between, scaling.rate)
+    between = scaling.between_decided if usage.decided and scaling.between_decided else scaling.between
+    return terms(usage, network, scaling.constants, levers, between, scaling.rate)
 
 
 def _us(cell: Cell, usage: Usage) -> float:

@@ -77,6 +77,7 @@ def scaling_of(p: Prepared, walked: Sequence[Walked]) -> Scaling:
     sizes = Sizes([*walks.whole.values(), *walks.decided.values(), *(one.watched for one in seen)])
     rate = _rate(p, common, walks)
     between = _between(common, walks, rate)
+    between_decided = _between_decided(common, walks, between)
     return Scaling(
         workload=p.spec.name,
         machine=str(device.describe()["name"]),
@@ -87,7 +88,8 @@ def scaling_of(p: Prepared, walked: Sequence[Walked]) -> Scaling:
         networks=_described(p, common.networks, walks, seen, sizes),
         usages=[_usage(p, one, sizes) for one in seen],
         between=between,
-        rate=_rate_of_decided(common, walks, between) or rate,
+        between_decided=between_decided,
+        rate=_rate_of_decided(common, walks, between_decided, rate),
         paces=common.paces,
         missing=missing,
     )
@@ -156,16 +158,28 @@ def _rate(p: Prepared, common: Pooled, walks: Walks) -> Rate | None:
     return _as_rate(found)
 
 
-def _rate_of_decided(common: Pooled, walks: Walks, between: Between | None) -> Rate | None:
-    """What a FLOP takes that is executed outside regions only where it was decided, such as with sliced weights.
+def _between_decided(common: Pooled, walks: Walks, between: Between | None) -> Between | None:
+    """What a call and a byte take where what was decided executes FLOPs outside regions, such as with sliced weights.
+
+    Bytes are then those of other operators than walks over all items show, and take what the device needs for them;
+    what is left is told by what a FLOP takes. None: there is nothing like that.
+    """
+    whole, decided = ([w.outside.flops for w in seen.values()] for seen in (walks.whole, walks.decided))
+    if between is None or any(whole) or not any(decided):
+        return None
+    return between.model_copy(update={"us_per_byte": 1e6 / common.constants.moved_bytes_per_s})
+
+
+def _rate_of_decided(common: Pooled, walks: Walks, between: Between | None, rate: Rate | None) -> Rate | None:
+    """What a FLOP takes outside regions, where it is executed there only if it was decided, as with sliced weights.
 
     It is what walks with what was decided take outside regions, less what calls, bytes and Python are reckoned to take.
-    None: there is none, or nothing is left for it.
+    Of operators that execute fewer or more FLOPs than these do, and where nothing is left for it: as within regions.
     """
     part = _parts(common.networks, decided=True).get(BETWEEN)
     if part is None or any(watched.outside.flops for watched in walks.whole.values()):
-        return None
-    found = {}
+        return rate
+    found: dict[float, float] = {}
     for n, us in zip(part.sizes, part.us, strict=True):
         watched = walks.decided[n]
         if not watched.outside.flops:
@@ -174,7 +188,10 @@ def _rate_of_decided(common: Pooled, walks: Walks, between: Between | None) -> R
         rest_us = sum(outside_us(_counted(watched), calls, common.constants, between=between).values())
         if us > rest_us:
             found[watched.outside.flops / watched.outside.operators] = (us - rest_us) / watched.outside.flops
-    return _as_rate(found)
+    if found and rate is not None:
+        within = zip(rate.flops, rate.us_per_flop, strict=True)
+        found |= {flops: us for flops, us in within if not min(found) <= flops <= max(found)}
+    return _as_rate(found) or rate
 
 
 def _as_rate(found: Mapping[float, float]) -> Rate | None:

@@ -198,6 +198,7 @@ class Scaling(Record):
     networks: list[Network]
     usages: list[Usage]
     between: Between | None = None  # None: only the constants are known
+    between_decided: Between | None = None  # of calls with what was decided; None: the same
     rate: Rate | None = None  # of products; None: none was seen
     paces: dict[str, Positive] = Field(default_factory=dict)  # of the machine, by cell and by group; 1 in the middle
     missing: list[NotMeasured] = Field(default_factory=list)

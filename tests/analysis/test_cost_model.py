@@ -211,6 +211,20 @@ def test_products_take_what_a_flop_takes_in_operators_of_their_size() -> None:
     assert terms(seen, networks()[0], CONSTANTS, Levers(slower=2.0), rate=rate)["products"] == pytest.approx(1200)
 
 
+def test_bytes_between_calls_with_what_was_decided_may_have_their_own_rate() -> None:
+    _, scaling = made_up()
+    both = scaling.model_copy(
+        update={
+            "between": Between(call_us=10.0, us_per_byte=0.01),
+            "between_decided": Between(call_us=10.0, us_per_byte=0.001),
+        }
+    )
+    for decided, us_per_byte in ((True, 0.001), (False, 0.01)):
+        seen = usage("compaction", 8, 0.5, "learned", decided=decided, operator_bytes=1000, operators=0)
+        found = model_of([], both).predict(seen.arm, seen)
+        assert found is not None and found.parts_us["operators"] == pytest.approx(1000 * us_per_byte)
+
+
 def test_what_was_decided_is_predicted_from_calls_with_what_was_decided() -> None:
     _, scaling = made_up()
     slow = part("body", 500, 100, operators=5)
