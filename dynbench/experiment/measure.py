@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -17,34 +15,26 @@ import torch
 from dynbench import devices
 from dynbench.analysis.gap import ideal_speedup
 from dynbench.analysis.resolution import doubts, resolution
-from dynbench.analysis.statistics import median_interval, percentile, ratio_of_totals
-from dynbench.analysis.stopping import Stopping
+from dynbench.analysis.statistics import median_interval, percentile
 from dynbench.devices.base import Device
 from dynbench.devices.witnesses import Watch
 from dynbench.errors import DynbenchError
 from dynbench.experiment.arms import RunningArm, running_arm
 from dynbench.experiment.build import Prepared, Source
 from dynbench.experiment.diagnose import Facts, Work, diagnose
-from dynbench.experiment.explain import explained, explained_energy, is_control
-from dynbench.experiment.plan import SWEEP_TIME_SHARE, controls_asked, controls_of, planned_cell
+from dynbench.experiment.explain import explained, explained_energy
+from dynbench.experiment.plan import controls_asked, controls_of, planned_cell
+from dynbench.experiment.rounds import MIN_ROUNDS, Rounds, Samples, bases_of, guarded, paired, primary_of, warm_up
 from dynbench.experiment.walks import Walks
-from dynbench.experiment.ways import SHORT_PASS_S, Tournament
+from dynbench.experiment.ways import Tournament
 from dynbench.meters.dispatch import operator_call_s
-from dynbench.meters.latency import Timing, time_batches
 from dynbench.store.quantity import evaluate
 from dynbench.store.run import write_samples
-from dynbench.store.schema import Cell, Compiled, Flops, Interval, Latency, RoundSample, Speedup, Warning_, Witnesses
+from dynbench.store.schema import Cell, Compiled, Flops, Interval, Latency, Speedup, Warning_, Witnesses
 from dynbench.store.walks import write_walked
 from dynbench.unavailable import Measured, Unavailable
 
-WARM_UP_MIN, WARM_UP_MAX = 2, 6  # passes
-WARM_UP_STEADY = 0.1  # until two passes differ by less than this share
-WARM_UP_ITEMS = 32  # of the stream
-WARM_UP_BATCHES = 8  # at most
-WARM_UP_S = 0.5  # or so many seconds
 MOSTLY = 0.5  # of the time: such a share is worth a warning
-MIN_ROUNDS = 3  # a result needs at least so many
-ALONE_SHARE = 0.3  # of a group's time: rounds of deployed networks alone, which strategies as written slow down
 
 
 @dataclass(frozen=True)
@@ -62,30 +52,6 @@ class Noise:
     resolution: float | None
     witnesses: Witnesses
     warnings: list[Warning_]
-
-
-class Samples:
-    """The columns of a group's sample file, in memory."""
-
-    def __init__(self, process: int) -> None:
-        self._process = process
-        self.columns: dict[str, list[Any]] = {name: [] for name in RoundSample.model_fields}
-
-    def add(self, arm: RunningArm, position: int, timings: list[Timing]) -> None:
-        """Keeps the timings of the arm's last round, in which it had this position."""
-        for batch_id, timing in enumerate(timings):
-            row = RoundSample(
-                process=self._process,
-                round=len(arm.rounds) - 1,
-                position=position,
-                arm=arm.arm.key,
-                batch_id=batch_id,
-                start_ns=timing.start_ns,
-                duration_ns=timing.duration_ns,
-                device_ns=timing.device_ns,
-            )
-            for name, values in self.columns.items():
-                values.append(getattr(row, name))
 
 
 def make_arms(p: Prepared, source: Source, cells: Iterable[Cell], device: Device) -> list[RunningArm]:
@@ -129,34 +95,6 @@ def _controls_of_fastest(p: Prepared, source: Source, batch_size: int, cells: li
     planned = {c.arm for c in cells}
     made = (planned_cell(p, source, batch_size, arm) for arm in controls if arm not in planned)
     return [cell for cell in made if cell.status == "planned"]
-
-
-def _guarded(arm: RunningArm, work: Callable[[], Any]) -> Any:
-    """Runs a part of an arm's work; what goes wrong costs the arm, not the group."""
-    try:
-        return work()
-    except (MemoryError, torch.OutOfMemoryError) as e:
-        arm.failed = f"out of memory: {e}".splitlines()[0]
-    except RuntimeError as e:
-        arm.failed = ("out of memory: " if "can't allocate memory" in str(e) else "") + f"{e}".splitlines()[0]
-    except DynbenchError as e:
-        arm.failed = str(e)
-    except Exception as e:  # noqa: BLE001 (a user's model may raise anything)
-        arm.failed = f"{type(e).__name__}: {e}"
-    return None
-
-
-def _warm_up(arm: RunningArm, warm: bool) -> None:
-    """Until steady; one pass where another group, arm or the tournament has done so with the same shapes (`warm`)."""
-    before, begin = 0, time.monotonic()
-    few = arm.batches[: min(WARM_UP_BATCHES, max(WARM_UP_ITEMS // len(arm.batches[0][1]), 1))]
-    for n in range(WARM_UP_MAX):
-        now = sum(t.duration_ns for t in time_batches(arm.call, few, arm.device))
-        arm.pass_s = now / 1e9 * len(arm.batches) / len(few)
-        steady = n + 1 >= WARM_UP_MIN and abs(now - before) < WARM_UP_STEADY * before
-        if steady or warm or time.monotonic() - begin > WARM_UP_S:
-            return
-        before = now
 
 
 @torch.inference_mode()
@@ -204,12 +142,12 @@ def measure_group(
         arm.written = arm.arm.model_copy(update={"again": False}) in written
         tell("arm", name=arm.arm.key)
         repeats = arm.arm.again or arm.arm.only_explains  # the same calls as those of an arm before
-        _guarded(arm, partial(_warm_up, arm, source.sweep or repeats or arm.arm in timed))
+        guarded(arm, partial(warm_up, arm, source.sweep or repeats or arm.arm in timed))
     walks = None
     if p.options.scaling and p.spec.model_kind == "points":
         walks = Walks(p, source, batch_size, [a.arm for a in arms], device)
     watch, samples = Watch(device), Samples(process)
-    timed_s = _Rounds(p, source, samples, tell, stop, watch, walks).measure(arms)
+    timed_s = Rounds(p, source, samples, tell, stop, watch, walks).measure(arms)
     if walks is not None:
         totals = {a.arm.key: a.totals_ns() for a in arms if a.failed is None}
         write_walked(run, walks.found(p.spec.name, cells[0].group_id, totals))
@@ -221,7 +159,7 @@ def measure_group(
         for arm in arms:
             if arm.failed is None:
                 tell("arm", name=arm.arm.key)
-                found = _guarded(arm, partial(diagnose, p, source, arm, facts))
+                found = guarded(arm, partial(diagnose, p, source, arm, facts))
                 if found is not None:
                     work[arm.arm.key] = found
     measured = [_cell(p, source, arm, arms, work, noises) for arm in arms]
@@ -232,114 +170,6 @@ def measure_group(
         "samples": write_samples(run, cells[0].group_id, samples.columns).name,
         "timed_s": timed_s,
     }
-
-
-class _Rounds:
-    """Times the arms of a group in rounds: first all, then those that are deployed alone.
-
-    A strategy that calls a network item by item may take as long as ten deployed networks; these are what a verdict is
-    about, and get rounds of their own where the time did not suffice. Where networks are walked, this is done between
-    the arms of each round, and does not count as a sample.
-    """
-
-    def __init__(
-        self,
-        p: Prepared,
-        source: Source,
-        samples: Samples,
-        tell: Callable[..., None],
-        stop: Callable[[], bool],
-        watch: Watch,
-        walks: Walks | None,
-    ) -> None:
-        self._p, self._samples, self._tell, self._stop, self._watch, self._walks = p, samples, tell, stop, watch, walks
-        self._limit_s = p.options.time_limit_s * (SWEEP_TIME_SHARE if source.sweep else 1.0)
-        self._order = random.Random(p.options.seed)
-
-    def measure(self, arms: list[RunningArm]) -> float:
-        """Measures until precise enough, or the time is over; returns the seconds inside timed samples."""
-        deployed = [a for a in arms if _of_deployed(a, arms)]
-        share = ALONE_SHARE if 0 < len(deployed) < len(arms) else 0.0
-        begin = time.monotonic()
-        spent_s = self._until(arms, begin, (1 - share) * self._limit_s)
-        if share and any(a.stopped_by == "time limit" for a in deployed):
-            limit_s = max(self._limit_s, time.monotonic() - begin + share * self._limit_s)
-            spent_s += self._until(deployed, begin, limit_s)
-        return spent_s
-
-    def _until(self, arms: list[RunningArm], begin: float, limit_s: float) -> float:
-        """Rounds of these arms until their ratios are precise, or so many seconds have passed since the first."""
-        rule = Stopping(precision=self._p.options.precision, time_limit_s=limit_s)
-        spent_ns = 0
-        while True:
-            spent_ns += self._round([a for a in arms if a.failed is None])
-            rounds = max((len(a.rounds) for a in arms if a.failed is None), default=0)
-            elapsed = time.monotonic() - begin
-            self._tell("round", n=rounds, elapsed_s=elapsed, limit_s=limit_s)
-            why = "interrupt" if self._stop() else rule.finished(rounds, elapsed, _ratios(arms))
-            all_failed = all(a.failed is not None for a in arms)
-            if all_failed or why == "interrupt" or (why is not None and rounds >= MIN_ROUNDS):
-                for arm in arms:
-                    arm.stopped_by = why or "time limit"
-                return spent_ns / 1e9
-
-    def _round(self, arms: list[RunningArm]) -> int:
-        """Each of the arms once, in random order; returns the nanoseconds inside timed samples.
-
-        Where passes are short, each begins with a batch that is not timed: another network ran just before, and where
-        it is used, a network follows itself.
-        """
-        spent_ns, short = 0, any(arm.pass_s < SHORT_PASS_S for arm in arms)
-        self._order.shuffle(arms)
-        self._watch.tick()
-        for position, arm in enumerate(arms):
-            if self._walks is not None:
-                self._walks.before(arm.arm.key, position, len(arms))
-            self._tell("arm", name=arm.arm.key)
-            if short and _guarded(arm, partial(time_batches, arm.call, arm.batches[:1], arm.device)) is None:
-                continue
-            timings = _guarded(arm, partial(self._p.parts.load.issue, arm.call, arm.batches, arm.device))
-            if timings is None:
-                continue
-            arm.rounds.append(timings)
-            spent_ns += sum(t.duration_ns for t in timings)
-            self._samples.add(arm, position, timings)
-        return spent_ns
-
-
-def _of_deployed(arm: RunningArm, arms: list[RunningArm]) -> bool:
-    """Whether it is a deployed network, or a control of one."""
-    return arm.cell.deployed or not arm.written or any(is_control(arm.arm, a.arm) for a in arms if a.cell.deployed)
-
-
-def _bases(arm: RunningArm, arms: list[RunningArm], *, deployed: bool) -> list[RunningArm]:
-    """What an arm is compared with: the other networks of its own engine as written, or all deployed baselines."""
-    compared = ("baseline",) if deployed else ("baseline", "opaque")
-    found = [a for a in arms if a.arm.kind in compared and not a.arm.again]
-    if deployed:
-        return [a for a in found if a.cell.deployed] if arm.cell.deployed else []
-    return [a for a in found if a.written and a.arm.engine == arm.arm.engine] if arm.written else []
-
-
-def _primary(arm: RunningArm, arms: list[RunningArm], *, deployed: bool) -> RunningArm | None:
-    return next((a for a in _bases(arm, arms, deployed=deployed) if a.cell.primary), None)
-
-
-def _ratio(base: RunningArm, arm: RunningArm) -> np.ndarray:
-    """[rounds] of the baseline over the arm, in those that both have: the first ones."""
-    shared = min(len(base.rounds), len(arm.rounds))
-    return ratio_of_totals(base.totals_ns()[:shared], arm.totals_ns()[:shared])
-
-
-def _ratios(arms: list[RunningArm]) -> list[np.ndarray]:
-    """[rounds] primary baseline over arm, for every arm but controls of which a part is left out; both ways of it."""
-    found = []
-    for arm in (a for a in arms if not a.arm.only_explains):
-        for deployed in (False, True):
-            primary = _primary(arm, arms, deployed=deployed)
-            if primary is not None and primary is not arm and primary.failed is None and arm.failed is None:
-                found.append(_ratio(primary, arm))
-    return found
 
 
 @dataclass(frozen=True)
@@ -364,7 +194,7 @@ def _noise(p: Prepared, once: RunningArm | None, arms: list[RunningArm], seen: W
     twice = next((a for a in arms if a.arm == again), None)
     if once is None or twice is None or once.failed or twice.failed or len(twice.rounds) < MIN_ROUNDS:
         return Noise(None, None, seen, doubts(seen, None))
-    ratio = median_interval(_ratio(once, twice))
+    ratio = median_interval(paired(once, twice))
     tells = resolution(ratio, p.options.device)
     return Noise(ratio, tells, seen, doubts(seen, tells))
 
@@ -405,12 +235,12 @@ def _cell(
         ("waterfall", False, noises.written.resolution),
         ("deployed_waterfall", True, noises.deployed.resolution),
     ):
-        base = _primary(arm, arms, deployed=deployed)
+        base = primary_of(arm, arms, deployed=deployed)
         update[name], doubts_of_it = explained(arm, base, arms, work, tells)
         update["warnings"] += [w for w in doubts_of_it if w not in update["warnings"]]
         update[name.replace("waterfall", "energy_waterfall")] = explained_energy(arm, base, arms, work)
     if (mine := work.get(arm.arm.key)) is not None:
-        primary = _primary(arm, arms, deployed=not arm.written)
+        primary = primary_of(arm, arms, deployed=not arm.written)
         dense = None if primary is None else work.get(primary.arm.key)
         update |= mine.columns | _flops(arm, mine, dense, deployed_speedups or speedups)
         update["warnings"] += mine.warnings + _mostly_dispatch(p, arm, mine.columns["operator_calls"])
@@ -438,9 +268,9 @@ def _latency(arm: RunningArm) -> Latency:
 def _speedups(arm: RunningArm, arms: list[RunningArm], tells: float | None, *, deployed: bool) -> list[Speedup]:
     """Against every other network that it is compared with."""
     found = []
-    for base in _bases(arm, arms, deployed=deployed):
+    for base in bases_of(arm, arms, deployed=deployed):
         if base is not arm and base.failed is None:
-            ratio = median_interval(_ratio(base, arm))
+            ratio = median_interval(paired(base, arm))
             found.append(
                 Speedup(**ratio.model_dump(), baseline=base.arm.name, primary=base.cell.primary, resolution=tells)
             )

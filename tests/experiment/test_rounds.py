@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from dynbench import devices
-from dynbench.experiment import Options, measure
-from dynbench.experiment.measure import _Rounds
+from dynbench.experiment import Options
+from dynbench.experiment import rounds as rounds_module
+from dynbench.experiment.rounds import Rounds
 from dynbench.meters.loads import ClosedLoop
 
 
@@ -36,8 +37,8 @@ class Arm:
 @pytest.fixture
 def rounds(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`rounds(arms, n)`: n rounds of all arms, or until the time is over."""
-    monkeypatch.setattr(measure, "_ratios", lambda arms: [])
-    monkeypatch.setattr(measure, "is_control", lambda control, arm: False)
+    monkeypatch.setattr(rounds_module, "ratios", lambda arms: [])
+    monkeypatch.setattr(rounds_module, "is_control", lambda control, arm: False)
 
     def play(arms: list[Arm], n: int | None = None, limit_s: float = 60.0) -> None:
         p: Any = SimpleNamespace(options=Options(time_limit_s=limit_s), parts=SimpleNamespace(load=ClosedLoop()))
@@ -47,7 +48,7 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> Any:
         def stop() -> bool:
             return n is not None and max(len(a.rounds) for a in arms) >= n
 
-        _Rounds(p, source, nothing, lambda *_, **__: None, stop, nothing, None).measure(arms)  # type: ignore[arg-type]
+        Rounds(p, source, nothing, lambda *_, **__: None, stop, nothing, None).measure(arms)  # type: ignore[arg-type]
 
     return play
 
@@ -70,11 +71,11 @@ def test_an_arm_that_fails_before_it_is_timed_has_no_round(rounds: Any) -> None:
 def test_where_time_is_over_deployed_arms_go_on_alone(rounds: Any) -> None:
     slow, deployed = Arm("slow", 0.0), Arm("deployed", 0.0, deployed=True)
     rounds([slow, deployed], limit_s=1e-6)
-    assert len(slow.rounds) == measure.MIN_ROUNDS and len(deployed.rounds) == measure.MIN_ROUNDS + 1
+    assert len(slow.rounds) == rounds_module.MIN_ROUNDS and len(deployed.rounds) == rounds_module.MIN_ROUNDS + 1
     assert slow.stopped_by == deployed.stopped_by == "time limit"
     alone = [Arm("a", 0.0, deployed=True), Arm("b", 0.0, deployed=True)]
     rounds(alone, limit_s=1e-6)
-    assert [len(a.rounds) for a in alone] == [measure.MIN_ROUNDS] * 2
+    assert [len(a.rounds) for a in alone] == [rounds_module.MIN_ROUNDS] * 2
     interrupted = [Arm("slow", 0.0), Arm("deployed", 0.0, deployed=True)]
     rounds(interrupted, 1)
     assert [len(a.rounds) for a in interrupted] == [1, 1] and interrupted[1].stopped_by == "interrupt"
