@@ -23,7 +23,7 @@ from dynbench.scratch import remove_abandoned
 from dynbench.store.lock import locked
 from dynbench.store.run import LOG, Run, RunWriter
 from dynbench.store.scaling import Scaling, read_scaling, write_scaling
-from dynbench.store.schema import Accuracy, Cell, Manifest, NotMeasured, WorkloadInfo
+from dynbench.store.schema import Accuracy, Cell, Manifest, NotMeasured, Sitting, WorkloadInfo
 from dynbench.unavailable import Unavailable
 from dynbench.version import __version__
 
@@ -356,7 +356,9 @@ def _open(out: Path, options: Options, specs: list[Workload], command: list[str]
         writer = RunWriter.resume(out)
         if not _is_same_request(writer.manifest.spec, asked):
             raise UserError(f"{out} was begun with other workloads or options; --resume goes on with the same ones")
-        writer.write_manifest(writer.manifest.model_copy(update={"status": "running", "finished": None}))
+        sitting = Sitting(started=now(), dynbench_version=__version__, git=git_state(Path.cwd()))
+        changes = {"status": "running", "finished": None, "resumed": [*writer.manifest.resumed, sitting]}
+        writer.write_manifest(writer.manifest.model_copy(update=changes))
         return writer
     manifest = Manifest(
         dynbench_version=__version__,

@@ -353,6 +353,8 @@ def _reproduce(manifest: Manifest) -> list[Block]:
     text = [f"dynbench {manifest.dynbench_version}, Python {versions.get('python', 'unknown')}, seed {manifest.seed}."]
     if manifest.git.get("dirty"):
         text.append("The working tree had changes that were not committed: this commit alone is not what ran.")
+    if others := {str(s.git["commit"]) for s in manifest.resumed if "commit" in s.git} - {str(commit)}:
+        text.append(f"A part was measured later, with {' and '.join(sorted(others))}.")
     text.append(
         "Inputs, weights and decisions must come out with the hashes under Models and inputs; times will differ as "
         "much as the machine does. Files named in the command are meant from the folder it was given in."

@@ -50,7 +50,7 @@ from dynbench.report.waterfall import WITHOUT_CONTROLS, Fall, falls, in_words
 from dynbench.store.lock import is_written
 from dynbench.store.run import Run
 from dynbench.store.scaling import read_scaling
-from dynbench.store.schema import Cell, WorkloadInfo
+from dynbench.store.schema import Cell, Manifest, Sitting, WorkloadInfo
 
 OUTCOMES = {"faster": "faster", "unclear": "not told apart from it", "slower": "slower"}  # than the primary baseline
 
@@ -287,10 +287,21 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
     software = [f"dynbench {manifest.dynbench_version}"]
     software += [f"{k} {manifest.software[k]}" for k in ("torch", "python") if k in manifest.software]
     found += [("software", ", ".join(software)), ("begun", _moment(manifest.started))]
+    if manifest.resumed:
+        found.append(("resumed", "; ".join(_sitting(one, manifest) for one in manifest.resumed)))
     if manifest.command_s is not None:
         timed = "" if manifest.timed_s is None else f", of which {seconds(manifest.timed_s)} inside timed samples"
         found.append(("took", seconds(manifest.command_s) + timed))
     return found
+
+
+def _sitting(one: Sitting, manifest: Manifest) -> str:
+    """When, and by what, if that is another version or commit than the run was begun with."""
+    by = [] if one.dynbench_version == manifest.dynbench_version else [f"dynbench {one.dynbench_version}"]
+    commit = one.git.get("commit")
+    if isinstance(commit, str) and commit != manifest.git.get("commit"):
+        by.append(f"commit {commit[:10]}")
+    return _moment(one.started) + (f" with {', '.join(by)}" if by else "")
 
 
 def _moment(iso: str) -> str:

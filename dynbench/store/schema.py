@@ -531,6 +531,14 @@ class NotMeasured(Record):
     why: str
 
 
+class Sitting(Record):
+    """When a run was gone on with, and by what."""
+
+    started: str  # ISO 8601, UTC
+    dynbench_version: str
+    git: dict[str, object]  # as `Manifest.git`
+
+
 class Manifest(Record):
     """`manifest.json`: the machine, the software and what was asked."""
 
@@ -540,6 +548,7 @@ class Manifest(Record):
     command: list[str]  # argv, to reproduce
     spec: dict[str, object]  # the full options and workload specs
     started: str  # ISO 8601, UTC
+    resumed: list[Sitting] = Field(default_factory=list)  # what was not measured before was measured in these
     finished: str | None = None
     status: Literal["running", "complete", "interrupted"] = "running"
     seed: int

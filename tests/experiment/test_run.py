@@ -150,6 +150,7 @@ def test_a_run_cut_short_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> N
     run_experiment([str(TINY / "tiny.toml")], QUICK, out, command=[], resume=True, observer=said)
     assert said.groups and not any("/learned/cpu/b1/" in g for g in said.groups)
     assert Run.open(out).manifest.status == "complete"
+    assert [one.dynbench_version for one in Run.open(out).manifest.resumed] == [before.manifest.dynbench_version]
     assert {c.cell_id for c in Run.open(out).cells} == {c.cell_id for c in run.cells}
 
 

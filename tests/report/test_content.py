@@ -14,7 +14,7 @@ from dynbench.report.drawings import Absent, Paths, Speedups, Work
 from dynbench.report.tables import Section, Table
 from dynbench.report.values import Value
 from dynbench.store.run import Run
-from dynbench.store.schema import OWN_MODEL, Accuracy, Cell, Decisions, DeclaredCost, Flops, Manifest, Warning_
+from dynbench.store.schema import OWN_MODEL, Accuracy, Cell, Decisions, DeclaredCost, Flops, Manifest, Sitting, Warning_
 from dynbench.unavailable import Unavailable
 from tests.report import made_up
 
@@ -113,6 +113,15 @@ def test_the_first_screen_says_what_was_run_on_what(report: Report) -> None:
     assert facts["batch sizes"] == "1, 8, 32"
     assert facts["took"] == "3 min 20 s, of which 2 min 31 s inside timed samples"
     assert report.verdicts[0].inputs == "2000 made-up scenes of 32 x 32"
+
+
+def test_what_a_run_was_resumed_with_is_said(tmp_path: Path) -> None:
+    same = Sitting(started="2026-01-02T10:00:00+00:00", dynbench_version="0.1.0", git={"commit": "0123456789abcdef"})
+    other = Sitting(started="2026-01-03T10:00:00+00:00", dynbench_version="0.2.0", git={"commit": "fedcba9876543210"})
+    found = reported(tmp_path, made_up.group(8), resumed=[same, other])
+    said = "2026-01-02 10:00 UTC; 2026-01-03 10:00 UTC with dynbench 0.2.0, commit fedcba9876"
+    assert dict(found.facts)["resumed"] == said
+    assert "A part was measured later, with fedcba9876543210." in text(found, "reproduce")
 
 
 def test_what_is_declared_stands_apart_from_what_was_measured(tmp_path: Path) -> None:
