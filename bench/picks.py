@@ -23,8 +23,9 @@ class Picked:
     Attributes:
         picked: of the tournament.
         best: with the shortest time per stream; the picked one itself where none is faster.
-        share: the picked one's speed over the best one's, at most 1.
-        told: the same from the rounds that both have, with its interval; None: the run has no samples.
+        share: the picked one's speed over the best one's: in the rounds that both have, or where the run has no
+            samples, of their medians.
+        told: the former, with its interval; None: the run has no samples.
     """
 
     picked: Cell
@@ -53,9 +54,9 @@ def picked_ways(run: Run) -> list[Picked]:
         picked = next((c for c in mine if c.deployed), None)
         if picked is not None:
             best = min(mine, key=lambda c: _stream_ms(c) or 0.0)
-            share = (_stream_ms(best) or 0.0) / (_stream_ms(picked) or 1.0)
             told = ratio_in_rounds(run.samples(picked.group_id), best.arm.key, picked.arm.key)
-            found.append(Picked(picked, best, share, told))
+            of_medians = (_stream_ms(best) or 0.0) / (_stream_ms(picked) or 1.0)
+            found.append(Picked(picked, best, of_medians if told is None else told.value, told))
     return found
 
 
