@@ -223,7 +223,7 @@ class Model:
 
     Attributes:
         scaling: what it is made of.
-        factors: by family; a family without enough cells has factors of 1.
+        factors: by family; one with fewer than `LEAST_FITTED` cells that the fit may see has none, which means 1.
         predictions: of the cells that were measured.
         fitted: cells that the fit saw, by family.
     """
@@ -288,7 +288,7 @@ def model_of(cells: Sequence[Cell], scaling: Scaling) -> Model:
     model = Model(scaling, factors, [], {family: len(by_family[family]) for family in factors})
     for cell, usage in seen:
         prediction = model.predict(cell.arm, usage, pace=scaling.pace(cell))
-        if prediction is not None and (cell.arm.engine, cell.arm.control) in factors:
+        if prediction is not None:
             model.predictions.append(replace(prediction, measured_us=_us(cell, usage), held_out=cell.cell_id in out))
     return model
 
@@ -455,6 +455,8 @@ def _terms(scaling: Scaling, arm: Arm, usage: Usage, levers: Levers = NONE) -> d
     if network is None or written is None:
         return None
     unknown = usage.calls.keys() - {part.name for part in network.parts}
+    if network.control == "graph":
+        unknown -= set(scaling.fixed)  # merged into others there, or named after nothing
     if unknown - {part.name for part in written.parts if not part.operators}:
         return None
     between = scaling.between_decided if usage.decided and scaling.between_decided else scaling.between

@@ -45,21 +45,26 @@ class GraphWalker:
         self._replay = None if arm.live else p.trace(source, batch_size)
         self._whole: dict[int, list[float]] = defaultdict(list)  # us by items
         self._runs: list[int] = []  # items of each call that is recorded
-        self._at = 0  # in the stream
+        self._at = self._rounds = 0  # in the stream; how often all sizes were called
 
     def some(self, sizes: Sequence[int], device: Device) -> None:
         """Calls the graph with each number of items, as a pass over the stream does: other items each time."""
         for n in [1] if self._plain.graph.single else sizes:
             us: list[float] = []
+            called: list[Feeds] = []
             for _ in range(1 + FEW_CALLS):
                 feeds = self._next(n)
                 start = device.clock_ns()
                 self._plain.answer(feeds)
                 us.append((device.clock_ns() - start) / 1e3)
+                called.append(feeds)
             self._whole[n].append(_of_a_pass(us, -(-len(self._inputs) // n)))
-            if len(self._runs) < MOST_RUNS:
+            # one item goes few ways; of a batch another one each time, as a stream may have only a few
+            recorded = called if n == 1 else [called[self._rounds % len(called)]]
+            for feeds in recorded[: MOST_RUNS - len(self._runs)]:
                 self._recorder.answer(feeds)
                 self._runs.append(n)
+        self._rounds += 1
 
     def _next(self, n: int) -> Feeds:
         """The next n items of the stream; from its beginning where fewer are left."""

@@ -20,8 +20,8 @@ from dynbench.errors import UserError
 from dynbench.experiment.arms import Call, running_arm
 from dynbench.experiment.build import Prepared, Source
 from dynbench.experiment.plan import planned_cells
-from dynbench.experiment.sizes import Sizes, merged
-from dynbench.experiment.walks import decided_call, first_line, regions_of
+from dynbench.experiment.sizes import Sizes, merged, summed
+from dynbench.experiment.walks import decided_call, first_line, nested_regions, regions_of
 from dynbench.meters.graph_record import BETWEEN
 from dynbench.meters.scaling import sizes_up_to
 from dynbench.meters.watch import Watched, roles
@@ -86,6 +86,7 @@ def scaling_of(p: Prepared, walked: Sequence[Walked]) -> Scaling:
         dtype=p.dtype_name,
         constants=common.constants,
         networks=_described(p, common.networks, walks, seen, sizes),
+        fixed=[region.name for region in regions_of(p.model, p) if region.fixed],
         usages=[_usage(p, one, sizes) for one in seen],
         between=between,
         between_decided=between_decided,
@@ -231,6 +232,7 @@ def _described(
 ) -> list[Network]:
     """With whose time the time of each part is, how many operators it calls, and as how many items a call counts."""
     deciding, inside = _roles(p), _operators_inside(seen)
+    inner = {region.name: outer for region, outer in nested_regions(p.model, p) if outer is not None}
     whole, decided = list(walks.whole.values()), list(walks.decided.values())
     in_graphs = [one.watched for one in seen if one.decided]
     found = []
@@ -241,7 +243,7 @@ def _described(
         else:
             operators = inside if written else {}
             passes = in_graphs if network.control == "graph" else decided if network.decided else whole
-            parts = [sizes.part(part, passes) for part in network.parts]
+            parts = [sizes.part(part, passes) for part in _outermost(network, inner)]
         described = [
             part.model_copy(
                 update={
@@ -256,6 +258,26 @@ def _described(
     return [
         network.model_copy(update={"parts": _completed(network.parts, of_all)}) if network.decided else network
         for network in found
+    ]
+
+
+def _outermost(network: Network, inner: Mapping[str, str]) -> list[Part]:
+    """The parts of a dynamic network, those that another region calls as a part of that one.
+
+    Args:
+        network: a graph, whose nodes are named after the innermost modules, or one that the host calls.
+        inner: by such a region, the one that calls it.
+    """
+    if network.control == "host":
+        kept = [part for part in network.parts if part.name not in inner]
+        # an older dynbench took the time of inner regions twice, so that what it says of the time between is too little
+        return kept if len(kept) == len(network.parts) else [part for part in kept if part.name != BETWEEN]
+    by_outer: dict[str, list[Part]] = {}
+    for part in network.parts:
+        by_outer.setdefault(inner.get(part.name, part.name), []).append(part)
+    return [
+        parts[0] if len(parts) == 1 and name == parts[0].name else summed(name, parts)
+        for name, parts in by_outer.items()
     ]
 
 

@@ -91,3 +91,15 @@ def merged(decided: Part, whole: Part | None) -> Part:
     us, low_us, high_us = zip(*(rows[size] for size in sorted(rows)), strict=True)
     times_us = {"us": list(us), "low_us": list(low_us), "high_us": list(high_us)}
     return decided.model_copy(update={"sizes": sorted(rows), **times_us})
+
+
+def summed(name: str, parts: Sequence[Part]) -> Part:
+    """T(n) of a region that calls several others one after the other, at all sizes that any was seen with."""
+    sizes = sorted({size for part in parts for size in part.sizes})
+    rows = [
+        sum(np.interp(sizes, part.sizes, getattr(part, times)) for part in parts)
+        for times in ("us", "low_us", "high_us")
+    ]
+    us, low_us, high_us = np.array(rows).tolist()
+    update = {"name": name, "sizes": sizes, "us": us, "low_us": low_us, "high_us": high_us}
+    return parts[0].model_copy(update=update)

@@ -69,7 +69,7 @@ class Walks:
                 self._walkers[way] = walker
         graph = next((a for a in arms if a.control == "graph" and a.kind == "strategy"), None)
         if graph is not None and WRITTEN in self._walkers:
-            names = [region.name for region in self._walkers[WRITTEN].regions]
+            names = [region.name for region, _ in nested_regions(p.model, p)]
             self._graph = self._try(lambda: GraphWalker(p, source, graph, batch_size, names))
 
     def before(self, arm: str, position: int, of: int) -> None:
@@ -214,8 +214,42 @@ def walker_of(p: Prepared, way: Way, decided: Call | None = None) -> Walker:
 
 
 def regions_of(network: nn.Module, p: Prepared) -> list[Region]:
-    """The regions of the dynamic network, as masking reaches them."""
-    return find_regions(network, lambda net: Execution(Masking()).run(net, p.inputs[:1]))
+    """The regions of the dynamic network, as masking reaches them; none is called by another one."""
+    return [region for region, inner in nested_regions(network, p) if inner is None]
+
+
+def nested_regions(network: nn.Module, p: Prepared) -> list[tuple[Region, str | None]]:
+    """The regions of the dynamic network, and of one that only another one calls, though it lies elsewhere, which.
+
+    Such as the networks of a cascade, which stand in the model by themselves and are called by its stages. Of several
+    around each other it is the outermost.
+    """
+
+    def run(net: nn.Module) -> Any:
+        return Execution(Masking()).run(net, p.inputs[:1])
+
+    regions = find_regions(network, run)
+    now: list[str] = []
+    around: dict[str, set[str]] = {}
+
+    def enter(name: str) -> Callable[..., None]:
+        def note(*_: Any) -> None:
+            around[name] = around.get(name, set(now)) & set(now)
+            now.append(name)
+
+        return note
+
+    def leave(*_: Any) -> None:
+        now.pop()
+
+    hooks = [nn.Module.register_forward_pre_hook(r.module, enter(r.name)) for r in regions]
+    hooks += [nn.Module.register_forward_hook(r.module, leave) for r in regions]
+    try:
+        run(network)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [(r, min(around.get(r.name, ()), key=lambda outer: len(around[outer]), default=None)) for r in regions]
 
 
 def first_line(e: Exception) -> str:

@@ -196,6 +196,7 @@ class Scaling(Record):
     dtype: str
     constants: Constants
     networks: list[Network]
+    fixed: list[str] = Field(default_factory=list)  # regions that run for every item; an engine may merge them away
     usages: list[Usage]
     between: Between | None = None  # None: only the constants are known
     between_decided: Between | None = None  # of calls with what was decided; None: the same

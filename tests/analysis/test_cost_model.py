@@ -104,10 +104,12 @@ def test_too_few_held_out_cells_are_a_sentence_instead_of_a_figure() -> None:
     assert "0 held-out cells" in str(errors([]))
 
 
-def test_with_too_few_cells_nothing_is_fitted_or_judged() -> None:
+def test_with_too_few_cells_nothing_is_fitted_and_what_was_measured_speaks_for_itself() -> None:
     cells, scaling = made_up()
     model = model_of(cells[:2], scaling)
-    assert model.factors == {} and model.predictions == []
+    assert model.factors == {} and len(model.predictions) == 2
+    for found in model.predictions:
+        assert found.parts_us == terms(found.usage, networks()[0], CONSTANTS)
 
 
 def test_cells_of_another_workload_or_without_a_time_are_left_out() -> None:

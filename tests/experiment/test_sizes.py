@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dynbench.dynamic.regions import Region
-from dynbench.experiment.sizes import Sizes, merged
+from dynbench.experiment.sizes import Sizes, merged, summed
 from dynbench.meters.watch import Watched
 from dynbench.store.scaling import Part
 
@@ -70,3 +70,8 @@ def test_what_was_decided_goes_before_all_items_where_it_was_seen() -> None:
     found = merged(decided, whole)
     assert found.sizes == [1, 3, 5, 16] and found.us == [1.0, 30.0, 50.0, 16.0]
     assert merged(decided, None) == decided
+
+
+def test_a_region_that_calls_others_takes_what_these_take() -> None:
+    found = summed("outer", [part("a", [1, 3], [1.0, 3.0]), part("b", [1, 2], [10.0, 20.0])])
+    assert found.name == "outer" and found.sizes == [1, 2, 3] and found.us == [11.0, 22.0, 23.0]
