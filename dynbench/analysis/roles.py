@@ -2,7 +2,8 @@
 
 A *positive control* removes work in a way that plain hardware turns into time: tokens are gone, shapes are static. If a
 run does not find it faster, it would not find others either. A *null control* decides for each input and saves nothing.
-If a run finds it faster, it finds savings where there are none.
+If a run finds it faster, it finds savings where there are none. Where its baseline is fastest in another engine, it is
+set against the baseline in its own engine, measured in the same rounds: engines are no decisions.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dynbench.analysis.formatting import digits_of, interval, percent, times
 from dynbench.analysis.headline import Timed
 from dynbench.analysis.overview import Standing, Summary
 from dynbench.analysis.resolution import direction
-from dynbench.store.schema import Role
+from dynbench.store.schema import Role, Speedup
 from dynbench.unavailable import Unavailable
 
 LEAST_SAVED = 0.05  # share of the dense FLOPs that a positive control leaves out when it is executed
@@ -65,23 +66,23 @@ def _positive(role: Role, last: Standing, best: Timed) -> Judgement:
 
 
 def _null(role: Role, summary: Summary, last: Standing, best: Timed) -> Judgement:
-    gains = [at for at in summary.at.values() if at.outcome == "faster" and at.best is not None]
-    if gains and gains[0].best is not None:
-        why = f"at batch {gains[0].batch_size} it is {_speed(gains[0].best)}: faster, though nothing can be saved"
-        return Judgement(role, "not as expected", why)
+    for at in summary.at.values():
+        if at.best is not None and direction(_in_its_engine(at.best)) == "faster":
+            why = f"at batch {at.batch_size} it is {_speed(at.best, alike=True)}: faster, though nothing can be saved"
+            return Judgement(role, "not as expected", why)
     if last.ideal is None:
         return Judgement(role, "not judged", "the FLOPs that its decisions ask for are unknown")
     saved = 1 - 1 / last.ideal
     if saved > NOTHING_SAVED:
         why = f"its decisions are said to save {percent(saved)} of the FLOPs, though they change no work"
         return Judgement(role, "not as expected", why)
-    said = f"at batch {last.batch_size} it is {_speed(best)}"
-    if last.outcome == "slower":
+    found, said = _in_its_engine(best), f"at batch {last.batch_size} it is {_speed(best, alike=True)}"
+    if direction(found) == "slower":
         return Judgement(role, "not as expected", f"{said}: slower, and nothing but deciding was added")
-    tells = best.speedup.resolution
+    tells = found.resolution
     if tells is None:
         return Judgement(role, "not judged", f"{said}, and the resolution of the run is unknown")
-    if tells > TELLS or best.speedup.low < 1 / (1 + TELLS) or best.speedup.high > 1 + TELLS:
+    if tells > TELLS or found.low < 1 / (1 + TELLS) or found.high > 1 + TELLS:
         return Judgement(role, "not judged", f"{said}, which is too imprecise to be called no difference")
     return Judgement(role, "as expected", f"{said}: no difference, and no FLOPs are said to be saved")
 
@@ -98,7 +99,21 @@ def _left_out(best: Timed) -> float | str:
     return 1 - flops.executed / flops.dense if flops.dense > 0 else "its baseline executes nothing"
 
 
-def _speed(best: Timed) -> str:
-    found = best.speedup
-    against = f"as fast as {found.baseline}"
+def _in_its_engine(best: Timed) -> Speedup:
+    """The speed-up against the baseline in the engine of the arm, of which a control tells how much slower it is there.
+
+    Its interval holds all products of the two.
+    """
+    waterfall = best.cell.deployed_waterfall if best.cell.deployed else None
+    engine = next((f for f in waterfall.factors if f.name == "engine"), None) if waterfall is not None else None
+    if engine is None:
+        return best.speedup
+    ends = {end: getattr(best.speedup, end) * getattr(engine, end) for end in ("value", "low", "high")}
+    return best.speedup.model_copy(update=ends)
+
+
+def _speed(best: Timed, *, alike: bool = False) -> str:
+    """alike: against the baseline in the same engine."""
+    found = _in_its_engine(best) if alike else best.speedup
+    against = f"as fast as {found.baseline}" + (" in the same engine" if found is not best.speedup else "")
     return f"{times(found.value, digits_of(found))} ({percent(found.confidence)} CI {interval(found)}) {against}"

@@ -10,7 +10,7 @@ from dynbench.analysis.overview import summarise
 from dynbench.analysis.roles import Judgement, judged_role
 from dynbench.experiment.spec import load_spec
 from dynbench.paths import workload_files
-from dynbench.store.schema import Cell, Flops, Role, Speedup
+from dynbench.store.schema import Cell, Factor, Flops, Role, Speedup, Waterfall
 from dynbench.unavailable import Unavailable
 from tests.report import made_up
 
@@ -82,6 +82,19 @@ def test_a_null_control_shows_no_difference_and_claims_no_saving() -> None:
 def test_a_null_control_that_differs_or_claims_did_not_come_out(cells: list[Cell], said: str) -> None:
     found = judged("null control", *cells)
     assert found is not None and found.verdict == "not as expected" and said in found.why
+
+
+@pytest.mark.parametrize(
+    ("slower_there", "verdict_"), [(1.12, "as expected"), (1.0, "not as expected"), (1.3, "not as expected")]
+)
+def test_a_null_control_is_set_against_the_baseline_in_its_own_engine(slower_there: float, verdict_: str) -> None:
+    cell = ran(0.9, flops=flops(), ideal=1.0)
+    engine = Factor(name="engine", value=slower_there, low=0.99 * slower_there, high=1.01 * slower_there, how="control")
+    waterfall = Waterfall(baseline="ResNet-38", ideal=1.0, speedup=0.9, factors=[engine])
+    changes = {"deployed": True, "deployed_speedups": cell.speedups, "deployed_waterfall": waterfall}
+    found = judged("null control", cell.model_copy(update=changes))
+    assert found is not None and found.verdict == verdict_
+    assert "in the same engine" in found.why and f"{0.9 * slower_there:.2f}x" in found.why
 
 
 @pytest.mark.parametrize("role", ["positive control", "null control"])
