@@ -33,7 +33,8 @@ def fold_batchnorm(model: nn.Module, example: Any, run: Run = called) -> nn.Modu
     """A copy of a model in evaluation mode whose batch norms are part of the convolutions before them.
 
     Pairs are found by watching one pass: a batch norm is folded when all it ever saw was what one and the same
-    convolution had just returned, and that convolution fed no other. Bodies that the pass does not reach keep their
+    convolution had just returned, and that convolution fed no other. A convolution that is given its kernel, and a norm
+    that keeps no statistics, stay. Bodies that the pass does not reach keep their
     batch norms: let `run` reach all (masking does).
 
     Args:
@@ -69,14 +70,16 @@ def _watch(model: nn.Module, example: Any, run: Run) -> tuple[Any, list[tuple[An
     feeds: dict[nn.Module, set[nn.Module | None]] = {}
 
     def made(conv: nn.Module, args: Any, out: Tensor) -> None:
-        made_by[id(out)] = (conv, out)
+        if conv.weight is not None and len(args) == 1:  # one that is given its kernel has nothing to fold into
+            made_by[id(out)] = (conv, out)
 
     def met(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         found = made_by.get(id(args[0]))
         feeds.setdefault(norm, set()).add(None if found is None else found[0])
 
     hooks = [m.register_forward_hook(made) for m in model.modules() if isinstance(m, _CONVS)]
-    hooks += [m.register_forward_pre_hook(met) for m in model.modules() if isinstance(m, _NORMS)]
+    norms = [m for m in model.modules() if isinstance(m, _NORMS) and m.running_mean is not None]
+    hooks += [m.register_forward_pre_hook(met) for m in norms]
     try:
         answer = run(model, example)
     finally:

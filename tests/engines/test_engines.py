@@ -73,6 +73,42 @@ def test_folding_reaches_the_bodies_that_the_pass_reaches() -> None:
     assert close(Execution(Compaction()).run(folded, x), Execution(Compaction()).run(net, x))
 
 
+class MadeKernels(nn.Conv2d):
+    """A convolution whose kernel is made for a call."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3, 1, bias=False)
+        self.weight = None  # type: ignore[assignment]
+
+    def forward(self, x: Tensor, kernel: Tensor) -> Tensor:  # type: ignore[override]
+        return self._conv_forward(x, kernel, None)
+
+
+class Given(nn.Module):
+    """One norm that is folded, one after a convolution that is given its kernel, and one without statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made, self.own, self.last = MadeKernels(), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.one, self.two = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.kernel = nn.Parameter(torch.randn(3, 3, 1, 1))
+        self.three = nn.BatchNorm2d(3, affine=False, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.two(self.own(self.one(self.made(x, self.kernel))))
+        return self.three(self.last(y))
+
+
+@torch.inference_mode()
+def test_a_kernel_that_is_given_and_a_norm_without_statistics_stay() -> None:
+    net, x = Given().eval(), torch.randn(2, 3, 4, 4)
+    for norm in (net.one, net.two):
+        nn.init.uniform_(norm.running_mean, -1, 1)
+    folded = fold_batchnorm(net, x)
+    assert norms(net) == 3 and norms(folded) == 2 and isinstance(folded.two, nn.Identity)
+    assert close(folded(x), net(x))
+
+
 class Odd(nn.Module):
     """Norms that must not be folded: one conv for two norms, a norm met by two convs, a norm first."""
 
