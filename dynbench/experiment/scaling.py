@@ -72,7 +72,7 @@ def scaling_of(p: Prepared, walked: Sequence[Walked]) -> Scaling:
     common = pooled(walked)
     if not any(network.baseline is None for network in common.networks):
         raise UserError(missing[-1].why if missing else "no network was walked")
-    walks = Walks.of(p, common)
+    walks = WatchedWalks.of(p, common)
     seen = _seen(p, device, missing)
     sizes = Sizes([*walks.whole.values(), *walks.decided.values(), *(one.watched for one in seen)])
     rate = _rate(p, common, walks)
@@ -97,7 +97,7 @@ def scaling_of(p: Prepared, walked: Sequence[Walked]) -> Scaling:
 
 
 @dataclass(frozen=True)
-class Walks:
+class WatchedWalks:
     """What walks over each number of items do.
 
     Attributes:
@@ -109,8 +109,8 @@ class Walks:
     decided: dict[int, Watched]
 
     @classmethod
-    def of(cls, p: Prepared, common: Pooled) -> Walks:
-        """Walks as T(n) was taken in."""
+    def of(cls, p: Prepared, common: Pooled) -> WatchedWalks:
+        """Of walks such as T(n) was taken in."""
         counts, regions = sizes_up_to(max(p.batch_sizes)), regions_of(p.model, p)
 
         def watch(call: Call, n: int) -> Watched:
@@ -139,7 +139,7 @@ def _parts(networks: Sequence[Network], *, decided: bool = False) -> dict[str, P
     return {part.name: part for network in networks if network.key == ours for part in network.parts}
 
 
-def _rate(p: Prepared, common: Pooled, walks: Walks) -> Rate | None:
+def _rate(p: Prepared, common: Pooled, walks: WatchedWalks) -> Rate | None:
     """What a FLOP takes within regions, or where these execute none, in a static network; None: in neither."""
     parts, found = _parts(common.networks), {}
     for watched in walks.whole.values():
@@ -159,7 +159,7 @@ def _rate(p: Prepared, common: Pooled, walks: Walks) -> Rate | None:
     return _as_rate(found)
 
 
-def _between_decided(common: Pooled, walks: Walks, between: Between | None) -> Between | None:
+def _between_decided(common: Pooled, walks: WatchedWalks, between: Between | None) -> Between | None:
     """What a call and a byte take where what was decided executes FLOPs outside regions, such as with sliced weights.
 
     Bytes are then those of other operators than walks over all items show, and take what the device needs for them;
@@ -171,7 +171,7 @@ def _between_decided(common: Pooled, walks: Walks, between: Between | None) -> B
     return between.model_copy(update={"us_per_byte": 1e6 / common.constants.moved_bytes_per_s})
 
 
-def _rate_of_decided(common: Pooled, walks: Walks, between: Between | None, rate: Rate | None) -> Rate | None:
+def _rate_of_decided(common: Pooled, walks: WatchedWalks, between: Between | None, rate: Rate | None) -> Rate | None:
     """What a FLOP takes outside regions, where it is executed there only if it was decided, as with sliced weights.
 
     It is what walks with what was decided take outside regions, less what calls, bytes and Python are reckoned to take.
@@ -204,7 +204,7 @@ def _us(part: Part, items: int) -> float:
     return float(np.interp(items, part.sizes, part.us))
 
 
-def _between(common: Pooled, walks: Walks, rate: Rate | None) -> Between | None:
+def _between(common: Pooled, walks: WatchedWalks, rate: Rate | None) -> Between | None:
     """What a call of a region and a byte take outside regions, from walks over one item and over many.
 
     None: walks were over one size alone, or show nothing above 0.
@@ -228,7 +228,7 @@ def _outside(watched: Watched, rate: Rate | None) -> Outside:
 
 
 def _described(
-    p: Prepared, networks: Sequence[Network], walks: Walks, seen: Sequence[Seen], sizes: Sizes
+    p: Prepared, networks: Sequence[Network], walks: WatchedWalks, seen: Sequence[Seen], sizes: Sizes
 ) -> list[Network]:
     """With whose time the time of each part is, how many operators it calls, and as how many items a call counts."""
     deciding, inside = _roles(p), _operators_inside(seen)
