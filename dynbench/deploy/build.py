@@ -38,6 +38,7 @@ from dynbench.experiment.alike import decided_alike, same_rows
 from dynbench.experiment.build import Prepared, Source, prepare
 from dynbench.experiment.build import sha256 as file_sha256
 from dynbench.experiment.graphs import TOLERANCE, Proved, WrongGraph, proved_dynamic, proved_static, right_of
+from dynbench.experiment.oracle import output_error
 from dynbench.experiment.spec import Options, Workload
 from dynbench.experiment.ways import dynamic_ways
 from dynbench.experiment.weights import weight_files
@@ -60,7 +61,8 @@ single.onnx     one item at a time: faster there, as nothing is gathered
 static*.onnx    the static networks it is compared with, for any number of items
 inputs.npy      {items} items
 *.here.onnx     the same as ONNX Runtime {onnxruntime} runs them fastest on the kind of machine that wrote them: to be
-                loaded with optimisation disabled; not for other machines or versions
+                loaded with optimisation disabled; not for other machines or versions. They answer and do not say what
+                was decided, which takes a few percent
 expected.npz    the answers and decisions that are right for them
 manifest.json   names, shapes, exact work, and the hash of every file
 
@@ -240,8 +242,11 @@ def _contents(p: Prepared, opset: int, *, controls: bool) -> tuple[dict[str, byt
     files = {name: graph.model.SerializeToString() for name, graph in graphs.items()}
     for entry in list(entries):
         here = entry.file.replace(".onnx", ".here.onnx")
-        files[here] = graphs[entry.file].here.SerializeToString()
-        entries.append(entry.model_copy(update={"file": here, "optimised_for": Machine.here()}))
+        if entry.network == "dynamic":
+            _prove_answering(graphs[entry.file], x, answers)
+        files[here] = graphs[entry.file].answering.here.SerializeToString()
+        change = {"file": here, "optimised_for": Machine.here(), "decisions": []}
+        entries.append(entry.model_copy(update=change))
     manifest = _manifest(p, trace, entries, left_out, graphs["dynamic.onnx"].model)
     if controls:
         labels = frozenset(d.label for entry in entries for d in entry.decisions)
@@ -296,6 +301,20 @@ def _steady(p: Prepared, graph: Graph) -> tuple[Tensor, list[Tensor], Trace]:
         return inputs, answers, trace
     kept = Right(p.model, inputs[steady]).of(int(steady.sum()))
     return inputs[steady], kept.answer, kept.taken
+
+
+def _prove_answering(graph: Graph, x: Tensor, answers: list[Tensor]) -> None:
+    """Compares what is left of a graph that does not say what it decided with what is right for the items x [n, ...].
+
+    Raises:
+        WrongGraph: it answers otherwise.
+    """
+    session = Session(graph, answers_only=True)
+    batches = [x[i : i + 1] for i in range(len(x))] if graph.single else [x]
+    got = [torch.cat(parts) for parts in zip(*(session.answer(session.feeds(b)) for b in batches), strict=True)]
+    if not output_error(got, answers) <= TOLERANCE:
+        what = "for a single item" if graph.single else "for any batch"
+        raise WrongGraph(f"the graph {what} answers otherwise where it does not say what it decided")
 
 
 def _inputs(p: Prepared) -> Tensor:

@@ -88,7 +88,7 @@ class GraphCall:
         return _joined([self.session.answer(feeds) for feeds in self.feeds(start, x)])
 
     def decided(self, start: int, x: Tensor) -> tuple[tuple[Tensor, ...], Trace]:
-        """The same answer, and what a graph that decides by itself decided for this batch."""
+        """The answer of a graph that decides by itself where it also says what it decided, and that, for this batch."""
         passes = [self.session.run(part) for _, part in self._parts(start, x)]
         return _joined([answer for answer, _ in passes]), joined([said for _, said in passes])
 

@@ -41,7 +41,9 @@ class GraphWalker:
         self._arm, self._inputs, self._regions = arm, one_tensor(p), frozenset(regions)
         self._plain = session(p, source, arm, batch_size)
         self._folder = make_scratch("walk")
-        self._recorder = Session(self._plain.graph, threads=p.options.threads, profile=str(self._folder / "profile"))
+        self._recorder = Session(
+            self._plain.graph, answers_only=True, threads=p.options.threads, profile=str(self._folder / "profile")
+        )
         self._replay = None if arm.live else p.trace(source, batch_size)
         self._whole: dict[int, list[float]] = defaultdict(list)  # us by items
         self._runs: list[int] = []  # items of each call that is recorded

@@ -14,6 +14,7 @@ from dynbench.graph.branches import into_branches
 from dynbench.graph.export import DecisionOutput, Flat, trace, trace_part, trace_static
 from dynbench.graph.known import KnownInGraph, KnownOneItem
 from dynbench.graph.layout import for_this_machine
+from dynbench.graph.levels import Level, without_dead, written_back
 from dynbench.graph.masked import Masked
 from dynbench.graph.refused import CannotTrace
 from dynbench.graph.simplify import simplified
@@ -43,6 +44,25 @@ class Graph:
     def replays(self) -> bool:
         """Whether decisions are inputs."""
         return any(decision.table is not None for decision in self.decisions)
+
+    @cached_property
+    def answering(self) -> Graph:
+        """The same network without outputs that say what was decided: what is deployed, as they cost a few percent.
+
+        A graph that replays keeps them: there they are all that keeps its gates.
+        """
+        if self.replays or not self.decisions:
+            return self
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        root = Level.read(model.graph)
+        root.outputs = [name for name in root.outputs if name in self.answers]
+        without_dead(root)
+        model = written_back(model, root)
+        kept = [output for output in model.graph.output if output.name in self.answers]
+        del model.graph.output[:]
+        model.graph.output.extend(kept)
+        return Graph(model, self.answers, (), self.single)
 
     @cached_property
     def here(self) -> onnx.ModelProto:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ class Session:
         graph: what to run.
         fast: optimised for this machine, on the CPU with layouts kept across branches; else as it is, without any
             optimisation.
+        answers_only: as it is deployed: without outputs that say what was decided (`Graph.answering`). `run` loads the
+            graph a second time, with them.
         threads: of ONNX Runtime.
         device: where it runs. On a GPU inputs, decisions and answers stay on the device.
         profile: a prefix for a profile's file; None: none is taken.
@@ -47,11 +50,15 @@ class Session:
         graph: Graph,
         *,
         fast: bool = True,
+        answers_only: bool = False,
         threads: int = 1,
         device: torch.device | str = "cpu",
         profile: str | None = None,
     ) -> None:
         self.graph, self.device = graph, torch.device(device)
+        loaded = graph.answering if answers_only else graph
+        self._telling = None if loaded is not graph else self
+        self._again = partial(Session, graph, fast=fast, threads=threads, device=device)
         on_cpu = self.device.type == "cpu"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
@@ -62,7 +69,7 @@ class Session:
             if not fast:  # shapes of weights are recorded only if they stay as they are, which is slower
                 options.add_session_config_entry("session.disable_prepacking", "1")
         try:
-            model = graph.here if fast and on_cpu else graph.model
+            model = loaded.here if fast and on_cpu else loaded.model
             self.session = onnxruntime.InferenceSession(
                 model.SerializeToString(), options, providers=providers(self.device)
             )
@@ -70,7 +77,7 @@ class Session:
             raise CannotTrace(f"ONNX Runtime does not load the graph: {_complaint(e)}") from e
         if why := why_not_on(self.session, self.device):
             raise CannotTrace(f"the graph {why}")
-        self._input = _input(graph.model)
+        self._input = _input(loaded.model)
         self._takes = {i.name for i in self.session.get_inputs()}
         self._answers = list(graph.answers)
         self._call: Callable[[Feeds, list[str]], list[Tensor]]
@@ -131,6 +138,11 @@ class Session:
             CannotFeed: see `feeds`.
             CannotTrace: ONNX Runtime fails to run the graph, or it decides for items that there are not.
         """
+        if self._telling is None:
+            self._telling = self._again()
+        return self._telling._told(x, trace, start)
+
+    def _told(self, x: Tensor, trace: Trace | None, start: int) -> tuple[list[Tensor], Trace]:
         feeds, decisions = self.feeds(x, trace, start), self.graph.decisions
         wanted = [*self._answers, *(d.value for d in decisions), *(d.ids for d in decisions if isinstance(d.ids, str))]
         got = dict(zip(wanted, self._read(wanted, feeds), strict=True))

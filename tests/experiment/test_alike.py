@@ -183,3 +183,19 @@ def test_another_answer_after_the_same_decisions_fails(
     for n in (0, 1):
         columns, _ = in_a_run(group, decides_otherwise(n, also_item=50))
         assert columns["status"] == "failed" and columns["reason"].startswith("wrong answer: differs from per_sample")
+
+
+def test_what_is_timed_is_compared_as_well(group: tuple[Prepared, Facts, RunningArm]) -> None:
+    answer = Session.answer
+    for n, status in ((0, None), (1, None), (2, "failed")):
+
+        def changed(self: Session, feeds: Any, n: int = n) -> list[Tensor]:
+            (found,) = answer(self, feeds)
+            found = found.clone()
+            found[:n] += 1
+            return [found]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Session, "answer", changed)
+            columns, warnings = in_a_run(group, decides_otherwise(0))
+        assert columns.get("status") == status and len(warnings) == (n == 1)
