@@ -152,6 +152,15 @@ def named_tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         yield from named_tensors(part, _joined_name(name, str(key)))
 
 
+def of_items_alone(state: Any) -> bool:
+    """Whether all tensors in a state belong to items, so that gathering it gathers all of it."""
+    if isinstance(state, Tensor):
+        return state.dim() > 0
+    if isinstance(state, Shared):
+        return False
+    return all(of_items_alone(part) for _, part in _parts(state))
+
+
 def first(state: Any) -> Tensor:
     """The first tensor of a state that belongs to items: it knows how many there are and on which device.
 
