@@ -69,9 +69,7 @@ def session(p: Prepared, source: Source, arm: Arm, batch_size: int) -> Session:
             proved = proved_dynamic(p, source, single=single, replay=replay, masking=masking)
         else:
             proved = proved_static(p, arm)
-        p.sessions[key] = Session(
-            proved.graph, answers_only=True, threads=p.options.threads, device=p.device
-        )
+        p.sessions[key] = Session(proved.graph, answers_only=True, threads=p.options.threads, device=p.device)
     return p.sessions[key]
 
 

@@ -107,9 +107,7 @@ def trace_workload(spec: Workload, options: Options, out: Path, *, batches: int,
 def source_session(p: Prepared, source: Any, arm: Arm, batch_size: int, folder: Path) -> Session:
     """The session of an arm's graph, which keeps a record of every operator in a folder."""
     proved = session(p, source, arm, batch_size)
-    return Session(
-        proved.graph, answers_only=True, threads=p.options.threads, profile=str(folder / "profile")
-    )
+    return Session(proved.graph, answers_only=True, threads=p.options.threads, profile=str(folder / "profile"))
 
 
 def _cell(p: Prepared, options: Options, size: int, graph: bool) -> Any:

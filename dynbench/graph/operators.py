@@ -31,6 +31,7 @@ _library.define("blank(Tensor like, Tensor items, int[] rest) -> Tensor")
 _library.define("put(Tensor into, Tensor rows, Tensor part) -> Tensor")
 _library.define("grouped(Tensor chosen, int experts) -> (Tensor, Tensor)")
 _library.define("whose(Tensor pairs, int k) -> Tensor")
+_library.define("inverse(Tensor order, Tensor pairs) -> Tensor")
 _library.define("rows(Tensor keep) -> Tensor")
 _library.define("seen(Tensor decision, str kind, int size) -> Tensor")
 _library.define("given(Tensor own, Tensor table) -> Tensor")
@@ -65,6 +66,10 @@ def _whose(pairs: Tensor, k: int) -> Tensor:
     return pairs // k
 
 
+def _inverse(order: Tensor, pairs: Tensor) -> Tensor:
+    return order.new_full((pairs.numel(),), order.shape[0]).index_put((order,), torch.arange(order.shape[0]))
+
+
 def _rows(keep: Tensor) -> Tensor:
     return keep.nonzero().squeeze(1)
 
@@ -96,6 +101,7 @@ for _name, _function in (
     ("blank", _blank),
     ("put", _put),
     ("whose", _whose),
+    ("inverse", _inverse),
     ("grouped", _grouped),
     ("rows", _rows),
     ("seen", _seen),
@@ -138,6 +144,12 @@ def whose(pairs: Tensor, k: int) -> Tensor:
 def grouped(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor]:
     """chosen [n, k] -> (places in n k, those of expert 0 first, ascending; how many each has [E]); -1 is left out."""
     found: tuple[Tensor, Tensor] = torch.ops.dynbench.grouped(chosen, experts)
+    return found
+
+
+def inverse(order: Tensor, pairs: Tensor) -> Tensor:
+    """Where each of `pairs` [n, k] is in `order` [m], which lists some of their places: [n k]; m where it is not."""
+    found: Tensor = torch.ops.dynbench.inverse(order, pairs)
     return found
 
 
@@ -272,6 +284,11 @@ def take(state: Any, rows: Tensor) -> Any:
 def nobody(state: Any) -> Any:
     """A state of no items like those of `state`."""
     return map_items(lambda t: torch.zeros((0, *_rest(t)), dtype=t.dtype), state)
+
+
+def zero(state: Any) -> Any:
+    """A state of one item like those of `state`: zeros."""
+    return map_items(lambda t: torch.zeros((1, *_rest(t)), dtype=t.dtype), state)
 
 
 def leaves(state: Any) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Other ways to write the same down that are faster, on the portable graph."""
+"""Other ways to write the same down that are faster, on the portable graph: the same up to rounding."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from dynbench.graph.levels import Item, Level, used_in, without_dead, written_back
 
+_FAR = 75.0  # exp(-75) is 3e-33: nothing beside 1, and still an ordinary number when it is divided by a thousand
+_MASKED = -1e4  # from there on down a score stands for minus infinity
+REDUCED_BY_INPUT = 18  # the opset since when the axes of ReduceMax are an input
+
 
 def simplified(model: ModelProto) -> ModelProto:
     """The same model with fewer or faster nodes: poolings of whole maps, steps of LSTM cells."""
@@ -19,6 +23,7 @@ def simplified(model: ModelProto) -> ModelProto:
         level.items = [new for item in level.items for new in _pooled(item, graph.weights)]
     graph.undo_squeezes()
     graph.fold_linear_into_lstm()
+    graph.raise_masked_scores(model)
     without_dead(root)
     return written_back(model, root)
 
@@ -92,6 +97,44 @@ class _Values:
 
     def _same(self, a: str, b: str) -> bool:
         return a in self.weights and b in self.weights and np.array_equal(self.weights[a], self.weights[b])
+
+    def raise_masked_scores(self, model: ModelProto) -> None:
+        """Scores of which a mask makes minus infinity are at least the largest of their row less `_FAR`.
+
+        exp of them is then a small number, not one so small that a processor needs a hundred cycles for it: a softmax
+        of which half is masked takes six times as long. A row that is masked as a whole stays one without a number.
+        """
+        version = next(o.version for o in model.opset_import if o.domain == "")
+
+        def raised(level: Level, node: NodeProto) -> None:
+            if not self._masked(node.input[0]) or {a.name: a.i for a in node.attribute}.get("axis", -1) != -1:
+                return
+            scores, name = node.input[0], f"{node.name}/raised"
+            most, low, far, axes = (f"{name}/{part}" for part in ("most", "low", "far", "axes"))
+            level.weights[far] = numpy_helper.from_array(np.array(-_FAR, np.float32), far)
+            top = helper.make_node("ReduceMax", [scores], [most], name=f"{name}/ReduceMax", keepdims=1)
+            if version < REDUCED_BY_INPUT:
+                top.attribute.append(helper.make_attribute("axes", [-1]))
+            else:
+                top.input.append(axes)
+                level.weights[axes] = numpy_helper.from_array(np.array([-1], np.int64), axes)
+            at = next(i for i, item in enumerate(level.items) if item.node is node)
+            level.items[at:at] = [
+                Item(top),
+                Item(helper.make_node("Add", [most, far], [low], name=f"{name}/Add")),
+                Item(helper.make_node("Max", [scores, low], [name], name=f"{name}/Max")),
+            ]
+            node.input[0] = name
+
+        self.each("Softmax", raised)
+
+    def _masked(self, value: str) -> bool:
+        """Whether a value is masked scores: added to, or filled with, numbers far below zero."""
+        added = self.made_by(value, "Add")
+        masks = [value] if added is None else list(added.input)
+        fills = [v for m in masks if (chosen := self.made_by(m, "Where")) is not None for v in chosen.input[1:]]
+        known = [self.weights[v] for v in (*fills, *masks) if v in self.weights]
+        return any(w.dtype == np.float32 and w.size and w.min() <= _MASKED for w in known)
 
     def fold_linear_into_lstm(self) -> None:
         """A linear layer that only the input of a step reads becomes part of the step's own: W (E x + e) + w."""

@@ -6,6 +6,7 @@ choice is a branch and nothing moves. Both are also ordinary strategies: run eag
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from dynbench.graph.operators import (
     either,
     given,
     grouped,
+    inverse,
     leaves,
     nobody,
     put,
@@ -31,6 +33,7 @@ from dynbench.graph.operators import (
     split,
     take,
     whose,
+    zero,
 )
 from dynbench.graph.refused import CannotTrace, scheduled_on_the_host
 from dynbench.strategies.base import Strategy, together
@@ -154,7 +157,6 @@ def _kind(point: DecisionPoint) -> tuple[str, int]:
 
 
 USUAL = 0.9  # share of items from which on a decision is taken for the usual one
-LARGE = 4096  # bytes of an item
 PREFIXES = 8  # widths for which a layer of nested masks is sliced
 
 
@@ -167,6 +169,7 @@ class InGraph(Strategy):
     """
 
     name = "in_graph"
+    large_bytes = 256  # larger items are gathered for each expert apart
 
     def __init__(self, rates: dict[str, float] | None = None) -> None:
         self.rates = rates or {}
@@ -204,18 +207,26 @@ class InGraph(Strategy):
         return ex.lazily(anybody(rows), some, lambda: nobody(like[0]), guard=True)
 
     def route(self, ex: Execution, point: Route | Skip, x: Any, chosen: Tensor, weights: Tensor | None) -> Any:
-        """(item, slot) pairs in the order of their experts; each computes its own, and all are put back at once."""
+        """(item, slot) pairs in the order of their experts; each computes its own, and items take theirs from all."""
         experts, k = list(point.experts), int(chosen.shape[1])
         order, sizes = grouped(chosen, len(experts))
         rows = whose(order, k)
-        y = _joined_items([self.on(ex, mine, part, expert or _same, gathered=True) for mine, part, expert in zip(
-            split(rows, sizes, len(experts)), _cut(x, rows, sizes, len(experts)), experts, strict=True)])  # fmt: skip
+        those, theirs = split(rows, sizes, len(experts)), self._cut(x, rows, sizes, len(experts))
+        each = zip(those, theirs, experts, strict=True)
+        parts = [self.on(ex, mine, part, expert or _same, gathered=True) for mine, part, expert in each]
+        y = _joined_items([*parts, zero(parts[0])])  # the last item is that of a pair that no expert takes
+        at = inverse(order, chosen)
         if weights is None:
-            return put(blank(y, chosen), order, y)
-        w = weights.flatten().index_select(0, order)
-        y = map_items(lambda t: t * wide(w, t), y)
-        # a slot each: rows that occur again could not be added to by several threads at once
-        return _summed(put(blank(y, chosen.flatten()), order, y), k)
+            return take(y, at)
+        return _summed([_weighed(take(y, at.unflatten(0, (-1, k))[:, i]), weights[:, i]) for i in range(k)])
+
+    def _cut(self, x: Any, rows: Tensor, sizes: Tensor, parts: int) -> list[Any]:
+        """The items `rows` of x, in parts: small ones gathered together, large ones apart, which copies each once."""
+        if first(x)[0].numel() * first(x).element_size() > self.large_bytes:
+            return [take(x, mine) for mine in split(rows, sizes, parts)]
+        every = take(x, rows)
+        cut: list[list[Tensor]] = [split(t, sizes, parts) for t in leaves(every) if t.dim()]
+        return [_rebuilt(every, iter([c[i] for c in cut])) for i in range(parts)]
 
     def loop(self, ex: Execution, point: Loop, state: Any) -> Any:
         """Who is done leaves for good; no step is entered without items."""
@@ -305,6 +316,7 @@ class OneItem(InGraph):
     """Of a single item: each choice is a branch, nothing is gathered. Parts of it that are many items are grouped."""
 
     name = "one_item"
+    large_bytes = 4096  # its parts are few
 
     def skip(self, ex: Execution, point: Skip, x: Any, keep: Tensor, soft: Tensor | None) -> Any:
         """The body or what stands for it."""
@@ -409,15 +421,6 @@ def _alone(ex: Execution) -> bool:
     return span is not None and len(span) == 1
 
 
-def _cut(x: Any, rows: Tensor, sizes: Tensor, parts: int) -> list[Any]:
-    """The items `rows` of x, in parts: small ones gathered together, large ones apart, as each is copied once then."""
-    if first(x)[0].numel() * first(x).element_size() > LARGE:
-        return [take(x, mine) for mine in split(rows, sizes, parts)]
-    every = take(x, rows)
-    cut: list[list[Tensor]] = [split(t, sizes, parts) for t in leaves(every) if t.dim()]
-    return [_rebuilt(every, iter([c[i] for c in cut])) for i in range(parts)]
-
-
 def _rebuilt(like: Any, parts: Iterator[Tensor]) -> Any:
     return map_items(lambda _: next(parts), like)
 
@@ -426,9 +429,13 @@ def _joined_items(parts: list[Any]) -> Any:
     return parts[0] if len(parts) == 1 else map_items(lambda *t: torch.cat(t), *parts)
 
 
-def _summed(pairs: Any, k: int) -> Any:
-    """(item, slot) pairs [n k, ...] -> items [n, ...]: the slots of an item added, always in the same order."""
-    return pairs if k == 1 else map_items(lambda t: t.unflatten(0, (-1, k)).sum(1), pairs)
+def _weighed(y: Any, weight: Tensor) -> Any:
+    return map_items(lambda t: t * wide(weight, t), y)
+
+
+def _summed(slots: list[Any]) -> Any:
+    """States of the same items added, always in the same order."""
+    return functools.reduce(lambda a, b: map_items(torch.add, a, b), slots)
 
 
 def _same(x: Any) -> Any:

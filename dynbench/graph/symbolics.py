@@ -87,6 +87,14 @@ def _whose(g: Any, pairs: Any, k: Any) -> Any:
     return g.op("Div", pairs, g.op("Constant", value_t=torch.tensor(_parse(k, "i"))))
 
 
+def _inverse(g: Any, order: Any, pairs: Any) -> Any:
+    many, first = g.op("Shape", order), g.op("Constant", value_t=torch.tensor(0))
+    nowhere = g.op("Expand", many, g.op("Shape", g.op("Reshape", pairs, _long(g, -1))))
+    places = g.op("Range", first, g.op("Squeeze", many, _long(g, 0)), g.op("Constant", value_t=torch.tensor(1)))
+    found = g.op("ScatterND", nowhere, g.op("Unsqueeze", order, _long(g, 1)), places)
+    return _any_items(found, order)
+
+
 def _rows(g: Any, keep: Any) -> Any:
     return g.op("Reshape", g.op("NonZero", keep), _long(g, -1))
 
@@ -188,7 +196,7 @@ def _rms_norm(g: Any, x: Any, shape: Any, weight: Any, eps: Any) -> Any:
     axes = list(range(-len(_parse(shape, "is")), 0))
     small = _parse(eps, "f")
     small = torch.finfo(torch.float32).eps if small is None else small
-    square = g.op("Mul", x, x)
+    square = g.op("Pow", x, g.op("Constant", value_t=torch.tensor(2.0)))  # ONNX Runtime knows a norm by it
     if g.opset < 18:
         mean = g.op("ReduceMean", square, axes_i=axes, keepdims_i=1)
     else:
@@ -229,6 +237,7 @@ def register_symbolics() -> None:
         "dynbench::put": _put,
         "dynbench::grouped": _grouped,
         "dynbench::whose": _whose,
+        "dynbench::inverse": _inverse,
         "dynbench::rows": _rows,
         "dynbench::seen": _seen,
         "dynbench::given": _given,
