@@ -63,7 +63,8 @@ def session(p: Prepared, source: Source, arm: Arm, batch_size: int) -> Session:
     single, replay = dynamic and batch_size == 1 and not masking, dynamic and not arm.live
     key = (arm.baseline, arm.form, arm.without, masking, single, replay, source.decisions.label if dynamic else None)
     if key not in p.sessions and arm.without is not None:
-        p.sessions[key] = Session(known_ahead(p, source, single=single), threads=p.options.threads, device=p.device)
+        known = known_ahead(p, source, single=single)
+        p.sessions[key] = Session(known, answers_only=True, threads=p.options.threads, device=p.device)
     if key not in p.sessions:
         if dynamic:
             proved = proved_dynamic(p, source, single=single, replay=replay, masking=masking)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import onnx
@@ -33,12 +33,14 @@ class Graph:
         decisions: how decisions come out (`decision:<point>`, `items:<point>`), and go in (`decided:<point>`); of a
             static network there are none.
         single: whether it takes one item, not any number of them.
+        gates: whether what only decides is part of it; without it, decisions are inputs.
     """
 
     model: onnx.ModelProto
     answers: tuple[str, ...]
     decisions: tuple[DecisionOutput, ...]
     single: bool
+    gates: bool = True
 
     @property
     def replays(self) -> bool:
@@ -49,20 +51,22 @@ class Graph:
     def answering(self) -> Graph:
         """The same network without outputs that say what was decided: what is deployed, as they cost a few percent.
 
-        A graph that replays keeps them: there they are all that keeps its gates.
+        A graph that replays still says what its gates would decide, which is all that keeps them, but not for whom.
         """
-        if self.replays or not self.decisions:
+        if not self.decisions:
             return self
+        said = {decision.value for decision in self.decisions} if self.replays and self.gates else set()
+        wanted = {*self.answers, *said}
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         root = Level.read(model.graph)
-        root.outputs = [name for name in root.outputs if name in self.answers]
+        root.outputs = [name for name in root.outputs if name in wanted]
         without_dead(root)
         model = written_back(model, root)
-        kept = [output for output in model.graph.output if output.name in self.answers]
+        kept = [output for output in model.graph.output if output.name in wanted]
         del model.graph.output[:]
         model.graph.output.extend(kept)
-        return Graph(model, self.answers, (), self.single)
+        return Graph(model, self.answers, self.decisions if self.replays else (), self.single, self.gates)
 
     @cached_property
     def here(self) -> onnx.ModelProto:
@@ -97,7 +101,7 @@ def compiled(
     """
     strategy = _skipping(single=single, gates=gates, rates=rates)
     flat = _traced(model, example, strategy, replay=replay or not gates, gates=gates, opset=opset)
-    return _graph(flat.replaying(), single=single)
+    return replace(_graph(flat.replaying(), single=single), gates=gates)
 
 
 def compiled_twice(
