@@ -42,7 +42,7 @@ def decided_alike(seconds: float, names: list[str] | None = None) -> Iterator[Ro
 def _of(name: str, seconds: float) -> Iterator[Row]:
     p = prepare(load_spec(name), Options(batch_sizes=[BATCH]))
     example = p.inputs[:8]
-    dynamic = Session(compiled(p.model, example, single=False))
+    dynamic = Session(compiled(p.model, example, single=False), answers_only=True)
     static = Session(static_graph(p.baselines[p.spec.primary.name], example))
     groups = _groups(p, dynamic)
     streams = {"mixed": p.inputs, **{str(k): p.inputs[_filled(mine)] for k, mine in enumerate(groups.values())}}
