@@ -2,7 +2,7 @@
 
 `python -m bench.graphs [NAME ...]` prints one JSON line per workload as it is found, then the count.
 Each is made in a process of its own, one after the other: some take much memory. With `--out FILE` a later call goes on
-where an earlier one ended. The table of all is in reports/2026-11-26-graphs.
+where an earlier one ended. The table of all is in reports/2026-11-28-graphs.
 """
 
 from __future__ import annotations

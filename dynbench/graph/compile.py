@@ -17,7 +17,7 @@ from dynbench.graph.layout import for_this_machine
 from dynbench.graph.levels import Level, without_dead, written_back
 from dynbench.graph.masked import Masked
 from dynbench.graph.refused import CannotTrace
-from dynbench.graph.simplify import simplified
+from dynbench.graph.simplify import of_one_item, simplified
 from dynbench.graph.strategy import InGraph, OneItem
 from dynbench.graph.symbolics import EXAMPLES, OPSET
 
@@ -66,6 +66,7 @@ class Graph:
         kept = [output for output in model.graph.output if output.name in wanted]
         del model.graph.output[:]
         model.graph.output.extend(kept)
+        model = of_one_item(model) if self.single else model
         return Graph(model, self.answers, self.decisions if self.replays else (), self.single, self.gates)
 
     @cached_property

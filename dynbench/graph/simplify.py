@@ -18,12 +18,22 @@ REDUCED_BY_INPUT = 18  # the opset since when the axes of ReduceMax are an input
 def simplified(model: ModelProto) -> ModelProto:
     """The same model with fewer or faster nodes: poolings of whole maps, steps of LSTM cells."""
     root = Level.read(model.graph)
-    graph = _Values(root)
+    weights = _Values(root).weights
     for level in root.below():
-        level.items = [new for item in level.items for new in _pooled(item, graph.weights)]
+        level.items = [new for item in level.items for new in _pooled(item, weights)]
+    graph = _Values(root)
     graph.undo_squeezes()
     graph.fold_linear_into_lstm()
     graph.raise_masked_scores(model)
+    _Values(root).shape_once()
+    without_dead(root)
+    return written_back(model, root)
+
+
+def of_one_item(model: ModelProto) -> ModelProto:
+    """The same model, for a single item, where nothing but branches depends on what is decided: with fewer nodes."""
+    root = Level.read(model.graph)
+    _Values(root).compare_steps()
     without_dead(root)
     return written_back(model, root)
 
@@ -97,6 +107,55 @@ class _Values:
 
     def _same(self, a: str, b: str) -> bool:
         return a in self.weights and b in self.weights and np.array_equal(self.weights[a], self.weights[b])
+
+    def shape_once(self) -> None:
+        """Pooled maps become the input of an LSTM's step by one Reshape, not by Flatten and Unsqueeze."""
+
+        def reshape(level: Level, node: NodeProto) -> None:
+            wide = self.made_by(node.input[0], "Unsqueeze")
+            flat = None if wide is None else self.made_by(wide.input[0], "Flatten")
+            pooled = None if flat is None else self.made_by(flat.input[0], "GlobalAveragePool")
+            if wide is None or flat is None or pooled is None or node.input[1] not in self.weights:
+                return
+            shape, value = f"{wide.name}/shape", f"{wide.name}/shaped"
+            width = self.weights[node.input[1]].shape[2]
+            level.weights[shape] = numpy_helper.from_array(np.array([1, -1, width], np.int64), shape)
+            at = next(i for i, item in enumerate(level.items) if item.node is node)
+            level.items.insert(at, Item(helper.make_node("Reshape", [flat.input[0], shape], [value], name=value)))
+            node.input[0] = value
+
+        self.each("LSTM", reshape)
+
+    def compare_steps(self) -> None:
+        """What an LSTM's step says in one number, compared with a constant, is compared in the step's own shape.
+
+        W h + b > c becomes W h > c - b, without a Squeeze before and behind: a branch takes one truth of any shape.
+        """
+        asked = Counter(item.node.input[0] for level in self.root.below() for item in level.items if item.branches)
+
+        def compare(level: Level, node: NodeProto) -> None:
+            flat = self.made_by(node.input[0], "Squeeze")
+            linear = None if flat is None else self.made_by(flat.input[0], "Gemm")
+            step = None if linear is None else self.made_by(linear.input[0], "Squeeze")
+            if linear is None or step is None or self.made_by(step.input[0], "LSTM") is None:
+                return
+            said = {a.name: a.i for a in linear.attribute if a.name.startswith("trans")}
+            weight, bias, limit = (self.weights.get(v) for v in (*linear.input[1:], node.input[1]))
+            branches_alone = self.uses[node.output[0]] == asked[node.output[0]]
+            if said != {"transB": 1} or weight is None or bias is None or limit is None or not branches_alone:
+                return
+            if weight.shape[0] != 1 or bias.size != 1 or limit.size != 1:
+                return
+            name = f"{node.name}/step"
+            level.weights[f"{name}/weight"] = numpy_helper.from_array(weight.T.copy(), f"{name}/weight")
+            rest = (limit.astype(np.float64).reshape(()) - bias.astype(np.float64).reshape(())).astype(np.float32)
+            level.weights[f"{name}/limit"] = numpy_helper.from_array(rest, f"{name}/limit")
+            at = next(i for i, item in enumerate(level.items) if item.node is node)
+            product = helper.make_node("MatMul", [step.input[0], f"{name}/weight"], [name], name=name)
+            level.items.insert(at, Item(product))
+            node.input[:] = [name, f"{name}/limit"]
+
+        self.each("Greater", compare)
 
     def raise_masked_scores(self, model: ModelProto) -> None:
         """Scores of which a mask makes minus infinity are at least the largest of their row less `_FAR`.

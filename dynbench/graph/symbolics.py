@@ -22,13 +22,23 @@ SEEN = "dynbench::Seen"  # an Identity once the exporter is done
 GIVEN = "dynbench::Given"  # an Identity of one of two decisions, see `export.Flat`
 _parse = symbolic_helper._parse_arg
 _INT64 = 7  # of ONNX
+_OF_ONNX = {"Float": 1, "Byte": 2, "Char": 3, "Short": 5, "Int": 6, "Long": _INT64, "Bool": 9, "Half": 10, "Double": 11}
+_OF_TORCH = {"Byte": 0, "Char": 1, "Short": 2, "Int": 3, "Long": 4, "Half": 5, "Float": 6, "Double": 7, "Bool": 11}
 _done = False
 _splits: set[int] = set()
 
 
 def _either(g: Any, cond: Any, yes: Any, no: Any, group: Any, guard: Any, rest: Any) -> Any:
     said = {"group_i": _parse(group, "i"), "guard_i": _parse(guard, "i"), "rest_i": _parse(rest, "is")}
-    return _known(g.op(LAZY, cond, yes, no, **said), yes, rest)
+    traced = next(iter(g.original_node.outputs()))
+    yes, no = (_as_traced(g, side, traced) for side in (yes, no))
+    return _known(g.op(LAZY, cond, yes, no, **said), traced, rest)
+
+
+def _as_traced(g: Any, value: Any, traced: Any) -> Any:
+    """The value in the dtype that torch saw, which the exporter may have lost."""
+    mine, right = (v.type().scalarType() for v in (value, traced))
+    return value if mine in (None, right) else g.op("Cast", value, to_i=_OF_ONNX[right])
 
 
 def _blank(g: Any, like: Any, items: Any, rest: Any) -> Any:
@@ -186,6 +196,14 @@ def _index_add(g: Any, into: Any, dim: Any, rows: Any, part: Any, alpha: Any = N
     return _any_items(g.op("ScatterElements", into, rows, part, axis_i=0, reduction_s="add"), into)
 
 
+def _full(g: Any, sizes: Any, value: Any, dtype: Any, *more: Any) -> Any:
+    """In the dtype that torch saw; where none is given, the exporter makes floats."""
+    seen = next(iter(g.original_node.outputs())).type().scalarType()
+    if symbolic_helper._is_none(dtype) and seen in _OF_TORCH:
+        dtype = g.op("Constant", value_t=torch.tensor(_OF_TORCH[seen]))
+    return symbolic_opset9.full(g, sizes, value, dtype, *more)
+
+
 def _entr(g: Any, p: Any) -> Any:
     """-p log p; 0 at 0."""
     tiny = g.op("Constant", value_t=torch.tensor(torch.finfo(torch.float32).tiny))
@@ -243,6 +261,7 @@ def register_symbolics() -> None:
         "dynbench::given": _given,
         "dynbench::lstm": _lstm,
         "aten::size": _size,
+        "aten::full": _full,
         "aten::unflatten": _unflatten,
         "aten::index_add": _index_add,
         "aten::sort": _sort,

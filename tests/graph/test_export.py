@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dynbench.counting.flops import FlopCounter
-from dynbench.dynamic import Execution, Skip
-from dynbench.graph import CannotTrace, Graph, Session, compiled, executed_flops, static_graph
+from dynbench.dynamic import Execution, Loop, Skip
+from dynbench.graph import CannotTrace, Graph, Session, compiled, executed_flops, prove, static_graph
 from dynbench.strategies import STRATEGIES
 from tests.graph.networks import FORMS, GRAPHS, graph_of, of_one_tensor
 from tests.graph.test_session import recorded
@@ -195,3 +195,30 @@ def test_what_cannot_be_written_down_is_named_without_a_word(
 def test_an_example_without_items_is_refused() -> None:
     with pytest.raises(CannotTrace, match="the example has no items"):
         static_graph(nn.Linear(3, 3), torch.randn(0, 3))
+
+
+class Counted(nn.Module):
+    """A Loop whose state holds whole numbers, which the exporter takes for floats where `full` made them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 4)
+        self.loop = Loop("loop", self._step, lambda answer, state, k: answer[:, 0] > 0.5, 3, self._head)
+
+    def _step(self, state: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
+        x, at = state
+        return x, torch.where(x[:, 0] > 0, at, (at + 1).clamp(max=4))
+
+    def _head(self, state: tuple[Tensor, Tensor], k: int) -> Tensor:
+        x, at = state
+        return x + self.table(at)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.loop((x, torch.full((x.shape[0],), 1)))
+
+
+@pytest.mark.parametrize("single, replay", FORMS)
+def test_whole_numbers_in_a_state_stay_whole_numbers(single: bool, replay: bool) -> None:
+    torch.manual_seed(0)
+    net, x = Counted().eval(), torch.randn(7, 4)
+    assert [c for c in prove(net, compiled(net, x, single=single, replay=replay), x, (1, 2, 7)) if not c.ok] == []
