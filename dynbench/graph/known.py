@@ -22,16 +22,18 @@ class KnownInGraph(InGraph):
         """Step after step, and after each the answers of those who leave."""
         if ex.gates:
             return super()._in_turn(ex, point, state)
-        last, there, answer = point.max_steps - 1, None, None
-        state, halted = everybody = _stepped(ex, point, 0, state)
-        for k in range(last):
+        there: Tensor | None = None
+        answer: Any = None
+        state, halted = _stepped(ex, point, 0, state)
+        everybody = halted
+        for k in range(point.max_steps - 1):
+            assert halted is not None and everybody is not None  # as after every step but the last
             leave, stay = rows_of(halted), rows_of(~halted)
-            leaving = among(there, leave)
+            leaving, there = among(there, leave), among(there, stay)
             y = self.on(ex, leaving, take(state, leave), partial(_headed, point, k), gathered=True)
-            answer = put(blank(y, everybody[1]) if answer is None else answer, leaving, y)
-            there = among(there, stay)
+            answer = put(blank(y, everybody) if answer is None else answer, leaving, y)
             state, halted = self.on(ex, there, take(state, stay), partial(_stepped, ex, point, k + 1), gathered=True)
-        return state if answer is None else put(answer, there, state)
+        return state if there is None else put(answer, there, state)
 
     def _from(self, ex: Execution, point: Loop, state: Any, k: int) -> Any:
         """The answers of those who leave here, and of the others."""

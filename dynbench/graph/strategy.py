@@ -243,6 +243,7 @@ class InGraph(Strategy):
         state, answer, halted = point.once(ex, state, 0)
         there: Tensor | None = None  # who is still in the loop; None: all
         for k in range(1, point.max_steps):
+            assert halted is not None  # as after every step but the last
             stay = rows_of(~halted)
             there = among(there, stay)
             once = partial(_once, ex, point, k)
