@@ -146,7 +146,7 @@ class _Values:
                 return
             if weight.shape[0] != 1 or bias.size != 1 or limit.size != 1:
                 return
-            name = f"{node.name}/step"
+            name = f"{linear.name}{node.name}/step"  # of the gate that says it
             level.weights[f"{name}/weight"] = numpy_helper.from_array(weight.T.copy(), f"{name}/weight")
             rest = (limit.astype(np.float64).reshape(()) - bias.astype(np.float64).reshape(())).astype(np.float32)
             level.weights[f"{name}/limit"] = numpy_helper.from_array(rest, f"{name}/limit")
