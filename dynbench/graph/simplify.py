@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from dynbench.graph.levels import Item, Level, used_in, without_dead, written_back
@@ -57,6 +58,13 @@ def _pooled(item: Item, weights: dict[str, np.ndarray]) -> list[Item]:
         Item(helper.make_node("GlobalAveragePool", node.input[:1], [pooled], name=node.name)),
         Item(helper.make_node("Flatten", [pooled], node.output, name=f"{node.name}/Flatten", axis=1)),
     ]
+
+
+def _is_layer(gemm: NodeProto) -> bool:
+    """Whether a Gemm is x W^T + b, without factors."""
+    said = {a.name: onnx.helper.get_attribute_value(a) for a in gemm.attribute}
+    factors = said.pop("alpha", 1.0), said.pop("beta", 1.0)
+    return factors == (1.0, 1.0) and said.get("transB") == 1 and not said.get("transA")
 
 
 class _Values:
@@ -139,16 +147,15 @@ class _Values:
             step = None if linear is None else self.made_by(linear.input[0], "Squeeze")
             if linear is None or step is None or self.made_by(step.input[0], "LSTM") is None:
                 return
-            said = {a.name: a.i for a in linear.attribute if a.name.startswith("trans")}
             weight, bias, limit = (self.weights.get(v) for v in (*linear.input[1:], node.input[1]))
             branches_alone = self.uses[node.output[0]] == asked[node.output[0]]
-            if said != {"transB": 1} or weight is None or bias is None or limit is None or not branches_alone:
+            if not _is_layer(linear) or weight is None or bias is None or limit is None or not branches_alone:
                 return
             if weight.shape[0] != 1 or bias.size != 1 or limit.size != 1:
                 return
             name = f"{linear.name}{node.name}/step"  # of the gate that says it
             level.weights[f"{name}/weight"] = numpy_helper.from_array(weight.T.copy(), f"{name}/weight")
-            rest = (limit.astype(np.float64).reshape(()) - bias.astype(np.float64).reshape(())).astype(np.float32)
+            rest = (limit.astype(np.float64).reshape(()) - bias.astype(np.float64).reshape(())).astype(weight.dtype)
             level.weights[f"{name}/limit"] = numpy_helper.from_array(rest, f"{name}/limit")
             at = next(i for i, item in enumerate(level.items) if item.node is node)
             product = helper.make_node("MatMul", [step.input[0], f"{name}/weight"], [name], name=name)
@@ -203,9 +210,8 @@ class _Values:
             linear = None if wide is None else self.made_by(wide.input[0], "Gemm")
             if wide is None or linear is None or self.uses[wide.input[0]] > 1 or self.uses[node.input[0]] > 1:
                 return
-            said = {a.name: a.i for a in linear.attribute if a.name.startswith("trans")}
             read = [self.weights.get(v) for v in (*linear.input[1:], *node.input[1:4:2])]
-            if said != {"transB": 1} or len(read) != 4 or any(w is None for w in read):
+            if not _is_layer(linear) or len(read) != 4 or any(w is None for w in read):
                 return
             inner, offset, outer, bias = (np.asarray(w, np.float64) for w in read)
             half = bias.shape[1] // 2

@@ -91,3 +91,22 @@ def test_of_a_single_item_a_recurrent_gate_is_compared_in_the_shape_of_its_step(
     assert all(0 < entry.value.float().mean() < 1 for entry in execution.trace.entries.values())
     got = torch.cat([session.answer(session.feeds(x[i : i + 1]))[0] for i in range(len(x))])
     assert torch.allclose(got, right, atol=1e-5)
+
+
+class Scaled(Recurrent):
+    """The same, where the bias counts threefold."""
+
+    def _gate(self, x: Tensor, carry: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        carry = self.cell(x.mean((2, 3)), carry)
+        said = torch.addmm(self.say.bias + 0.5, carry[0], self.say.weight.t(), beta=3)
+        return said.squeeze(1), carry
+
+
+def test_a_layer_with_a_factor_is_left_alone() -> None:
+    torch.manual_seed(0)
+    net, x = Scaled().eval(), 3 * torch.randn(16, 4, 6, 6)
+    session = Session(compiled(net, x[:1], single=True), answers_only=True)
+    with torch.no_grad():
+        right = Execution(PerSample()).run(net, x)
+    got = torch.cat([session.answer(session.feeds(x[i : i + 1]))[0] for i in range(len(x))])
+    assert torch.allclose(got, right, atol=1e-5)
